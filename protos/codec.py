@@ -1,0 +1,92 @@
+"""Turns torch tensors into wire tensors and back, checking before allocating."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from protos.errors import BadTensor
+from protos.tensor.v1 import tensor_pb2
+
+# One limit for both ends of every channel, in bytes: 64 MiB is 6,553 tokens of 5,120 bf16 values.
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+
+_TORCH_BY_WIRE = {
+    tensor_pb2.DTYPE_FLOAT32: torch.float32,
+    tensor_pb2.DTYPE_BFLOAT16: torch.bfloat16,
+    tensor_pb2.DTYPE_FLOAT16: torch.float16,
+    tensor_pb2.DTYPE_INT32: torch.int32,
+    tensor_pb2.DTYPE_INT64: torch.int64,
+}
+_WIRE_BY_TORCH = {dtype: wire for wire, dtype in _TORCH_BY_WIRE.items()}
+
+
+def wire_dtype(dtype: torch.dtype) -> tensor_pb2.Dtype:
+    """Return the wire's name of a dtype.
+
+    Raises:
+        BadTensor: the wire has no such dtype.
+    """
+    if dtype not in _WIRE_BY_TORCH:
+        raise BadTensor(f"expected one of {sorted(map(str, _WIRE_BY_TORCH))}, found {dtype}: convert it before sending")
+    return _WIRE_BY_TORCH[dtype]
+
+
+def encode_tensor(tensor: Tensor) -> tensor_pb2.Tensor:
+    """Return a tensor in wire form. Cost: copies the data once; syncs with the device if it is not on the CPU."""
+    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    data = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    return tensor_pb2.Tensor(dtype=wire_dtype(tensor.dtype), shape=list(tensor.shape), data=data)
+
+
+def decode_tensor(
+    wire: tensor_pb2.Tensor, *, dtype: torch.dtype, shape: Sequence[int | None], name: str = "tensor"
+) -> Tensor:
+    """Return a wire tensor as a read-only view of its bytes, after checking it.
+
+    Args:
+        wire: as received.
+        dtype: the only dtype accepted.
+        shape: expected extents, outermost first; None where any extent is right.
+        name: how messages call it.
+
+    Returns:
+        CPU tensor that shares the message's bytes: do not write to it.
+
+    Raises:
+        BadTensor: dtype, rank, an extent or the byte count is not what was expected.
+    """
+    if wire.dtype != wire_dtype(dtype):
+        found = _TORCH_BY_WIRE.get(wire.dtype)
+        raise BadTensor(f"{name}: expected dtype {dtype}, found {found or f'code {wire.dtype}'}: send {dtype}")
+    found_shape = tuple(wire.shape)
+    expected = "[" + ", ".join("any" if extent is None else str(extent) for extent in shape) + "]"
+    if len(found_shape) != len(shape) or any(
+        have < 0 or (want is not None and have != want) for have, want in zip(found_shape, shape, strict=True)
+    ):
+        raise BadTensor(
+            f"{name}: expected shape {expected}, found {list(found_shape)}: check the sender's layout",
+            metadata={"expected": expected, "found": str(list(found_shape))},
+        )
+    num_bytes = math.prod(found_shape) * dtype.itemsize
+    if len(wire.data) != num_bytes:
+        raise BadTensor(
+            f"{name}: expected {num_bytes} bytes for shape {list(found_shape)} of {dtype}, found {len(wire.data)}: "
+            "send row-major data without padding",
+            metadata={"expected": str(num_bytes), "found": str(len(wire.data))},
+        )
+    if not num_bytes:
+        return torch.empty(found_shape, dtype=dtype)
+    return _view_of_bytes(wire.data, dtype).reshape(found_shape)
+
+
+def _view_of_bytes(data: bytes, dtype: torch.dtype) -> Tensor:
+    """View bytes as a flat tensor without copying; torch's warning about read-only memory is ours to heed."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        return torch.frombuffer(data, dtype=dtype)
