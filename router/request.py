@@ -1,0 +1,111 @@
+"""What a router is asked to generate and what it answers: plain data that crosses the process from the front door."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from protos.errors import ServingError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingParams:
+    """How to choose tokens. Checked by `router.sampling.check_sampling`."""
+
+    temperature: float = 1.0
+    """0 picks the likeliest token; finite, in [0, 100]."""
+    top_k: int = 0
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of likeliest tokens whose probability reaches this; in (0, 1]."""
+    min_p: float = 0.0
+    """Keep tokens at least this fraction as likely as the likeliest; in [0, 1]."""
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of tokens seen in prompt or output; in (0, 100]."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logit of every token already generated; in [-2, 2]."""
+    frequency_penalty: float = 0.0
+    """Subtracted once per earlier occurrence in the output; in [-2, 2]."""
+    seed: int = 0
+    """With the position, fixes the random choice: a replay on another replica chooses alike; in [0, 2**64)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerationRequest:
+    """One sequence to generate: ids in, ids out. Text, stop strings and choices are the front door's."""
+
+    request_id: str
+    """Unique in the cluster; `Engine.cancel` takes it."""
+    prompt_ids: tuple[int, ...]
+    """At least one token."""
+    max_tokens: int
+    """Most tokens to generate; at least 1."""
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    """How to choose them."""
+    stop_ids: frozenset[int] = frozenset()
+    """Tokens that end the output; not emitted."""
+    logprobs: int | None = None
+    """Likeliest alternatives to report per generated token; None: report no logprobs at all."""
+    prompt_logprobs: int | None = None
+    """The same for the prompt's tokens."""
+    timeout_s: float | None = None
+    """Seconds from submission after which the sequence ends with DeadlineExceeded; None: no limit."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenLogprob:
+    """Natural-log probability of a token under the model itself, before temperature and penalties."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """(token id, logprob) of the likeliest tokens, likeliest first; as many as were asked for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptDone:
+    """The prompt is in the cache; the first token follows."""
+
+    num_cached: int = 0
+    """Prompt tokens that were not computed because a cache had them."""
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    """One per prompt token when asked for; the first has logprob 0 and no alternatives."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenChosen:
+    """One more token."""
+
+    token_id: int
+    logprob: TokenLogprob | None = None
+    """Present when the request asked for logprobs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ended:
+    """The last event of every sequence that was accepted."""
+
+    reason: Literal["stop", "length", "error"]
+    error: ServingError | None = None
+    """Present when the reason is "error"."""
+
+
+EngineEvent = PromptDone | TokenChosen | Ended
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineLoad:
+    """How busy an engine is at one moment."""
+
+    running: int
+    """Sequences that hold a slot."""
+    waiting: int
+    """Sequences accepted and without a slot."""
+    queued_prompt_tokens: int
+    """Prompt tokens accepted and not yet computed."""
+    kv_used_bytes: int
+    kv_total_bytes: int
+    slots: int
+    """Most sequences that generate at once."""
+    generated_tokens: int
+    """Tokens generated since the start."""
