@@ -1,0 +1,69 @@
+"""How the front door sees the routers: one protocol, whether they run in this process or behind Ray Serve."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Protocol
+
+from router.request import EngineEvent, EngineLoad, GenerationRequest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RouterLoad:
+    """How busy one router replica is."""
+
+    replica_id: str
+    """Its name."""
+    load: EngineLoad
+    """What its engine reports."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExpertReplicaInfo:
+    """An expert replica as the directory sees it."""
+
+    replica_id: str
+    """Its name, new after every restart."""
+    group: str
+    """The expert group it serves."""
+    address: str
+    """Where routers reach it."""
+    expert_ids: tuple[int, ...]
+    """Logical experts it holds."""
+    weight_bytes: int
+    """Bytes of weights in its memory."""
+    pid: int
+    """Process id on its host."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlacementInfo:
+    """Which replica holds which experts."""
+
+    version: int
+    """Grows with every change; 0 when the experts run inside the router."""
+    expert_replicas: tuple[ExpertReplicaInfo, ...] = ()
+    """Empty when the experts run inside the router."""
+
+
+class RouterClient(Protocol):
+    """Reaches the routers. Every method may raise ReplicaError; only `generate` raises RequestError."""
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[list[EngineEvent], None]:
+        """Generate one sequence on some router.
+
+        The first item comes as soon as a router has accepted the sequence and may be an empty list; a refusal
+        (Overloaded, InvalidRequest, ContextTooLong, NoReplica) is raised in its place. The last item ends with
+        `Ended`. Closing the generator at any point cancels the sequence and returns once the cancellation is
+        on its way.
+        """
+        ...
+
+    async def load(self) -> tuple[RouterLoad, ...]:
+        """Return the load of every router replica that answers; empty when none does."""
+        ...
+
+    async def describe(self) -> PlacementInfo:
+        """Return where the experts are."""
+        ...
