@@ -1,0 +1,1 @@
+"""Everything that owns a sequence: engine loop, scheduler, cache, gate, plan, transports, combine, sampling. No Ray."""

@@ -1,0 +1,105 @@
+"""Grouped-query attention: projections, rotation, QK norm, position temperature, and the softmax itself."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.config import ModelConfig
+from models.llama4.norm import rms_norm
+from models.llama4.rope import RotaryEmbedding
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionWeights:
+    """Projections of one layer, [out, in]: qkv [(H + 2G)·C, D] stacked in that order, o [D, H·C]."""
+
+    qkv: Tensor
+    o: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PositionTables:
+    """What depends on this step's positions only, so that all layers share it.
+
+    `angles` are RotaryEmbedding.angles; `temperature_T` is [T, 1, 1] float32, None where the model has none.
+    """
+
+    angles: tuple[Tensor, Tensor]
+    temperature_T: Tensor | None
+
+
+class Attention:
+    """The position-dependent arithmetic of every attention layer of one model."""
+
+    def __init__(self, config: ModelConfig, device: torch.device | str = "cpu") -> None:
+        self._config = config
+        self._rope = RotaryEmbedding(config, device)
+
+    def tables(self, positions_T: Tensor) -> PositionTables:
+        """Return what the layers need to know of absolute positions [T] int64."""
+        temperature = position_temperature(positions_T, self._config) if self._config.attn_temperature else None
+        return PositionTables(self._rope.angles(positions_T), temperature)
+
+    def project(
+        self, layer: int, hidden_TD: Tensor, weights: AttentionWeights, tables: PositionTables
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q [T, H, C] and k, v [T, G, C], ready for the cache and the softmax.
+
+        The order rotate, normalise, scale is Llama 4's: QK norm comes after the rotation, the temperature
+        touches queries of NoPE layers only.
+        """
+        config = self._config
+        qkv = F.linear(hidden_TD, weights.qkv).unflatten(-1, (-1, config.head_size))
+        q_THC, k_TGC, v_TGC = qkv.split((config.num_heads, config.num_kv_heads, config.num_kv_heads), dim=1)
+        if layer not in config.nope_layers:
+            q_THC, k_TGC = self._rope.rotate(q_THC, tables.angles), self._rope.rotate(k_TGC, tables.angles)
+            if config.qk_norm:
+                q_THC = rms_norm(q_THC, None, config.norm_eps)
+                k_TGC = rms_norm(k_TGC, None, config.norm_eps)
+        elif tables.temperature_T is not None:
+            q_THC = (q_THC * tables.temperature_T).to(q_THC.dtype)
+        return q_THC, k_TGC, v_TGC
+
+
+def position_temperature(positions_T: Tensor, config: ModelConfig) -> Tensor:
+    """Return the factor on a NoPE layer's queries, [T, 1, 1] float32.
+
+    1 + scale · ln(1 + floor((p + 1) / floor_scale)) for the 0-based position p: it keeps the softmax sharp over
+    contexts longer than training saw. Source: Llama 4 reference `Attention.forward`.
+    """
+    steps = torch.floor((positions_T.to(torch.float32) + 1) / config.temperature_floor)
+    return (torch.log1p(steps) * config.temperature_scale + 1)[:, None, None]
+
+
+def attend(q_THC: Tensor, keys_GSC: Tensor, values_GSC: Tensor) -> Tensor:
+    """Return causal attention [T, H, C] of the last T of S positions over all S.
+
+    Args:
+        q_THC: [T, H, C], queries of the positions S-T .. S-1.
+        keys_GSC: [G, S, C], every key the queries may see; query head h reads group h // (H / G).
+        values_GSC: [G, S, C].
+    """
+    num_tokens, num_heads, head_size = q_THC.shape
+    num_groups, num_keys, _ = keys_GSC.shape
+    if num_tokens == 1:
+        q_GRC = q_THC.reshape(num_groups, num_heads // num_groups, head_size)
+        scores = torch.matmul(q_GRC, keys_GSC.transpose(1, 2)).float() / math.sqrt(head_size)
+        mixed = torch.matmul(torch.softmax(scores, dim=-1).to(values_GSC.dtype), values_GSC)
+        return mixed.reshape(1, num_heads, head_size)
+    mask = None
+    if num_keys > num_tokens:
+        mask = torch.ones(num_tokens, num_keys, dtype=torch.bool, device=q_THC.device).tril(num_keys - num_tokens)
+    mixed = F.scaled_dot_product_attention(
+        q_THC.transpose(0, 1)[None],
+        keys_GSC[None],
+        values_GSC[None],
+        attn_mask=mask,
+        is_causal=mask is None,
+        enable_gqa=num_groups != num_heads,
+    )
+    return mixed[0].transpose(0, 1)

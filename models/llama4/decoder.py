@@ -1,0 +1,129 @@
+"""The weights a router holds: everything of the model but its routed experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.config import ModelConfig
+from models.llama4.attention import Attention, AttentionWeights
+from models.llama4.mlp import Mlp
+from models.llama4.norm import rms_norm
+
+
+class WeightSource(Protocol):
+    """Where weights come from: `models.checkpoint.Checkpoint`, or a dictionary in tests."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model they belong to."""
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """Return one tensor by Herd's name for it, converted to `dtype` if given."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLayer:
+    """One layer. `gate_ED` and `shared` are set in MoE layers, `dense` in the others."""
+
+    attn_norm: Tensor
+    ffn_norm: Tensor
+    attention: AttentionWeights
+    gate_ED: Tensor | None
+    shared: Mlp | None
+    dense: Mlp | None
+
+
+class Decoder:
+    """Embeddings, layers and LM head of one model, on one device in one dtype."""
+
+    def __init__(
+        self, config: ModelConfig, embed_VD: Tensor, layers: tuple[DecoderLayer, ...], norm_D: Tensor, lm_head_VD: Tensor
+    ) -> None:
+        self.config = config
+        self.layers = layers
+        self.attention = Attention(config, embed_VD.device)
+        self._embed_VD = embed_VD
+        self._norm_D = norm_D
+        self._lm_head_VD = lm_head_VD
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._embed_VD.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights and the residual stream are."""
+        return self._embed_VD.dtype
+
+    def embed(self, ids_T: Tensor) -> Tensor:
+        """Return the residual stream [T, D] at the input, for token ids [T] int64."""
+        return F.embedding(ids_T, self._embed_VD)
+
+    def normed(self, hidden_TD: Tensor, weight_D: Tensor) -> Tensor:
+        """Return the RMS-normalised residual stream with this model's epsilon."""
+        return rms_norm(hidden_TD, weight_D, self.config.norm_eps)
+
+    def logits(self, hidden_TD: Tensor) -> Tensor:
+        """Return next-token logits [T, V] float32 from the residual stream after the last layer."""
+        return F.linear(self.normed(hidden_TD, self._norm_D), self._lm_head_VD).float()
+
+    def weight_bytes(self) -> int:
+        """Return the bytes of distinct weights in memory."""
+        tensors = [self._embed_VD, self._norm_D, self._lm_head_VD]
+        for layer in self.layers:
+            tensors += [layer.attn_norm, layer.ffn_norm, layer.attention.qkv, layer.attention.o]
+            tensors += [layer.gate_ED] if layer.gate_ED is not None else []
+            tensors += [t for mlp in (layer.shared, layer.dense) if mlp for t in (mlp.gate, mlp.up, mlp.down)]
+        return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+
+
+def load_decoder(
+    source: WeightSource,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Decoder:
+    """Read the router's share of a model.
+
+    Args:
+        source: the checkpoint.
+        dtype: what to compute in.
+        device: where to.
+        progress: called with (layers read, layers in all) after each layer.
+    """
+    config = source.config
+
+    def read(name: str) -> Tensor:
+        return source.read(name, dtype).to(device)
+
+    def read_mlp(prefix: str) -> Mlp:
+        return Mlp(read(f"{prefix}.gate"), read(f"{prefix}.up"), read(f"{prefix}.down"))
+
+    def read_layer(layer: int) -> DecoderLayer:
+        name = f"layers.{layer}"
+        is_moe = layer in config.moe_layers
+        qkv = torch.cat([read(f"{name}.attn.{part}") for part in "qkv"])
+        return DecoderLayer(
+            attn_norm=read(f"{name}.attn_norm"),
+            ffn_norm=read(f"{name}.ffn_norm"),
+            attention=AttentionWeights(qkv, read(f"{name}.attn.o")),
+            gate_ED=read(f"{name}.gate") if is_moe else None,
+            shared=read_mlp(f"{name}.shared") if is_moe else None,
+            dense=None if is_moe else read_mlp(f"{name}.dense"),
+        )
+
+    embed_VD = read("embed")
+    lm_head_VD = embed_VD if config.tie_embeddings else read("lm_head")
+    layers = []
+    for layer in range(config.num_layers):
+        layers.append(read_layer(layer))
+        progress(layer + 1, config.num_layers)
+    return Decoder(config, embed_VD, tuple(layers), read("norm"), lm_head_VD)

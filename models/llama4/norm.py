@@ -1,0 +1,21 @@
+"""Root-mean-square normalisation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rms_norm(x_TD: Tensor, weight_D: Tensor | None, eps: float) -> Tensor:
+    """Scale each row to unit mean square.
+
+    Args:
+        x_TD: [..., D] any float dtype; normalised over the last axis, in float32.
+        weight_D: [D], multiplied after the cast back to x's dtype; None: no weight (QK norm).
+        eps: added to the mean square.
+
+    Source: Zhang and Sennrich 2019; the order cast-then-weight is Llama's (LLAMA 4 reference `RMSNorm`).
+    """
+    x32_TD = x_TD.float()
+    normed_TD = (x32_TD * torch.rsqrt(x32_TD.pow(2).mean(-1, keepdim=True) + eps)).to(x_TD.dtype)
+    return normed_TD if weight_D is None else normed_TD * weight_D

@@ -1,0 +1,51 @@
+"""Experts in the router's own process: one-GPU installs, notebooks, tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from router.plan import DispatchPlan
+
+RunExperts = Callable[[int, Tensor, Sequence[int], Sequence[int]], Tensor]
+"""(layer, hidden [N, D] sorted by expert, expert ids, token counts) -> outputs [N, D]."""
+
+_REPLICA_ID = "local"
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """A dispatch that was computed when it was made."""
+
+    outputs_ND: Tensor
+
+    def wait(self) -> Tensor:
+        return self.outputs_ND
+
+
+class LocalTransport:
+    """Calls the experts directly.
+
+    Args:
+        run_experts: holds every expert. A callable, because router and experts never import each other: who puts
+            the two together passes it in.
+    """
+
+    def __init__(self, run_experts: RunExperts) -> None:
+        self._run_experts = run_experts
+
+    def choose_replica(self, expert: int) -> str:
+        """Name this process."""
+        return _REPLICA_ID
+
+    def dispatch(self, layer: int, plan: DispatchPlan, hidden_ND: Tensor) -> _Done:
+        """Run the experts now."""
+        if not plan.shares:
+            return _Done(hidden_ND)
+        (share,) = plan.shares
+        return _Done(self._run_experts(layer, hidden_ND, share.expert_ids, share.token_counts))
+
+    def close(self) -> None:
+        """Do nothing: there is nothing to give up."""

@@ -1,0 +1,159 @@
+"""One persistent Dispatch stream to one expert replica: connect, send, match answers, break, reconnect."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+
+import grpc
+
+from protos import errors
+from protos.channel import channel_options
+from protos.expert.v1 import expert_pb2, expert_pb2_grpc
+from router.placement import ExpertHolder
+
+_LOG = logging.getLogger(__name__)
+_FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.05, 2.0
+
+Answer = Future[expert_pb2.DispatchResult]
+
+
+class ReplicaStream:
+    """Keeps a stream to one replica open until closed.
+
+    One thread reads answers and reconnects; gRPC's own thread sends. Sending never blocks: a stream that is not
+    ready refuses, and the caller goes to another holder.
+
+    Args:
+        holder: whom to connect to.
+        router_id: who we are, for the replica's logs.
+        fingerprint: of our model; a replica of another model refuses us.
+        on_ready: called from the reading thread whenever the stream becomes usable.
+    """
+
+    def __init__(
+        self, holder: ExpertHolder, *, router_id: str, fingerprint: str, on_ready: Callable[[], None]
+    ) -> None:
+        self.holder = holder
+        self._hello = expert_pb2.Hello(router_id=router_id, model_fingerprint=fingerprint)
+        self._on_ready = on_ready
+        self._lock = threading.Lock()
+        self._pending: dict[int, Answer] = {}
+        self._outbox: queue.SimpleQueue[expert_pb2.DispatchRequest | None] | None = None
+        self._call: grpc.Call | None = None
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"dispatch-{holder.replica_id}", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_ready(self) -> bool:
+        """Tell whether a dispatch can be sent now."""
+        return self._outbox is not None
+
+    @property
+    def num_pending(self) -> int:
+        """Return the dispatches sent and not answered."""
+        return len(self._pending)
+
+    def send(self, dispatch: expert_pb2.Dispatch) -> Answer:
+        """Send a dispatch; the answer arrives in the future, as a result or a ServingError.
+
+        Raises:
+            ReplicaUnavailable: the stream is not connected.
+        """
+        answer: Answer = Future()
+        with self._lock:
+            if self._outbox is None:
+                raise errors.ReplicaUnavailable(f"replica {self.holder.replica_id} is not connected: try another")
+            self._pending[dispatch.dispatch_id] = answer
+            self._outbox.put(expert_pb2.DispatchRequest(dispatch=dispatch))
+        return answer
+
+    def reset(self) -> None:
+        """Break a stream that no longer answers, so that it is opened anew."""
+        call = self._call
+        if call is not None:
+            call.cancel()
+
+    def close(self) -> None:
+        """Close for good and fail what is pending. Idempotent; returns when the thread has ended."""
+        self._closing.set()
+        self.reset()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        backoff_s = _FIRST_BACKOFF_S
+        while not self._closing.is_set():
+            failure: errors.ServingError = errors.ReplicaUnavailable(f"{self._peer} closed the stream: try another")
+            was_ready = False
+            try:
+                with grpc.insecure_channel(self._target(), options=channel_options()) as channel:
+                    for was_ready in self._session(channel):
+                        backoff_s = _FIRST_BACKOFF_S
+            except grpc.RpcError as error:
+                failure = _replica_error(errors.from_rpc_error(error, self._peer))
+            self._break(failure)
+            if not self._closing.is_set():
+                _LOG.info("stream to %s %s: %s", self._peer, "broke" if was_ready else "did not open", failure)
+                self._closing.wait(backoff_s)
+                backoff_s = min(backoff_s * 2, _LONGEST_BACKOFF_S)
+
+    def _session(self, channel: grpc.Channel) -> Iterator[bool]:
+        """Run one stream to its end; yields True once, when it is usable."""
+        outbox: queue.SimpleQueue[expert_pb2.DispatchRequest | None] = queue.SimpleQueue()
+        outbox.put(expert_pb2.DispatchRequest(hello=self._hello))
+        call = expert_pb2_grpc.ExpertServiceStub(channel).Dispatch(iter(outbox.get, None))
+        self._call = call
+        if self._closing.is_set():
+            call.cancel()
+        try:
+            for response in call:
+                kind = response.WhichOneof("message")
+                if kind == "welcome":
+                    with self._lock:
+                        self._outbox = outbox
+                    yield True
+                    self._on_ready()
+                elif kind == "result":
+                    self._take(response.result.dispatch_id, response.result)
+                elif kind == "error":
+                    self._take(response.error.dispatch_id, errors.from_detail(response.error.detail))
+        finally:
+            outbox.put(None)
+            call.cancel()
+
+    def _take(self, dispatch_id: int, answer: expert_pb2.DispatchResult | errors.ServingError) -> None:
+        with self._lock:
+            future = self._pending.pop(dispatch_id, None)
+        if future is None:
+            return  # answered by another holder meanwhile
+        if isinstance(answer, errors.ServingError):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)
+
+    def _break(self, failure: errors.ServingError) -> None:
+        with self._lock:
+            pending, self._pending, self._outbox, self._call = self._pending, {}, None, None
+        for future in pending.values():
+            future.set_exception(failure)
+
+    @property
+    def _peer(self) -> str:
+        return f"expert replica {self.holder.replica_id} at {self.holder.address}"
+
+    def _target(self) -> str:
+        """Prefer the Unix socket on our own host: it saves the TCP stack twice per dispatch."""
+        if self.holder.unix_address and self.holder.host == socket.gethostname():
+            return self.holder.unix_address
+        return self.holder.address
+
+
+def _replica_error(error: errors.ServingError) -> errors.ServingError:
+    """Keep a replica's own words; a stream that ends is always something another replica may stand in for."""
+    return error if isinstance(error, errors.ReplicaError) else errors.ReplicaUnavailable(str(error))
