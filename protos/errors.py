@@ -37,7 +37,7 @@ from typing import ClassVar
 
 import grpc
 
-from protos.errors.v1.errors_pb2 import ErrorDetail
+from protos.error.v1.error_pb2 import ErrorDetail
 
 ERROR_METADATA_KEY = "herd-error-bin"
 

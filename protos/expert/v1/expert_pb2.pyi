@@ -1,4 +1,4 @@
-from protos.errors.v1 import errors_pb2 as _errors_pb2
+from protos.error.v1 import error_pb2 as _error_pb2
 from protos.tensor.v1 import tensor_pb2 as _tensor_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
@@ -61,8 +61,8 @@ class DispatchError(_message.Message):
     DETAIL_FIELD_NUMBER: _ClassVar[int]
     dispatch_id: int
     code: int
-    detail: _errors_pb2.ErrorDetail
-    def __init__(self, dispatch_id: _Optional[int] = ..., code: _Optional[int] = ..., detail: _Optional[_Union[_errors_pb2.ErrorDetail, _Mapping]] = ...) -> None: ...
+    detail: _error_pb2.ErrorDetail
+    def __init__(self, dispatch_id: _Optional[int] = ..., code: _Optional[int] = ..., detail: _Optional[_Union[_error_pb2.ErrorDetail, _Mapping]] = ...) -> None: ...
 
 class Load(_message.Message):
     __slots__ = ("queued_tokens", "total_tokens")

@@ -28,7 +28,7 @@ if _version_not_supported:
 class InferenceServiceStub(object):
     """Text in, tokens out, from a model served by Herd.
 
-    Failures carry herd.errors.v1.ErrorDetail in the trailing metadata key `herd-error-bin`.
+    Failures carry herd.error.v1.ErrorDetail in the trailing metadata key `herd-error-bin`.
     """
 
     def __init__(self, channel):
@@ -67,7 +67,7 @@ class InferenceServiceStub(object):
 class InferenceServiceServicer(object):
     """Text in, tokens out, from a model served by Herd.
 
-    Failures carry herd.errors.v1.ErrorDetail in the trailing metadata key `herd-error-bin`.
+    Failures carry herd.error.v1.ErrorDetail in the trailing metadata key `herd-error-bin`.
     """
 
     def Generate(self, request, context):
@@ -151,7 +151,7 @@ def add_InferenceServiceServicer_to_server(servicer, server):
 class InferenceService(object):
     """Text in, tokens out, from a model served by Herd.
 
-    Failures carry herd.errors.v1.ErrorDetail in the trailing metadata key `herd-error-bin`.
+    Failures carry herd.error.v1.ErrorDetail in the trailing metadata key `herd-error-bin`.
     """
 
     @staticmethod
