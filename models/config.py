@@ -60,7 +60,7 @@ class ModelConfig:
     rope_scaling: RopeScaling | None
     """Frequency scaling; None: none."""
     rope_interleaved: bool
-    """True: pairs are (2j, 2j+1), as in Llama 4 and in Meta's own files; False: (j, j + C/2), as in Hugging Face Llama 1 to 3."""
+    """True: pairs are (2j, 2j+1): Llama 4, and Meta's own files. False: (j, j + C/2): Hugging Face Llama 1 to 3."""
     qk_norm: bool
     """Normalise q and k of rotary layers, after rotation, without weights."""
     attn_temperature: bool

@@ -80,9 +80,7 @@ class ServingError(Exception):
         return ((ERROR_METADATA_KEY, self.detail().SerializeToString()),)
 
 
-def _rebuild(
-    kind: type[ServingError], message: str, retry_after_ms: int, metadata: Mapping[str, str]
-) -> ServingError:
+def _rebuild(kind: type[ServingError], message: str, retry_after_ms: int, metadata: Mapping[str, str]) -> ServingError:
     """Make the error again after it was pickled: keyword-only arguments need this."""
     return kind(message, retry_after_ms=retry_after_ms, metadata=metadata)
 
@@ -279,7 +277,7 @@ def from_rpc_error(error: grpc.RpcError, peer: str) -> ServingError:
         error: as raised by a stub.
         peer: whom was called, for the message.
     """
-    for key, value in (getattr(error, "trailing_metadata", lambda: None)() or ()):
+    for key, value in getattr(error, "trailing_metadata", lambda: None)() or ():
         if key == ERROR_METADATA_KEY:
             return from_detail(ErrorDetail.FromString(value))
     code = getattr(error, "code", lambda: grpc.StatusCode.UNKNOWN)()

@@ -163,7 +163,7 @@ class Engine:
             self._advance(work, logits)
         except errors.ServingError as error:
             self._fail(work, error)
-        except Exception:
+        except Exception:  # noqa: BLE001 the loop serves others: a bug in one step must not end them all
             _LOG.exception("step failed for %s", [item.sequence.request.request_id for item in work])
             self._fail(work, errors.InternalError("the step that computed this request failed: see the router's log"))
 
@@ -300,7 +300,8 @@ def _check_limits(limits: EngineLimits, decoder: Decoder) -> None:
     """Refuse limits that could not work, with what to change."""
     if not 1 <= limits.slots <= limits.step_tokens:
         raise errors.BadConfig(
-            f"expected 1 <= slots <= step_tokens, found {limits.slots} and {limits.step_tokens}: raise router.step_tokens"
+            f"expected 1 <= slots <= step_tokens, found {limits.slots} and {limits.step_tokens}: "
+            "raise router.step_tokens"
         )
     config = decoder.config
     dispatch_bytes = limits.step_tokens * max(config.experts_per_token, 1) * config.hidden_size * decoder.dtype.itemsize

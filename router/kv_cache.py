@@ -74,7 +74,9 @@ class SequenceCache:
         self._layout = layout
         self._max_tokens = max_tokens
         self._device = device
-        self._index = {layer: i for layers in (layout.global_layers, layout.local_layers) for i, layer in enumerate(layers)}
+        self._index = {
+            layer: i for layers in (layout.global_layers, layout.local_layers) for i, layer in enumerate(layers)
+        }
         self._global = self._buffer(len(layout.global_layers), min(_FIRST_TOKENS, max_tokens))
         self._local = self._buffer(len(layout.local_layers), min(_FIRST_TOKENS, layout.local_tokens(max_tokens)))
 

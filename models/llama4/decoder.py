@@ -43,7 +43,12 @@ class Decoder:
     """Embeddings, layers and LM head of one model, on one device in one dtype."""
 
     def __init__(
-        self, config: ModelConfig, embed_VD: Tensor, layers: tuple[DecoderLayer, ...], norm_D: Tensor, lm_head_VD: Tensor
+        self,
+        config: ModelConfig,
+        embed_VD: Tensor,
+        layers: tuple[DecoderLayer, ...],
+        norm_D: Tensor,
+        lm_head_VD: Tensor,
     ) -> None:
         self.config = config
         self.layers = layers

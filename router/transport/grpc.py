@@ -40,7 +40,7 @@ class GrpcTransport:
         timeouts: how long to wait for answers.
     """
 
-    def __init__(self, *, router_id: str, fingerprint: str, timeouts: DispatchTimeouts = DispatchTimeouts()) -> None:  # noqa: B008
+    def __init__(self, *, router_id: str, fingerprint: str, timeouts: DispatchTimeouts = DispatchTimeouts()) -> None:
         self._router_id = router_id
         self._fingerprint = fingerprint
         self.timeouts = timeouts

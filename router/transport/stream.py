@@ -6,13 +6,13 @@ import logging
 import queue
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 
 import grpc
+from protos.channel import channel_options
 
 from protos import errors
-from protos.channel import channel_options
 from protos.expert.v1 import expert_pb2, expert_pb2_grpc
 from router.placement import ExpertHolder
 
@@ -35,9 +35,7 @@ class ReplicaStream:
         on_ready: called from the reading thread whenever the stream becomes usable.
     """
 
-    def __init__(
-        self, holder: ExpertHolder, *, router_id: str, fingerprint: str, on_ready: Callable[[], None]
-    ) -> None:
+    def __init__(self, holder: ExpertHolder, *, router_id: str, fingerprint: str, on_ready: Callable[[], None]) -> None:
         self.holder = holder
         self._hello = expert_pb2.Hello(router_id=router_id, model_fingerprint=fingerprint)
         self._on_ready = on_ready
@@ -90,21 +88,19 @@ class ReplicaStream:
         backoff_s = _FIRST_BACKOFF_S
         while not self._closing.is_set():
             failure: errors.ServingError = errors.ReplicaUnavailable(f"{self._peer} closed the stream: try another")
-            was_ready = False
             try:
                 with grpc.insecure_channel(self._target(), options=channel_options()) as channel:
-                    for was_ready in self._session(channel):
-                        backoff_s = _FIRST_BACKOFF_S
+                    self._session(channel)
             except grpc.RpcError as error:
                 failure = _replica_error(errors.from_rpc_error(error, self._peer))
-            self._break(failure)
+            was_ready = self._break(failure)
+            backoff_s = _FIRST_BACKOFF_S if was_ready else min(backoff_s * 2, _LONGEST_BACKOFF_S)
             if not self._closing.is_set():
                 _LOG.info("stream to %s %s: %s", self._peer, "broke" if was_ready else "did not open", failure)
                 self._closing.wait(backoff_s)
-                backoff_s = min(backoff_s * 2, _LONGEST_BACKOFF_S)
 
-    def _session(self, channel: grpc.Channel) -> Iterator[bool]:
-        """Run one stream to its end; yields True once, when it is usable."""
+    def _session(self, channel: grpc.Channel) -> None:
+        """Run one stream to its end: returns when the replica ended it, raises grpc.RpcError when it broke."""
         outbox: queue.SimpleQueue[expert_pb2.DispatchRequest | None] = queue.SimpleQueue()
         outbox.put(expert_pb2.DispatchRequest(hello=self._hello))
         call = expert_pb2_grpc.ExpertServiceStub(channel).Dispatch(iter(outbox.get, None))
@@ -113,19 +109,23 @@ class ReplicaStream:
             call.cancel()
         try:
             for response in call:
-                kind = response.WhichOneof("message")
-                if kind == "welcome":
-                    with self._lock:
-                        self._outbox = outbox
-                    yield True
-                    self._on_ready()
-                elif kind == "result":
-                    self._take(response.result.dispatch_id, response.result)
-                elif kind == "error":
-                    self._take(response.error.dispatch_id, errors.from_detail(response.error.detail))
+                self._receive(response, outbox)
         finally:
             outbox.put(None)
             call.cancel()
+
+    def _receive(
+        self, response: expert_pb2.DispatchResponse, outbox: queue.SimpleQueue[expert_pb2.DispatchRequest | None]
+    ) -> None:
+        kind = response.WhichOneof("message")
+        if kind == "result":
+            self._take(response.result.dispatch_id, response.result)
+        elif kind == "error":
+            self._take(response.error.dispatch_id, errors.from_detail(response.error.detail))
+        elif kind == "welcome":
+            with self._lock:
+                self._outbox = outbox
+            self._on_ready()
 
     def _take(self, dispatch_id: int, answer: expert_pb2.DispatchResult | errors.ServingError) -> None:
         with self._lock:
@@ -137,11 +137,14 @@ class ReplicaStream:
         else:
             future.set_result(answer)
 
-    def _break(self, failure: errors.ServingError) -> None:
+    def _break(self, failure: errors.ServingError) -> bool:
+        """Fail what is pending; tell whether the stream had been usable."""
         with self._lock:
+            was_ready = self._outbox is not None
             pending, self._pending, self._outbox, self._call = self._pending, {}, None, None
         for future in pending.values():
             future.set_exception(failure)
+        return was_ready
 
     @property
     def _peer(self) -> str:
