@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from protos.errors import BadConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,3 +95,45 @@ class ModelConfig:
     def is_local(self, layer: int) -> bool:
         """Tell whether a layer attends within chunks only: rotary layers do, when there is a chunk."""
         return self.attention_chunk is not None and layer not in self.nope_layers
+
+    def check(self, source: str, keys: Mapping[str, str] | None = None) -> None:
+        """Check that the numbers fit together; their single ranges are checked where they are read.
+
+        Args:
+            source: where the configuration came from, for the message.
+            keys: what that source calls our fields; a field not in it has our name there.
+
+        Raises:
+            BadConfig: two of them contradict each other.
+        """
+        for name, expected in self._contradictions():
+            key = (keys or {}).get(name, name)
+            raise BadConfig(f"{source}: expected {key} to be {expected}, found {getattr(self, name)}: correct the file")
+
+    def _contradictions(self) -> Iterator[tuple[str, str]]:
+        """Yield each field that contradicts another, with what it should be."""
+        if self.num_heads % self.num_kv_heads:
+            yield "num_kv_heads", f"a divisor of the {self.num_heads} query heads"
+        if self.head_size % 2:
+            yield "head_size", "even, because rotation works on pairs"
+        if self.is_moe and not self.num_experts:
+            yield "num_experts", "at least 1, because there are MoE layers"
+        if self.is_moe and not 1 <= self.experts_per_token <= self.num_experts:
+            yield "experts_per_token", f"from 1 to the {self.num_experts} experts"
+        if self.is_moe and self.expert_width < 1:
+            yield "expert_width", "at least 1, because there are MoE layers"
+        if len(self.moe_layers) < self.num_layers and self.dense_width < 1:
+            yield "dense_width", "at least 1, because there are dense layers"
+        for name, layers in (("moe_layers", self.moe_layers), ("nope_layers", self.nope_layers)):
+            if list(layers) != sorted({layer for layer in layers if 0 <= layer < self.num_layers}):
+                yield name, f"ascending layers from 0 to {self.num_layers - 1}"
+        scaling = self.rope_scaling
+        if scaling is not None and scaling.high_freq_factor < scaling.low_freq_factor:
+            yield "rope_scaling", "with high_freq_factor at least low_freq_factor"
+        for name, ids in (
+            ("bos_id", (self.bos_id,)),
+            ("eos_ids", self.eos_ids),
+            ("pad_id", (self.pad_id,)),
+        ):
+            if any(token is not None and not 0 <= token < self.vocab_size for token in ids):
+                yield name, f"token ids below the vocabulary's {self.vocab_size}"
