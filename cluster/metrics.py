@@ -1,0 +1,153 @@
+"""What one front door counts and measures, in Prometheus' text format. METRICS is the whole surface."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from cluster.router_client import RouterLoad
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric: its name is its contract."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+    """Upper bounds of a histogram's buckets, in the unit of its name."""
+
+
+_FIRST_TOKEN_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)
+_INTER_TOKEN_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+
+METRICS = (
+    Metric("herd_requests_total", "counter", "Requests ended at this front door.", ("api", "code")),
+    Metric("herd_prompt_tokens_total", "counter", "Prompt tokens of accepted requests, each prompt once."),
+    Metric("herd_generation_tokens_total", "counter", "Tokens generated for this front door's requests."),
+    Metric(
+        "herd_time_to_first_token_seconds",
+        "histogram",
+        "From accepting a request to its first token.",
+        buckets=_FIRST_TOKEN_S,
+    ),
+    Metric("herd_inter_token_seconds", "histogram", "Between two tokens of a choice.", buckets=_INTER_TOKEN_S),
+    Metric("herd_sequences_in_flight", "gauge", "Sequences this front door has admitted and not ended."),
+    Metric("herd_running_sequences", "gauge", "Sequences that hold a slot of a router.", ("replica",)),
+    Metric("herd_waiting_sequences", "gauge", "Sequences a router accepted and has no slot for.", ("replica",)),
+    Metric("herd_queued_prompt_tokens", "gauge", "Prompt tokens a router accepted and has not computed.", ("replica",)),
+    Metric("herd_kv_used_bytes", "gauge", "Bytes of a router's KV cache in use.", ("replica",)),
+    Metric("herd_kv_total_bytes", "gauge", "Bytes of a router's KV cache.", ("replica",)),
+    Metric("vllm:num_requests_running", "gauge", "herd_running_sequences, summed, for vLLM's tools.", ("model_name",)),
+    Metric("vllm:num_requests_waiting", "gauge", "herd_waiting_sequences, summed, for vLLM's tools.", ("model_name",)),
+    Metric("vllm:kv_cache_usage_perc", "gauge", "KV cache in use, 1 is all, for vLLM's tools.", ("model_name",)),
+)
+
+
+class FrontDoorMetrics:
+    """The metrics of one front door, in a registry of their own. Not thread-safe beyond what prometheus_client is.
+
+    Args:
+        model_name: label of the metrics that vLLM's tools read.
+    """
+
+    def __init__(self, model_name: str) -> None:
+        self._model_name = model_name
+        self._registry = CollectorRegistry()
+        self._counters: dict[str, Counter] = {}
+        self._gauges: dict[str, Gauge] = {}
+        self._histograms: dict[str, Histogram] = {}
+        for metric in METRICS:
+            self._register(metric)
+
+    def _register(self, metric: Metric) -> None:
+        name, text, labels = metric.name, metric.help, metric.labels
+        if metric.kind == "counter":
+            self._counters[name] = Counter(name, text, labels, registry=self._registry)
+        elif metric.kind == "gauge":
+            self._gauges[name] = Gauge(name, text, labels, registry=self._registry)
+        else:
+            self._histograms[name] = Histogram(name, text, labels, buckets=metric.buckets, registry=self._registry)
+
+    def count_request(self, api: str, code: str) -> None:
+        """Count a request that ended.
+
+        Args:
+            api: completions, chat or grpc.
+            code: HTTP status, or name of the gRPC status; for a stream that failed half-way, its error's.
+        """
+        self._counters["herd_requests_total"].labels(api, code).inc()
+
+    def stopwatch(self) -> Stopwatch:
+        """Start to measure a request that was just accepted."""
+        return Stopwatch(
+            self._counters["herd_generation_tokens_total"],
+            self._histograms["herd_time_to_first_token_seconds"],
+            self._histograms["herd_inter_token_seconds"],
+        )
+
+    def count_prompt_tokens(self, num_tokens: int) -> None:
+        """Count the prompt tokens of an accepted request."""
+        self._counters["herd_prompt_tokens_total"].inc(num_tokens)
+
+    def render(self, loads: Sequence[RouterLoad], num_sequences: int) -> bytes:
+        """Return everything in Prometheus' text format.
+
+        Args:
+            loads: the routers' loads of this moment.
+            num_sequences: sequences in flight at this front door.
+        """
+        self._gauges["herd_sequences_in_flight"].set(num_sequences)
+        by_replica = {
+            "herd_running_sequences": lambda each: each.load.running,
+            "herd_waiting_sequences": lambda each: each.load.waiting,
+            "herd_queued_prompt_tokens": lambda each: each.load.queued_prompt_tokens,
+            "herd_kv_used_bytes": lambda each: each.load.kv_used_bytes,
+            "herd_kv_total_bytes": lambda each: each.load.kv_total_bytes,
+        }
+        for name, value in by_replica.items():
+            self._gauges[name].clear()  # replicas that are gone must not linger
+            for each in loads:
+                self._gauges[name].labels(each.replica_id).set(value(each))
+        kv_total = sum(each.load.kv_total_bytes for each in loads)
+        kv_used = sum(each.load.kv_used_bytes for each in loads)
+        summed = {
+            "vllm:num_requests_running": sum(each.load.running for each in loads),
+            "vllm:num_requests_waiting": sum(each.load.waiting for each in loads),
+            "vllm:kv_cache_usage_perc": kv_used / kv_total if kv_total else 0.0,
+        }
+        for name, total in summed.items():
+            self._gauges[name].labels(self._model_name).set(total)
+        return generate_latest(self._registry)
+
+
+class Stopwatch:
+    """Measures one request's tokens as they come."""
+
+    def __init__(self, tokens: Counter, first_token: Histogram, inter_token: Histogram) -> None:
+        self._tokens, self._first_token, self._inter_token = tokens, first_token, inter_token
+        self._started = time.monotonic()
+        self._has_token = False
+        self._last: dict[int, float] = {}
+
+    def tokens(self, choice: int, count: int) -> None:
+        """Take note of tokens that came together for a choice."""
+        if not count:
+            return
+        now = time.monotonic()
+        self._tokens.inc(count)
+        if not self._has_token:
+            self._has_token = True
+            self._first_token.observe(now - self._started)
+        if choice in self._last:
+            for _ in range(count):
+                self._inter_token.observe((now - self._last[choice]) / count)
+        self._last[choice] = now
