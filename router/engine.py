@@ -18,8 +18,9 @@ from protos.codec import MAX_MESSAGE_BYTES
 from router.batch import Batch, Span
 from router.forward import Forward
 from router.kv_cache import CacheLayout, SequenceCache
+from router.logprobs import prompt_logprobs, token_logprobs
 from router.request import Ended, EngineLoad, GenerationRequest, PromptDone, TokenChosen
-from router.sampling import SamplingState, check_sampling, choose_tokens, prompt_logprobs, token_logprobs
+from router.sampling import SamplingState, check_sampling, choose_tokens
 from router.scheduler import EngineLimits, Scheduler, Work
 from router.sequence import Emit, Sequence
 from router.transport.base import Transport
@@ -133,7 +134,7 @@ class Engine:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(self._has_work, self._seconds_to_deadline())
+                self._changed.wait_for(self._has_work)
                 if self._stopping:
                     break
                 submitted, self._submitted = self._submitted, deque()
@@ -151,11 +152,8 @@ class Engine:
         self._end_all()
 
     def _has_work(self) -> bool:
-        return bool(self._stopping or self._submitted or self._cancelled or self._scheduler.running)
-
-    def _seconds_to_deadline(self) -> float | None:
-        deadlines = [sequence.deadline for sequence in self._scheduler.waiting if sequence.deadline is not None]
-        return max(min(deadlines) - time.monotonic(), 0) if deadlines else None
+        scheduler = self._scheduler
+        return bool(self._stopping or self._submitted or self._cancelled or scheduler.running or scheduler.waiting)
 
     def _step(self, work: list[Work]) -> None:
         try:
@@ -191,7 +189,11 @@ class Engine:
             self._choose(choosing, logits_RV[rows])
 
     def _choose(self, sequences: SequenceOf[Sequence], logits_BV: Tensor) -> None:
-        token_ids = choose_tokens(logits_BV, [sequence.sampling for sequence in sequences])
+        try:
+            token_ids = choose_tokens(logits_BV, [sequence.sampling for sequence in sequences])
+        except errors.InternalError as error:
+            self._choose_without(error, sequences, logits_BV)
+            return
         logprobs = token_logprobs(logits_BV, token_ids, [sequence.request.logprobs for sequence in sequences])
         for sequence, token_id, logprob in zip(sequences, token_ids, logprobs, strict=True):
             if token_id in sequence.request.stop_ids:
@@ -204,13 +206,20 @@ class Engine:
             if sequence.num_output == sequence.request.max_tokens:
                 self._end(sequence, "length")
 
+    def _choose_without(self, error: errors.InternalError, sequences: SequenceOf[Sequence], logits_BV: Tensor) -> None:
+        """End the sequences whose logits are unusable, and go on with the others."""
+        broken = {int(row) for row in error.metadata["rows"].split(",")}
+        for row in broken:
+            self._end(sequences[row], "error", error)
+        if sound := [row for row in range(len(sequences)) if row not in broken]:
+            self._choose([sequences[row] for row in sound], logits_BV[sound])
+
     def _take_prompt_logprobs(self, item: Work, logits_TV: Tensor) -> None:
-        """Score the prompt tokens that follow the rows just computed."""
-        sequence, prompt_ids = item.sequence, item.sequence.request.prompt_ids
-        start = sequence.num_computed
-        targets = prompt_ids[start + 1 : start + 1 + item.num_tokens]
-        num_top = sequence.request.prompt_logprobs or 0
-        sequence.prompt_logprobs.extend(prompt_logprobs(logits_TV[: len(targets)], targets, num_top))
+        request = item.sequence.request
+        reports = prompt_logprobs(
+            logits_TV, request.prompt_ids, item.sequence.num_computed, request.prompt_logprobs or 0
+        )
+        item.sequence.prompt_logprobs.extend(reports)
 
     def _emit_prompt_done(self, sequence: Sequence) -> None:
         wanted = sequence.request.prompt_logprobs is not None

@@ -1,0 +1,257 @@
+"""The engine, with a tiny random model and its experts in this process."""
+
+from __future__ import annotations
+
+import queue
+import threading
+
+import pytest
+import torch
+
+from protos import errors
+from router.batch import Batch, Span
+from router.engine import Engine
+from router.forward import Forward
+from router.kv_cache import CacheLayout, SequenceCache
+from router.request import Ended, GenerationRequest, PromptDone, SamplingParams, TokenChosen
+from router.scheduler import EngineLimits
+from router.transport.local import LocalTransport
+from tests.tiny import TINY, tiny_decoder
+
+CPU = torch.device("cpu")
+GREEDY = SamplingParams(temperature=0.0)
+WAIT_S = 30
+
+
+class Stream:
+    """Collects a sequence's events."""
+
+    def __init__(self) -> None:
+        self.events: queue.Queue = queue.Queue()
+
+    def __call__(self, event) -> None:
+        self.events.put(event)
+
+    def next(self):
+        return self.events.get(timeout=WAIT_S)
+
+    def rest(self) -> list:
+        found = [self.next()]
+        while not isinstance(found[-1], Ended):
+            found.append(self.next())
+        return found
+
+    def tokens(self) -> list[int]:
+        return [event.token_id for event in self.rest() if isinstance(event, TokenChosen)]
+
+
+class GatedTransport(LocalTransport):
+    """Holds every dispatch until the test opens the gate, so that a test sees the engine mid-step."""
+
+    def __init__(self, run_experts) -> None:
+        super().__init__(run_experts)
+        self.gate = threading.Event()
+        self.entered = threading.Event()
+        self.failure: errors.ServingError | None = None
+
+    def dispatch(self, layer, plan, hidden_ND):
+        self.entered.set()
+        assert self.gate.wait(WAIT_S)
+        if self.failure:
+            raise self.failure
+        return super().dispatch(layer, plan, hidden_ND)
+
+
+def limits(**changes) -> EngineLimits:
+    return EngineLimits(**{"context_length": 128, "kv_bytes": 10_000_000, "slots": 4, "step_tokens": 16} | changes)
+
+
+@pytest.fixture
+def start_engine():
+    started: list[Engine] = []
+
+    def start(transport_kind=LocalTransport, **changes):
+        decoder, weights = tiny_decoder()
+        transport = transport_kind(weights.run_experts)
+        engine = Engine(decoder, transport, limits(**changes))
+        engine.start()
+        started.append(engine)
+        return engine, transport
+
+    yield start
+    for engine in started:
+        if isinstance(transport := engine._forward.transport, GatedTransport):
+            transport.gate.set()
+        engine.stop()
+
+
+def ask(engine: Engine, prompt=(5, 6, 7), request_id="one", max_tokens=8, **fields) -> Stream:
+    stream = Stream()
+    fields.setdefault("sampling", GREEDY)
+    engine.submit(
+        GenerationRequest(request_id=request_id, prompt_ids=tuple(prompt), max_tokens=max_tokens, **fields), stream
+    )
+    return stream
+
+
+def reference_tokens(prompt, num_tokens: int) -> list[int]:
+    """Generate greedily without a cache: the whole sequence anew for every token."""
+    decoder, weights = tiny_decoder()
+    forward, layout = Forward(decoder, LocalTransport(weights.run_experts)), CacheLayout(TINY, torch.float32)
+    ids = list(prompt)
+    for _ in range(num_tokens):
+        batch = Batch.of([Span(SequenceCache(layout, len(ids), CPU), 0, ids)], layout, CPU)
+        ids.append(int(forward(batch)[0].argmax()))
+    return ids[len(prompt) :]
+
+
+def test_tokens_equal_those_computed_without_a_cache_across_chunks(start_engine):
+    engine, _ = start_engine()
+    prompt = tuple(range(3, 24))
+    assert ask(engine, prompt, max_tokens=20).tokens() == reference_tokens(prompt, 20)
+
+
+def test_sequences_generated_together_equal_those_generated_alone(start_engine):
+    engine, _ = start_engine()
+    prompts = [tuple(range(low, low + length)) for low, length in ((3, 5), (10, 40), (20, 1), (30, 17), (50, 9))]
+    streams = [ask(engine, prompt, f"r{i}", 12) for i, prompt in enumerate(prompts)]
+    assert [stream.tokens() for stream in streams] == [reference_tokens(prompt, 12) for prompt in prompts]
+
+
+def test_a_seeded_sequence_is_the_same_alone_and_in_company(start_engine):
+    engine, _ = start_engine()
+    sampled = SamplingParams(temperature=1.0, seed=11)
+    alone = ask(engine, request_id="alone", sampling=sampled, max_tokens=30).tokens()
+    company = [ask(engine, (9, i), f"c{i}", 30, sampling=SamplingParams(seed=i)) for i in range(3)]
+    again = ask(engine, request_id="again", sampling=sampled, max_tokens=30).tokens()
+    assert alone == again
+    assert len({tuple(stream.tokens()) for stream in company}) == 3
+
+
+def test_events_come_in_order_and_end_once(start_engine):
+    engine, _ = start_engine()
+    events = ask(engine, max_tokens=3).rest()
+    assert [type(event) for event in events] == [PromptDone, TokenChosen, TokenChosen, TokenChosen, Ended]
+    assert events[-1].reason == "length"
+
+
+def test_a_stop_token_ends_the_sequence_and_is_not_emitted(start_engine):
+    engine, _ = start_engine()
+    expected = reference_tokens((5, 6, 7), 12)
+    stop = expected[6]
+    events = ask(engine, max_tokens=12, stop_ids=frozenset([stop])).rest()
+    assert [event.token_id for event in events[1:-1]] == expected[: expected.index(stop)]
+    assert events[-1].reason == "stop"
+
+
+def test_prompt_logprobs_score_every_prompt_token_even_when_the_prompt_takes_several_steps(start_engine):
+    engine, _ = start_engine()
+    prompt = tuple(range(3, 40))
+    done = ask(engine, prompt, prompt_logprobs=2, max_tokens=1).next()
+    decoder, weights = tiny_decoder()
+    layout = CacheLayout(TINY, torch.float32)
+    span = Span(SequenceCache(layout, len(prompt), CPU), 0, prompt, wants_all_logits=True)
+    logits_TV = Forward(decoder, LocalTransport(weights.run_experts))(Batch.of([span], layout, CPU))
+    expected = logits_TV.log_softmax(-1)[range(len(prompt) - 1), prompt[1:]]
+    assert len(done.logprobs) == len(prompt)
+    assert done.logprobs[0].logprob == 0
+    torch.testing.assert_close(torch.tensor([t.logprob for t in done.logprobs[1:]]), expected, atol=1e-5, rtol=0)
+    assert all(len(t.top) == 2 for t in done.logprobs[1:])
+
+
+def test_a_cancelled_sequence_frees_its_slot_and_emits_nothing_more(start_engine):
+    engine, transport = start_engine(GatedTransport)
+    stream = ask(engine, max_tokens=100)
+    assert transport.entered.wait(WAIT_S)
+    engine.cancel("one")
+    transport.gate.set()
+    after = ask(engine, request_id="two", max_tokens=1)
+    after.rest()
+    assert wait_for_load(engine, lambda load: load.running == 0).kv_used_bytes == 0
+    assert stream.events.qsize() <= 2  # the prompt and the token of the step that was under way
+
+
+def test_a_late_sequence_ends_with_deadline_exceeded(start_engine):
+    engine, transport = start_engine(GatedTransport)
+    stream = ask(engine, max_tokens=100, timeout_s=0.01)
+    threading.Timer(0.05, transport.gate.set).start()
+    last = stream.rest()[-1]
+    assert isinstance(last.error, errors.DeadlineExceeded)
+
+
+def test_waiting_requests_are_bounded(start_engine):
+    engine, transport = start_engine(GatedTransport, slots=1, max_waiting=2)
+    ask(engine, request_id="running")
+    assert transport.entered.wait(WAIT_S)
+    waiting = [ask(engine, request_id=f"waiting{i}") for i in range(2)]
+    with pytest.raises(errors.Overloaded) as refused:
+        ask(engine, request_id="refused")
+    assert refused.value.retry_after_ms > 0
+    transport.gate.set()
+    assert all(stream.rest()[-1].reason == "length" for stream in waiting)
+
+
+def test_sequences_wait_for_cache_instead_of_failing(start_engine):
+    one = CacheLayout(TINY, torch.float32).sequence_bytes(3 + 8)
+    engine, _ = start_engine(kv_bytes=one)
+    streams = [ask(engine, request_id=f"r{i}") for i in range(3)]
+    assert all(stream.rest()[-1].reason == "length" for stream in streams)
+
+
+def test_a_failed_step_ends_its_sequences_with_the_error_and_spares_later_ones(start_engine):
+    engine, transport = start_engine(GatedTransport)
+    transport.failure = errors.NoReplica("no replica holds expert 3: start one")
+    stream = ask(engine)
+    transport.gate.set()
+    assert stream.rest()[-1].error is transport.failure
+    transport.failure = None
+    assert ask(engine, request_id="two").rest()[-1].reason == "length"
+
+
+def test_stopping_ends_running_and_waiting_sequences(start_engine):
+    engine, transport = start_engine(GatedTransport, slots=1)
+    streams = [ask(engine, request_id=f"r{i}") for i in range(2)]
+    assert transport.entered.wait(WAIT_S)
+    threading.Timer(0.05, transport.gate.set).start()
+    engine.stop()
+    assert all(isinstance(stream.rest()[-1].error, errors.ReplicaUnavailable) for stream in streams)
+    with pytest.raises(errors.ReplicaUnavailable):
+        ask(engine, request_id="late")
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "says"),
+    [
+        ({"prompt": ()}, errors.InvalidRequest, "at least one token"),
+        ({"prompt": (96,)}, errors.InvalidRequest, r"\[0, 96\), found 96"),
+        ({"prompt": (-1,)}, errors.InvalidRequest, "found -1"),
+        ({"max_tokens": 0}, errors.InvalidRequest, "max_tokens"),
+        ({"max_tokens": 126}, errors.ContextTooLong, r"3 \+ 126"),
+        ({"sampling": SamplingParams(temperature=float("nan"))}, errors.InvalidRequest, "temperature"),
+        ({"stop_ids": frozenset([1000])}, errors.InvalidRequest, "stop token ids"),
+    ],
+)
+def test_a_request_that_cannot_work_is_refused_with_the_reason(start_engine, fields, kind, says):
+    engine, _ = start_engine()
+    with pytest.raises(kind, match=says):
+        ask(engine, **fields)
+    assert engine.load().running == engine.load().waiting == 0
+
+
+def test_limits_that_cannot_work_are_refused():
+    decoder, weights = tiny_decoder()
+    with pytest.raises(errors.BadConfig, match="step_tokens"):
+        Engine(decoder, LocalTransport(weights.run_experts), limits(slots=32, step_tokens=16))
+
+
+def wait_for_load(engine: Engine, holds):
+    """Return the first load for which `holds`; the load is published after each step, so ask until it is."""
+    deadline = threading.Event()
+    timer = threading.Timer(WAIT_S, deadline.set)
+    timer.start()
+    while not deadline.is_set():
+        if holds(load := engine.load()):
+            timer.cancel()
+            return load
+        deadline.wait(0.005)
+    raise AssertionError(f"load is {engine.load()}")

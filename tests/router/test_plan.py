@@ -1,0 +1,76 @@
+"""plan and combine: every routed token reaches its expert once and comes back to its place."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.combine import combine
+from router.plan import DispatchPlan, plan_dispatch
+
+NUM_EXPERTS, HIDDEN = 8, 3
+
+
+@st.composite
+def routings(draw):
+    num_tokens, num_choices = draw(st.integers(0, 12)), draw(st.integers(1, 3))
+    ids = draw(
+        st.lists(st.integers(-1, NUM_EXPERTS - 1), min_size=num_tokens * num_choices, max_size=num_tokens * num_choices)
+    )
+    holders = draw(st.lists(st.integers(0, 3), min_size=NUM_EXPERTS, max_size=NUM_EXPERTS))
+    return torch.tensor(ids, dtype=torch.int64).reshape(num_tokens, num_choices), holders
+
+
+def make_plan(expert_ids_TK: torch.Tensor, holders: list[int]) -> DispatchPlan:
+    return plan_dispatch(expert_ids_TK, lambda expert: f"replica-{holders[expert]}")
+
+
+@given(routings())
+def test_plan_holds_every_used_slot_once_and_no_unused_one(routing):
+    expert_ids_TK, holders = routing
+    plan = make_plan(expert_ids_TK, holders)
+    used = [slot for slot, expert in enumerate(expert_ids_TK.flatten().tolist()) if expert >= 0]
+    assert sorted(plan.slots_N.tolist()) == used
+
+
+@given(routings())
+def test_shares_cover_the_plan_and_name_each_rows_expert_and_holder(routing):
+    expert_ids_TK, holders = routing
+    plan = make_plan(expert_ids_TK, holders)
+    row_experts = expert_ids_TK.flatten()[plan.slots_N].tolist()
+    start = 0
+    for share in plan.shares:
+        assert share.start == start
+        assert list(share.expert_ids) == sorted(set(share.expert_ids))
+        expected = [e for e, n in zip(share.expert_ids, share.token_counts, strict=True) for _ in range(n)]
+        assert row_experts[share.start : share.stop] == expected
+        assert {f"replica-{holders[expert]}" for expert in share.expert_ids} == {share.replica_id}
+        start = share.stop
+    assert start == len(row_experts)
+
+
+@given(routings())
+def test_combining_what_identity_experts_return_adds_each_token_once_per_choice(routing):
+    expert_ids_TK, holders = routing
+    plan = make_plan(expert_ids_TK, holders)
+    hidden_TD = torch.arange(expert_ids_TK.shape[0] * HIDDEN, dtype=torch.float32).reshape(-1, HIDDEN)
+    combined_TD = combine(torch.zeros_like(hidden_TD), hidden_TD[plan.token_rows_N], plan)
+    used_T = (expert_ids_TK >= 0).sum(dim=1, keepdim=True)
+    assert torch.equal(combined_TD, hidden_TD * used_T)
+
+
+def test_each_used_expert_chooses_its_replica_once():
+    asked: list[int] = []
+
+    def choose(expert: int) -> str:
+        asked.append(expert)
+        return "only"
+
+    plan_dispatch(torch.tensor([[5], [2], [5], [2]]), choose)
+    assert asked == [2, 5]
+
+
+def test_tokens_of_one_expert_keep_their_order():
+    plan = plan_dispatch(torch.tensor([[1], [0], [1], [0]]), lambda expert: "only")
+    assert plan.token_rows_N.tolist() == [1, 3, 0, 2]
