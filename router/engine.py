@@ -165,7 +165,7 @@ class Engine:
             _LOG.exception("step failed for %s", [item.sequence.request.request_id for item in work])
             self._fail(work, errors.InternalError("the step that computed this request failed: see the router's log"))
 
-    def _advance(self, work: list[Work], logits_RV: Tensor) -> None:
+    def _advance(self, work: list[Work], logits_BV: Tensor) -> None:
         """Count what was computed, and choose the next token of every sequence whose ids are all in the cache."""
         choosing: list[Sequence] = []
         rows: list[int] = []
@@ -173,7 +173,7 @@ class Engine:
         for item in work:
             sequence = item.sequence
             if _wants_prompt_logprobs(item):
-                self._take_prompt_logprobs(item, logits_RV[row : row + item.num_tokens])
+                self._take_prompt_logprobs(item, logits_BV[row : row + item.num_tokens])
                 row += item.num_tokens
             else:
                 row += 1
@@ -186,7 +186,7 @@ class Engine:
             choosing.append(sequence)
             rows.append(row - 1)
         if choosing:
-            self._choose(choosing, logits_RV[rows])
+            self._choose(choosing, logits_BV[rows])
 
     def _choose(self, sequences: SequenceOf[Sequence], logits_BV: Tensor) -> None:
         try:
