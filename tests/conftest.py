@@ -1,13 +1,22 @@
-"""Folders that tests read."""
+"""Folders that tests read, and a tokenizer small enough to make on the spot."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+from models.special_tokens import special_names
+from models.tokenizer import Tokenizer
+from models.vocabulary import LLAMA4_PATTERN, Vocabulary
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+
+# Tests run beside each other on few cores: how long one example takes says nothing.
+settings.register_profile("herd", deadline=None)
+settings.load_profile("herd")
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +31,22 @@ def shared_dir() -> Path:
 def demo_dir() -> Path:
     """The demo model that the repository ships."""
     return ROOT / "models" / "demo"
+
+
+@pytest.fixture(scope="session")
+def small_tokenizer() -> Tokenizer:
+    """A Llama 4 tokenizer of the 256 bytes, some merges (also inside characters) and the first 32 special tokens."""
+    words = [b"th", b"he", b"the", b"in", b"ing", b"Wo", b"World", b"lo", b"ello", b"Hello", b" t", b" the"]
+    stops = [b"st", b"sto", b"stop", b"ab", b"abc", b"bc", b"\n\n"]
+    pieces = ["é".encode(), "👩".encode()[:2], "👩".encode()[2:], "世".encode()[1:]]
+    tokens = [bytes([value]) for value in range(256)] + words + stops + pieces
+    names = special_names("llama4", 32)
+    vocabulary = Vocabulary(
+        ranks={token: rank for rank, token in enumerate(tokens)},
+        specials={name: len(tokens) + index for index, name in enumerate(names)},
+        pattern=LLAMA4_PATTERN,
+    )
+    return Tokenizer(vocabulary, len(tokens) + len(names))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
