@@ -1,0 +1,40 @@
+"""The gRPC settings both ends of Herd's own channels agree on."""
+
+from __future__ import annotations
+
+from protos.codec import MAX_MESSAGE_BYTES
+
+# The tensor of a largest dispatch and the fields around it.
+_MESSAGE_BYTES = MAX_MESSAGE_BYTES + 64 * 1024
+_KEEPALIVE_MS = 10_000
+
+Options = list[tuple[str, int]]
+
+
+def _shared_options() -> Options:
+    return [
+        ("grpc.max_send_message_length", _MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", _MESSAGE_BYTES),
+        ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+
+
+def channel_options() -> Options:
+    """Return the options of a client's channel.
+
+    No proxy: replicas are reached directly, whatever the environment says. A subchannel pool of its own: two
+    channels to one replica are two connections, so that closing one leaves the other alone.
+    """
+    return [*_shared_options(), ("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
+
+
+def server_options() -> Options:
+    """Return the options of a server, which lets clients ping as often as `channel_options` makes them."""
+    return [
+        *_shared_options(),
+        ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.so_reuseport", 0),
+    ]

@@ -1,0 +1,70 @@
+"""An expert replica that does what a test tells it to: a real gRPC server, experts that double their input."""
+
+from __future__ import annotations
+
+import threading
+from concurrent import futures
+
+import grpc
+import torch
+
+from protos import errors
+from protos.codec import decode_tensor, encode_tensor
+from protos.expert.v1 import expert_pb2, expert_pb2_grpc
+from router.placement import ExpertHolder
+
+
+class ScriptedReplica(expert_pb2_grpc.ExpertServiceServicer):
+    """Answers with 2·hidden, unless told to fail, to hang, or to answer wrongly."""
+
+    def __init__(self, replica_id: str, expert_ids: tuple[int, ...]) -> None:
+        self.replica_id = replica_id
+        self.expert_ids = expert_ids
+        self.dispatches: list[expert_pb2.Dispatch] = []
+        self.hellos: list[expert_pb2.Hello] = []
+        self.failures: list[errors.ServingError] = []
+        self.wrong_rows = 0
+        self.hanging = threading.Event()
+        self._stopped = threading.Event()
+        self._port = 0
+        self._server: grpc.Server | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Listen, on the same port as before if there was one."""
+        self._stopped.clear()
+        self._server = grpc.server(futures.ThreadPoolExecutor(4))
+        expert_pb2_grpc.add_ExpertServiceServicer_to_server(self, self._server)
+        self._port = self._server.add_insecure_port(f"127.0.0.1:{self._port}")
+        self._server.start()
+
+    def stop(self) -> None:
+        """Die: every stream breaks at once."""
+        self._stopped.set()
+        self._server.stop(0).wait()
+
+    @property
+    def holder(self) -> ExpertHolder:
+        return ExpertHolder(
+            replica_id=self.replica_id, address=f"127.0.0.1:{self._port}", expert_ids=self.expert_ids
+        )
+
+    def Dispatch(self, request_iterator, context):
+        self.hellos.append(next(request_iterator).hello)
+        yield expert_pb2.DispatchResponse(welcome=expert_pb2.Welcome())
+        for request in request_iterator:
+            self.dispatches.append(request.dispatch)
+            if self.hanging.is_set():
+                self._stopped.wait(30)
+                return
+            if self.failures:
+                error = expert_pb2.DispatchError(
+                    dispatch_id=request.dispatch.dispatch_id, detail=self.failures.pop(0).detail()
+                )
+                yield expert_pb2.DispatchResponse(error=error)
+                continue
+            hidden_ND = decode_tensor(request.dispatch.hidden, dtype=torch.float32, shape=(None, None)) * 2
+            result = expert_pb2.DispatchResult(
+                dispatch_id=request.dispatch.dispatch_id, hidden=encode_tensor(hidden_ND[self.wrong_rows :])
+            )
+            yield expert_pb2.DispatchResponse(result=result)
