@@ -12,8 +12,9 @@ from models.json_fields import JsonFields
 from protos.errors import BadConfig
 
 HF_CONFIG = "config.json"
-MAX_LAYERS = 10_000
-MAX_EXPERTS = 100_000
+# Far above any release; a corrupt number beyond them is refused before it fills the memory.
+MAX_LAYERS = 1000
+MAX_EXPERTS = 1024
 
 _LOG = logging.getLogger(__name__)
 

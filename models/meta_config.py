@@ -50,9 +50,7 @@ _SPECIAL_IDS: dict[int, tuple[int, tuple[int, ...], int | None]] = {
 }
 
 
-def read_meta_config(
-    folder: Path, *, vocab_size: int | None = None, tie_embeddings: bool = False, dtype: str = "bfloat16"
-) -> ModelConfig:
+def read_meta_config(folder: Path, *, vocab_size: int | None = None, tie_embeddings: bool = False) -> ModelConfig:
     """Return the architecture that a folder's params.json describes.
 
     Meta's file is silent on the context length, the special tokens, and most of the rope scaling. Where the same
@@ -63,7 +61,6 @@ def read_meta_config(
         folder: where params.json is.
         vocab_size: rows of the embedding matrix; None: as params.json says, which it does not always.
         tie_embeddings: whether the weights have no LM head of their own.
-        dtype: what the weights are stored in.
 
     Raises:
         BadConfig: the file is missing or not JSON, a value is out of range or contradicts another, or the model is
@@ -78,7 +75,6 @@ def read_meta_config(
     config = dataclasses.replace(
         _read_llama4(params, vocab_size) if is_llama4 else _read_llama(params, vocab_size),
         tie_embeddings=tie_embeddings,
-        dtype=dtype,
     )
     config = _with_published_facts(config, folder, params)
     config.check(str(params.file), _KEYS)
