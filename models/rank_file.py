@@ -65,6 +65,6 @@ def _parse(path: Path, number: int, line: bytes, rank: int) -> bytes:
             f"{path}:{number}: expected `base64 rank` as tiktoken writes it, found {line[:40]!r} (the SentencePiece "
             f"models of Llama 1 and 2 are not supported); {_REMEDY}"
         ) from error
-    if found != rank or not token:
+    if found != rank:
         raise BadCheckpoint(f"{path}:{number}: expected a token of rank {rank}, found {line[:40]!r}; {_REMEDY}")
     return token
