@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cluster.served_model import ServedModel
-from cluster.validation import invalid
+from cluster.validation import invalid, shown
 from models.chat import render_chat
-from models.chat_message import ChatMessage
+from models.chat_message import ROLES, ChatMessage
 from models.tokenizer import Tokenizer
 from protos.errors import InvalidRequest
 
@@ -36,6 +36,17 @@ def chat_prompt(messages: Sequence[ChatMessage], model: ServedModel) -> tuple[in
         return tuple(render_chat(messages, tokenizer))
     except InvalidRequest as error:
         raise InvalidRequest(error.message, metadata={"param": "messages"}) from error
+
+
+def check_role(name: str, role: object) -> str:
+    """Return a message's role, when it is one.
+
+    Raises:
+        InvalidRequest: it is not.
+    """
+    if not isinstance(role, str) or role not in ROLES:
+        raise invalid(name, f"one of {', '.join(ROLES)}", shown(role), "use one of those")
+    return role
 
 
 def _tokenizer(model: ServedModel, name: str) -> Tokenizer:

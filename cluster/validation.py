@@ -142,7 +142,7 @@ def check_request(fields: RequestFields, model: ServedModel, request_id: str) ->
         max_tokens=tuple(_max_tokens(fields, len(prompt), model) for prompt in fields.prompts),
         sampling=_sampling(fields, model),
         stop=tuple(dict.fromkeys(fields.stop)),
-        stop_ids=frozenset(fields.stop_ids) | (frozenset() if fields.ignore_eos else model.end_ids),
+        stop_ids=frozenset(fields.stop_ids) | (frozenset() if fields.ignore_eos else frozenset(model.config.eos_ids)),
         logprobs=fields.logprobs,
         prompt_logprobs=fields.prompt_logprobs,
         timeout_s=fields.timeout_s,
@@ -254,7 +254,11 @@ def _max_tokens(fields: RequestFields, prompt_length: int, model: ServedModel) -
 
 def _sampling(fields: RequestFields, model: ServedModel) -> SamplingParams:
     given = {name: getattr(fields, name) for name in SAMPLING_FIELDS if getattr(fields, name) is not None}
-    defaults = {name: getattr(model.defaults, name) for name in SAMPLING_FIELDS}
+    defaults = {
+        "temperature": model.defaults.temperature,
+        "top_p": model.defaults.top_p,
+        "top_k": model.defaults.top_k or 0,
+    }
     seed = secrets.randbits(64) if fields.seed is None else fields.seed
     if not -(2**63) <= seed < 2**64:
         raise invalid("seed", "a 64-bit integer", shown(seed), "choose a smaller one")

@@ -1,0 +1,131 @@
+"""The front door's plain data as messages of herd.inference.v1, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from google.protobuf.message import Message
+
+from cluster.prompt import check_role
+from cluster.router_client import PlacementInfo, RouterLoad
+from cluster.served_model import ServedModel
+from cluster.service_events import Delta, Finished, LikelyToken, ScoredToken, ServiceEvent, Started
+from cluster.version import herd_version
+from models.chat_message import ChatMessage
+from protos.inference.v1 import inference_pb2 as pb
+
+_FINISH_REASONS = {
+    None: pb.FINISH_REASON_UNSPECIFIED,
+    "stop": pb.FINISH_REASON_STOP,
+    "length": pb.FINISH_REASON_LENGTH,
+}
+
+
+def optional(message: Message, name: str) -> Any:
+    """Return an optional field; None when it is absent."""
+    return getattr(message, name) if message.HasField(name) else None
+
+
+def chat_messages(chat: pb.Chat) -> list[ChatMessage]:
+    """Return a conversation's messages.
+
+    Raises:
+        InvalidRequest: a role is unknown.
+    """
+    return [
+        ChatMessage(role=check_role(f"chat.messages[{index}].role", each.role), content=each.content)
+        for index, each in enumerate(chat.messages)
+    ]
+
+
+def generate_response(event: ServiceEvent, model: ServedModel) -> pb.GenerateResponse:
+    """Return the message for an event."""
+    match event:
+        case Started():
+            started = pb.Started(
+                request_id=event.request_id,
+                model=model.name,
+                prompt_tokens=event.num_prompt_tokens,
+                prompt_logprobs=[_token_logprob(each) for prompt in event.prompt_logprobs for each in prompt],
+            )
+            return pb.GenerateResponse(started=started)
+        case Delta():
+            delta = pb.Delta(
+                choice=event.choice,
+                text=event.text,
+                token_ids=event.token_ids,
+                logprobs=[_token_logprob(each) for each in event.logprobs],
+                finish_reason=_FINISH_REASONS[event.finish_reason],
+            )
+            return pb.GenerateResponse(delta=delta)
+        case Finished():
+            usage = pb.Usage(
+                prompt_tokens=event.usage.prompt_tokens,
+                completion_tokens=event.usage.completion_tokens,
+                cached_tokens=event.usage.cached_tokens,
+            )
+            return pb.GenerateResponse(finished=pb.Finished(usage=usage))
+
+
+def model_message(model: ServedModel) -> pb.Model:
+    """Return what clients are told of the model."""
+    return pb.Model(name=model.name, context_length=model.context_length, has_tokenizer=model.has_tokenizer)
+
+
+def server_info_response(model: ServedModel, placement: PlacementInfo) -> pb.GetServerInfoResponse:
+    """Return what is running."""
+    config = model.config
+    return pb.GetServerInfoResponse(
+        version=herd_version(),
+        model=model_message(model),
+        num_layers=config.num_layers,
+        num_moe_layers=len(config.moe_layers),
+        num_experts=config.num_experts,
+        experts_per_token=config.experts_per_token,
+        dtype=model.dtype,
+        placement_version=placement.version,
+        expert_replicas=[
+            pb.ExpertReplica(
+                replica_id=each.replica_id,
+                group=each.group,
+                address=each.address,
+                expert_ids=each.expert_ids,
+                weight_bytes=each.weight_bytes,
+                pid=each.pid,
+            )
+            for each in placement.expert_replicas
+        ],
+    )
+
+
+def load_response(loads: Sequence[RouterLoad]) -> pb.GetLoadResponse:
+    """Return how busy the routers are."""
+    return pb.GetLoadResponse(
+        routers=[
+            pb.RouterLoad(
+                replica_id=each.replica_id,
+                running=each.load.running,
+                waiting=each.load.waiting,
+                queued_prompt_tokens=each.load.queued_prompt_tokens,
+                kv_used_bytes=each.load.kv_used_bytes,
+                kv_total_bytes=each.load.kv_total_bytes,
+                slots=each.load.slots,
+                generated_tokens=each.load.generated_tokens,
+            )
+            for each in loads
+        ]
+    )
+
+
+def _token_logprob(token: ScoredToken) -> pb.TokenLogprob:
+    return pb.TokenLogprob(
+        token_id=token.token_id,
+        text=_text(token),
+        logprob=token.logprob,
+        top=[pb.TopLogprob(token_id=each.token_id, text=_text(each), logprob=each.logprob) for each in token.top],
+    )
+
+
+def _text(token: ScoredToken | LikelyToken) -> str:
+    return token.text.decode("utf-8", errors="replace")

@@ -1,0 +1,111 @@
+"""One HTTP request for tokens, from its body to the last byte of its answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from cluster.openai.answer import Answer, Endpoint, collect
+from cluster.openai.client_watch import unless_gone
+from cluster.openai.error_object import error_object, internal_error
+from cluster.openai.json_text import JsonResponse, to_json
+from cluster.service import InferenceService
+from cluster.service_events import ServiceEvent
+from protos.errors import Cancelled, ServingError
+
+THREAD_BYTES = 16 * 1024
+"""Longer bodies are parsed and turned to tokens in a thread: they would hold up everyone's streams."""
+
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would collect the chunks
+]
+
+
+class Exchange(Response):
+    """Reads a request, generates and answers, streamed or whole. Errors before the first byte are raised.
+
+    It is a response so that everything happens in one coroutine: whatever ends that ends the generation.
+
+    Args:
+        service: generates.
+        endpoint: whose format is spoken.
+    """
+
+    def __init__(self, service: InferenceService, endpoint: Endpoint) -> None:
+        super().__init__()
+        self._service = service
+        self._endpoint = endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the request."""
+        code = 500
+        try:
+            code = await self._serve(scope, receive, send)
+        except (Cancelled, ClientDisconnect):
+            code = Cancelled.http_status  # nobody is there to be told
+        except asyncio.CancelledError:
+            code = Cancelled.http_status
+            raise
+        except ServingError as error:
+            code = error.http_status
+            raise
+        finally:
+            self._service.metrics.count_request(self._endpoint.name, str(code))
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> int:
+        data = await Request(scope, receive).body()
+        model = self._service.model
+        if len(data) > THREAD_BYTES:
+            answer = await unless_gone(receive, asyncio.to_thread(self._endpoint.parse, data, model))
+        else:
+            answer = self._endpoint.parse(data, model)
+        events = self._service.generate(answer.request)
+        if answer.stream:
+            return await unless_gone(receive, _stream(answer, events, send))
+        body = await unless_gone(receive, _whole(answer, events))
+        await JsonResponse(body)(scope, receive, send)
+        return 200
+
+
+async def _whole(answer: Answer, events: AsyncGenerator[ServiceEvent, None]) -> dict[str, object]:
+    async with aclosing(events):
+        return answer.whole(await collect(events, answer.request.num_sequences))
+
+
+async def _stream(answer: Answer, events: AsyncGenerator[ServiceEvent, None], send: Send) -> int:
+    """Send server-sent events and return the status that the stream deserves."""
+    async with aclosing(events):
+        first = await anext(events)  # refusals are raised here, before the status is sent
+        await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+        error: ServingError | None = None
+        try:
+            await _send_chunks(answer, first, send)
+            async for event in events:
+                await _send_chunks(answer, event, send)
+        except ServingError as caught:
+            error = caught
+        except Exception as caught:  # noqa: BLE001  the response has begun: only this stream can tell
+            error = internal_error(caught, answer.request.request_id)
+        if error is not None:
+            await _send_data(to_json(error_object(error)), send)
+        else:
+            await _send_data(b"[DONE]", send)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        return 200 if error is None else error.http_status
+
+
+async def _send_chunks(answer: Answer, event: ServiceEvent, send: Send) -> None:
+    body = b"".join(b"data: %b\n\n" % to_json(chunk) for chunk in answer.chunks(event))
+    if body:
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+async def _send_data(data: bytes, send: Send) -> None:
+    await send({"type": "http.response.body", "body": b"data: %b\n\n" % data, "more_body": True})

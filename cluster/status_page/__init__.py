@@ -1,0 +1,1 @@
+"""The live page at `/`: one file of HTML, and what it polls."""
