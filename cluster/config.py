@@ -1,0 +1,168 @@
+"""Every setting there is, as plain data. `config_source.py` reads them, `plan.py` derives what they leave open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cluster.limits import FrontDoorLimits
+from protos.errors import BadConfig
+
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSettings:
+    """What is served."""
+
+    path: str = "demo"
+    """A folder in Hugging Face's or Meta's layout, or the name of a preset."""
+    name: str | None = None
+    """What requests call the model; None: the preset's or the folder's name."""
+    context_length: int | None = None
+    """Most tokens of prompt and output together; at least 2. None: what the model and `router.kv_bytes` allow."""
+
+    def check(self) -> None:
+        """Refuse values that cannot work."""
+        if not self.path:
+            raise BadConfig("model.path: expected a folder or a preset, found nothing; name one")
+        if self.name is not None and not self.name.strip():
+            raise BadConfig("model.name: expected a name, found a blank one; leave it out to take the folder's")
+        _check_floor("model.context_length", self.context_length, 2)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HttpSettings:
+    """The OpenAI API."""
+
+    host: str = "0.0.0.0"
+    """Address to listen on; 127.0.0.1 keeps it to this machine."""
+    port: int = 8000
+    """TCP port, 1 to 65535."""
+
+    def check(self) -> None:
+        """Refuse values that cannot work."""
+        _check_port("http.port", self.port)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GrpcSettings:
+    """The gRPC API. Ray Serve's proxy listens on every interface."""
+
+    port: int = 9000
+    """TCP port, 1 to 65535."""
+    max_message_bytes: int = 32 * 1024 * 1024
+    """Largest request message, in bytes; at least 65536. A longer one ends as RESOURCE_EXHAUSTED."""
+
+    def check(self) -> None:
+        """Refuse values that cannot work."""
+        _check_port("grpc.port", self.port)
+        _check_floor("grpc.max_message_bytes", self.max_message_bytes, 65_536)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RouterSettings:
+    """The processes that hold attention and the KV cache."""
+
+    replicas: int = 1
+    """Processes, each with its own copy of the router's weights; at least 1."""
+    dtype: DtypeName = "auto"
+    """What routers and experts compute in; auto: float32 on a CPU."""
+    threads: int | None = None
+    """CPU threads of one router; at least 1. None: this machine's cores shared evenly by all replicas."""
+    slots: int = 16
+    """Most sequences one router generates at once; at least 1."""
+    max_waiting: int = 256
+    """Most sequences one router accepts beyond that; at least 0. More are refused as Overloaded."""
+    step_tokens: int = 512
+    """Most tokens computed in one step; at least `slots`. Smaller: a long prompt delays others less."""
+    kv_bytes: int | None = None
+    """Bytes of KV cache of one router; at least 1. None: what `slots` full contexts need, within a quarter of the
+    memory that is free when Herd starts."""
+    answer_timeout_s: float = 20.0
+    """Seconds one expert replica has to answer before another one is asked; positive."""
+    patience_s: float = 60.0
+    """Seconds a step waits for experts in all, restarts included, before its sequences fail; positive."""
+
+    def check(self) -> None:
+        """Refuse values that cannot work."""
+        for name in ("replicas", "threads", "slots", "kv_bytes"):
+            _check_floor(f"router.{name}", getattr(self, name), 1)
+        _check_floor("router.max_waiting", self.max_waiting, 0)
+        if self.step_tokens < self.slots:
+            raise BadConfig(
+                f"router.step_tokens: expected at least router.slots, {self.slots}, found {self.step_tokens}; raise it"
+            )
+        for name in ("answer_timeout_s", "patience_s"):
+            _check_seconds(f"router.{name}", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExpertsSettings:
+    """The processes that hold the routed experts. Without effect for a dense model."""
+
+    groups: int | None = None
+    """Groups the experts of every layer are split into, one deployment each; 1 to the model's experts. None: 2."""
+    replicas_per_group: int = 1
+    """Processes per group, each with a copy of the group's weights; at least 1."""
+    threads: int | None = None
+    """CPU threads of one replica; at least 1. None: this machine's cores shared evenly by all replicas."""
+    lease_s: float = 6.0
+    """Seconds after its last heartbeat at which a replica is taken out of the placement; at least 2."""
+    drain_s: float = 5.0
+    """Seconds a replica that is stopped has to finish its dispatches; positive."""
+
+    def check(self) -> None:
+        """Refuse values that cannot work."""
+        for name in ("groups", "replicas_per_group", "threads"):
+            _check_floor(f"experts.{name}", getattr(self, name), 1)
+        _check_floor("experts.lease_s", self.lease_s, 2)
+        _check_seconds("experts.drain_s", self.drain_s)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterConfig:
+    """All settings of one Herd. A field's default is right for a laptop."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    """What is served."""
+    http: HttpSettings = field(default_factory=HttpSettings)
+    """The OpenAI API."""
+    grpc: GrpcSettings = field(default_factory=GrpcSettings)
+    """The gRPC API."""
+    router: RouterSettings = field(default_factory=RouterSettings)
+    """Attention, KV cache and sampling."""
+    experts: ExpertsSettings = field(default_factory=ExpertsSettings)
+    """Routed experts."""
+    limits: FrontDoorLimits = field(default_factory=FrontDoorLimits)
+    """What the front door accepts at most."""
+
+    def check(self) -> None:
+        """Refuse values that cannot work, without a look at the machine.
+
+        Raises:
+            BadConfig: a value is out of range or contradicts another.
+        """
+        for section in (self.model, self.http, self.grpc, self.router, self.experts):
+            section.check()
+        try:
+            self.limits.check()
+        except BadConfig as error:
+            raise BadConfig(f"limits.{error.message}") from None
+        if self.http.port == self.grpc.port:
+            raise BadConfig(f"expected two ports, found {self.http.port} for both HTTP and gRPC; change one")
+
+
+def _check_port(name: str, port: int) -> None:
+    if not 1 <= port <= 65_535:
+        raise BadConfig(f"{name}: expected a port from 1 to 65535, found {port}; choose one")
+
+
+def _check_floor(name: str, value: float | None, floor: float) -> None:
+    if value is not None and not value >= floor:
+        raise BadConfig(f"{name}: expected at least {floor:g}, found {value:g}; raise it")
+
+
+def _check_seconds(name: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise BadConfig(f"{name}: expected a positive number of seconds, found {value:g}; set one")

@@ -1,0 +1,126 @@
+"""Which replica holds which experts: leases and versions, without Ray and without a clock.
+
+    register -> renew, renew, ... -> deregister
+                      `- no renewal for a lease -> expire
+
+A directory that was just started knows nobody yet. Until it has settled, one lease later, what it lacks means nothing:
+its readers keep what they knew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from router.placement import ExpertHolder, Placement
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExpertReplica:
+    """A replica as it registers."""
+
+    holder: ExpertHolder
+    """What routers need to reach it."""
+    group: str
+    """The expert group it serves."""
+    weight_bytes: int
+    """Bytes of weights in its memory."""
+    pid: int
+    """Process id on its host."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DirectorySnapshot:
+    """The directory at one version."""
+
+    version: int
+    """Grows with every change, over restarts of the directory too."""
+    is_settled: bool
+    """False: replicas may be missing that are well."""
+    replicas: tuple[ExpertReplica, ...]
+    """In the order they came."""
+
+    def placement(self) -> Placement:
+        """Return the part a router needs."""
+        return Placement(version=self.version, holders=tuple(replica.holder for replica in self.replicas))
+
+
+class Directory:
+    """The registered expert replicas. Belongs to one event loop.
+
+    Args:
+        lease_s: seconds a registration or renewal lasts.
+        first_version: larger than any version of an earlier directory.
+        now: seconds on a monotonic clock, as in every `now` here.
+    """
+
+    def __init__(self, *, lease_s: float, first_version: int, now: float) -> None:
+        self._lease_s = lease_s
+        self._version = first_version
+        self._settles_at = now + lease_s
+        self._is_settled = False
+        self._replicas: dict[str, ExpertReplica] = {}
+        self._expires_at: dict[str, float] = {}
+        self._changed = asyncio.Event()
+
+    def register(self, replica: ExpertReplica, now: float) -> None:
+        """Add a replica, or replace the one of that id."""
+        replica_id = replica.holder.replica_id
+        self._expires_at[replica_id] = now + self._lease_s
+        if self._replicas.get(replica_id) != replica:
+            self._replicas[replica_id] = replica
+            self._bump()
+
+    def renew(self, replica_id: str, now: float) -> bool:
+        """Extend a replica's lease; tell whether it is known. One that is not has to register."""
+        self.advance(now)
+        if replica_id not in self._replicas:
+            return False
+        self._expires_at[replica_id] = now + self._lease_s
+        return True
+
+    def deregister(self, replica_id: str) -> None:
+        """Take a replica out. Idempotent."""
+        if self._replicas.pop(replica_id, None):
+            del self._expires_at[replica_id]
+            self._bump()
+
+    def advance(self, now: float) -> None:
+        """Let time pass: take out replicas whose lease has ended, and settle."""
+        for replica_id in [each for each, expires_at in self._expires_at.items() if now >= expires_at]:
+            self.deregister(replica_id)
+        if not self._is_settled and now >= self._settles_at:
+            self._is_settled = True
+            self._bump()
+
+    def snapshot(self) -> DirectorySnapshot:
+        """Return the present state."""
+        return DirectorySnapshot(
+            version=self._version, is_settled=self._is_settled, replicas=tuple(self._replicas.values())
+        )
+
+    async def wait_for_change(self, version: int, timeout_s: float) -> DirectorySnapshot:
+        """Return the state once its version is not `version`, or after `timeout_s` as it is."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._version == version:
+                    await self._changed.wait()
+        except TimeoutError:
+            pass
+        return self.snapshot()
+
+    def _bump(self) -> None:
+        self._version += 1
+        # Whoever waits has this event; the next ones get a new one.
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def merge_placements(known: Placement, found: DirectorySnapshot) -> Placement:
+    """Return what a router should use: what the directory says, and what it does not say while it has not settled."""
+    placement = found.placement()
+    if found.is_settled:
+        return placement
+    listed = {holder.replica_id for holder in placement.holders}
+    kept = tuple(holder for holder in known.holders if holder.replica_id not in listed)
+    return Placement(version=placement.version, holders=placement.holders + kept)

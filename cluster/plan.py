@@ -1,0 +1,184 @@
+"""What will run where: every derived value, from the settings, the model and the machine. Pure arithmetic."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cluster.config import ClusterConfig
+from cluster.machine import Machine
+from models.checkpoint import Checkpoint
+from models.config import ModelConfig
+from protos.errors import BadConfig, NotEnoughMemory
+from router.kv_cache import CacheLayout
+from router.scheduler import EngineLimits
+
+PROCESS_BYTES = 300 * 1024**2
+"""Memory of a replica besides weights and cache: Python, torch, Ray. Measured as 250 to 330 MB with torch 2.13."""
+RAY_BYTES = 800 * 1024**2
+"""Memory of Ray itself and the processes of Serve."""
+MAX_KV_SHARE = 0.25
+"""Largest part of the free memory that a derived KV cache takes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeploymentPlan:
+    """A Herd ready to be deployed. Plain data: it travels to every replica."""
+
+    settings: ClusterConfig
+    """What was asked for."""
+    folder: Path
+    """The model's folder, absolute."""
+    model_name: str
+    """What requests call the model."""
+    fingerprint: str
+    """Of the checkpoint the plan was made for."""
+    config: ModelConfig
+    """The model's architecture."""
+    dtype: torch.dtype
+    """What routers and experts compute in."""
+    engine_limits: EngineLimits
+    """What one router takes on."""
+    expert_groups: tuple[tuple[int, ...], ...]
+    """Logical experts of each group; empty for a dense model."""
+    router_threads: int
+    """CPU threads of one router."""
+    expert_threads: int
+    """CPU threads of one expert replica."""
+    weight_bytes: int
+    """Bytes of all weights in memory, all replicas together."""
+
+    @property
+    def dtype_name(self) -> str:
+        """Return the dtype's name, for example float32."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def num_replicas(self) -> int:
+        """Count the processes with weights."""
+        return self.settings.router.replicas + len(self.expert_groups) * self.settings.experts.replicas_per_group
+
+    @property
+    def needed_bytes(self) -> int:
+        """Estimate the memory all processes take."""
+        kv_bytes = self.engine_limits.kv_bytes * self.settings.router.replicas
+        processes = (self.num_replicas + 1) * PROCESS_BYTES + RAY_BYTES
+        return self.weight_bytes + kv_bytes + processes
+
+
+def make_plan(settings: ClusterConfig, checkpoint: Checkpoint, name: str, machine: Machine) -> DeploymentPlan:
+    """Derive everything that the settings leave open.
+
+    Args:
+        settings: checked.
+        checkpoint: the model's.
+        name: what to call the model where the settings do not say.
+        machine: where it will run.
+
+    Raises:
+        BadConfig: the settings do not fit the model.
+        NotEnoughMemory: the machine is too small.
+    """
+    config = checkpoint.config
+    dtype = torch.float32 if settings.router.dtype == "auto" else getattr(torch, settings.router.dtype)
+    groups = group_experts(config.num_experts, settings.experts.groups)
+    num_replicas = settings.router.replicas + len(groups) * settings.experts.replicas_per_group
+    shared_threads = max(1, machine.cores // num_replicas)
+    plan = DeploymentPlan(
+        settings=settings,
+        folder=checkpoint.folder.resolve(),
+        model_name=settings.model.name or name,
+        fingerprint=checkpoint.fingerprint,
+        config=config,
+        dtype=dtype,
+        engine_limits=_engine_limits(settings, CacheLayout(config, dtype), machine),
+        expert_groups=groups,
+        router_threads=settings.router.threads or shared_threads,
+        expert_threads=settings.experts.threads or shared_threads,
+        weight_bytes=_weight_bytes(settings, checkpoint, dtype),
+    )
+    _check_memory(plan, machine)
+    return plan
+
+
+def group_experts(num_experts: int, num_groups: int | None) -> tuple[tuple[int, ...], ...]:
+    """Split the experts into groups of neighbours, as even as can be.
+
+    Args:
+        num_experts: of a layer; 0 for a dense model, which has no groups.
+        num_groups: how many; None: 2, or 1 when there is one expert only.
+
+    Raises:
+        BadConfig: more groups than experts.
+    """
+    if num_experts == 0:
+        return ()
+    count = min(2, num_experts) if num_groups is None else num_groups
+    if count > num_experts:
+        raise BadConfig(
+            f"experts.groups: expected at most {num_experts}, one per expert, found {count}; "
+            "lower it, or raise experts.replicas_per_group"
+        )
+    bounds = [num_experts * index // count for index in range(count + 1)]
+    return tuple(tuple(range(start, stop)) for start, stop in itertools.pairwise(bounds))
+
+
+def longest_context(layout: CacheLayout, kv_bytes: int) -> int:
+    """Return the most tokens a sequence can have whose cache takes at most `kv_bytes`, within the model's context."""
+    low, high = 0, layout.config.max_positions
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if layout.sequence_bytes(middle) <= kv_bytes else (low, middle - 1)
+    return low
+
+
+def _engine_limits(settings: ClusterConfig, layout: CacheLayout, machine: Machine) -> EngineLimits:
+    asked, most = settings.model.context_length, layout.config.max_positions
+    if asked is not None and asked > most:
+        raise BadConfig(f"model.context_length: expected at most the model's {most} tokens, found {asked}; lower it")
+    full_bytes = settings.router.slots * layout.sequence_bytes(asked or most)
+    kv_bytes = settings.router.kv_bytes or min(full_bytes, int(machine.free_bytes * MAX_KV_SHARE))
+    context_length = asked or longest_context(layout, kv_bytes)
+    if context_length < 2 or layout.sequence_bytes(context_length) > kv_bytes:
+        raise NotEnoughMemory(
+            f"expected a KV cache that holds one context of {asked or 2} tokens, "
+            f"{format_bytes(layout.sequence_bytes(asked or 2))}, found room for {format_bytes(kv_bytes)}; "
+            "lower model.context_length, raise router.kv_bytes or free memory"
+        )
+    return EngineLimits(
+        context_length=context_length,
+        kv_bytes=kv_bytes,
+        slots=settings.router.slots,
+        max_waiting=settings.router.max_waiting,
+        step_tokens=settings.router.step_tokens,
+    )
+
+
+def _weight_bytes(settings: ClusterConfig, checkpoint: Checkpoint, dtype: torch.dtype) -> int:
+    stored_size: int = getattr(torch, checkpoint.config.dtype).itemsize
+    experts = checkpoint.total_bytes - checkpoint.router_bytes
+    stored = checkpoint.router_bytes * settings.router.replicas + experts * settings.experts.replicas_per_group
+    return stored * dtype.itemsize // stored_size
+
+
+def _check_memory(plan: DeploymentPlan, machine: Machine) -> None:
+    if plan.needed_bytes <= machine.free_bytes:
+        return
+    raise NotEnoughMemory(
+        f"expected about {format_bytes(plan.needed_bytes)} of free memory ({format_bytes(plan.weight_bytes)} weights "
+        f"in {plan.dtype_name}, {format_bytes(plan.engine_limits.kv_bytes)} KV cache for each of "
+        f"{plan.settings.router.replicas} router(s), the rest processes), found {format_bytes(machine.free_bytes)}; "
+        "free memory, set router.dtype=bfloat16, lower router.kv_bytes, or use a larger machine"
+    )
+
+
+def format_bytes(count: float) -> str:
+    """Write a number of bytes for people, for example "1.5 GiB"."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
