@@ -61,7 +61,7 @@ class FrontDoorMetrics:
 
     def __init__(self, model_name: str) -> None:
         self._model_name = model_name
-        self._registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
         self._counters: dict[str, Counter] = {}
         self._gauges: dict[str, Gauge] = {}
         self._histograms: dict[str, Histogram] = {}
@@ -71,11 +71,11 @@ class FrontDoorMetrics:
     def _register(self, metric: Metric) -> None:
         name, text, labels = metric.name, metric.help, metric.labels
         if metric.kind == "counter":
-            self._counters[name] = Counter(name, text, labels, registry=self._registry)
+            self._counters[name] = Counter(name, text, labels, registry=self.registry)
         elif metric.kind == "gauge":
-            self._gauges[name] = Gauge(name, text, labels, registry=self._registry)
+            self._gauges[name] = Gauge(name, text, labels, registry=self.registry)
         else:
-            self._histograms[name] = Histogram(name, text, labels, buckets=metric.buckets, registry=self._registry)
+            self._histograms[name] = Histogram(name, text, labels, buckets=metric.buckets, registry=self.registry)
 
     def count_request(self, api: str, code: str) -> None:
         """Count a request that ended.
@@ -126,7 +126,7 @@ class FrontDoorMetrics:
         }
         for name, total in summed.items():
             self._gauges[name].labels(self._model_name).set(total)
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)
 
 
 class Stopwatch:

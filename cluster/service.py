@@ -41,9 +41,9 @@ class InferenceService:
         self.model = model
         self.limits = limits or FrontDoorLimits()
         self.limits.check()
+        self.admission = Admission(self.limits)
         self.metrics = FrontDoorMetrics(model.name)
         self._router = router
-        self._admission = Admission(self.limits)
 
     async def generate(self, request: CompletionRequest) -> AsyncGenerator[ServiceEvent, None]:
         """Run a request; close the generator to cancel it.
@@ -56,7 +56,7 @@ class InferenceService:
         timeout_s = min(request.timeout_s or self.limits.request_timeout_s, self.limits.request_timeout_s)
         generations = sequences(request, timeout_s)
         num_tokens = request.num_prompt_tokens * request.num_choices
-        with self._admission.admit(len(generations), num_tokens) as ticket:
+        with self.admission.admit(len(generations), num_tokens) as ticket:
             choices = [Choice(index, self.model.tokenizer, request.stop) for index in range(len(generations))]
             watch = self.metrics.stopwatch()
             follow = [self._follow(*each, ticket, watch) for each in zip(choices, generations, strict=True)]
@@ -94,11 +94,6 @@ class InferenceService:
         raise ReplicaUnavailable(
             "expected the router to say how the sequence ended, found its stream closed; send the request again"
         )
-
-    @property
-    def num_sequences(self) -> int:
-        """Count the sequences in flight."""
-        return self._admission.num_sequences
 
     async def load(self) -> tuple[RouterLoad, ...]:
         """Return the load of every router replica.

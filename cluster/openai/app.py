@@ -88,7 +88,9 @@ def _add_operations(app: FastAPI, service: InferenceService) -> None:
             loads = await service.load()
         except NoReplica:
             loads = ()  # the counters are worth having all the same
-        return Response(service.metrics.render(loads, service.num_sequences), headers={"content-type": CONTENT_TYPE})
+        return Response(
+            service.metrics.render(loads, service.admission.num_sequences), headers={"content-type": CONTENT_TYPE}
+        )
 
     @app.get("/status.json", response_model=None)
     async def status() -> Response:

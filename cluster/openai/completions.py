@@ -52,7 +52,7 @@ class CompletionsAnswer:
         self.stream = bool(body.stream)
         self._wants_logprobs = body.logprobs is not None
         self._wants_prompt_logprobs = body.prompt_logprobs is not None
-        self._echo = texts if body.echo else None
+        self._echo = [_text(*each, model) for each in zip(texts, prompts, strict=True)] if body.echo else None
         self._columns = [LogprobsColumn(self._envelope.names) for _ in range(self.request.num_sequences)]
 
     def whole(self, outcome: Outcome) -> dict[str, Any]:
@@ -106,8 +106,15 @@ class CompletionsAnswer:
         return written
 
 
-def read_prompts(prompt: object, model: ServedModel) -> tuple[list[str], list[tuple[int, ...]]]:
-    """Return each prompt's text, as echo repeats it, and its token ids.
+def _text(text: str | None, ids: Sequence[int], model: ServedModel) -> str:
+    """Return a prompt's text as echo repeats it."""
+    if text is not None:
+        return text
+    return "" if model.tokenizer is None else model.tokenizer.decode(ids)
+
+
+def read_prompts(prompt: object, model: ServedModel) -> tuple[list[str | None], list[tuple[int, ...]]]:
+    """Return each prompt's text, None where the client sent ids, and its token ids.
 
     Args:
         prompt: text, a list of texts, token ids, or a list of lists of token ids.
@@ -133,7 +140,7 @@ def read_prompts(prompt: object, model: ServedModel) -> tuple[list[str], list[tu
         if wrong is not None or None in each:
             raise _bad_prompt(f"{shown(wrong)} among token ids")
     ids = [tuple(each) for each in prompt]
-    return ["" for _ in ids], ids
+    return [None for _ in ids], ids
 
 
 def _bad_prompt(found: str) -> Exception:

@@ -56,6 +56,8 @@ class Exchange(Response):
         except ServingError as error:
             code = error.http_status
             raise
+        except Exception as error:
+            raise internal_error(error, scope["path"]) from error
         finally:
             self._service.metrics.count_request(self._endpoint.name, str(code))
 

@@ -26,7 +26,7 @@ async def status_object(service: InferenceService) -> dict[str, Any]:
     return {
         "version": herd_version(),
         "model": _model_object(service),
-        "sequences_in_flight": service.num_sequences,
+        "sequences_in_flight": service.admission.num_sequences,
         "routers": [{"replica_id": each.replica_id, **asdict(each.load)} for each in loads],
         "placement_version": placement.version,
         "expert_replicas": [asdict(each) for each in placement.expert_replicas],

@@ -1,0 +1,51 @@
+"""A front door as users meet it: HTTP and gRPC on free ports, served from a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+
+import grpc
+import uvicorn
+
+from cluster.grpc_api import GrpcApi
+from cluster.grpc_server import add_to_server
+from cluster.openai.app import build_app
+from cluster.service import InferenceService
+
+START_S = 30
+
+
+class LiveFrontDoor:
+    """Context manager: serves while it is entered."""
+
+    def __init__(self, service: InferenceService) -> None:
+        self.service = service
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.http_address = f"127.0.0.1:{self._socket.getsockname()[1]}"
+        self.url = f"http://{self.http_address}"
+        self.grpc_address = ""
+        config = uvicorn.Config(build_app(service), log_level="warning", timeout_graceful_shutdown=2)
+        self._http = uvicorn.Server(config)
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="front-door")
+
+    def __enter__(self) -> LiveFrontDoor:
+        self._thread.start()
+        assert self._ready.wait(START_S)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.should_exit = True
+        self._thread.join()
+        self._socket.close()
+
+    async def _serve(self) -> None:
+        server = grpc.aio.server()
+        add_to_server(GrpcApi(self.service), server)
+        self.grpc_address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        await server.start()
+        self._ready.set()
+        await self._http.serve(sockets=[self._socket])
+        await server.stop(grace=0)
