@@ -13,100 +13,78 @@ from tests.cluster.scripted_router import fails
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 USER = [{"role": "user", "content": "Hello"}]
+IMAGE = {"type": "image_url", "image_url": {"url": "x"}}
 
-# (path, body, status, param, code, words of the message)
+# What a completions request with a good prompt has besides: (fields, param, words of the message).
+WRONG_COMPLETIONS = {
+    "empty text": ({"prompt": ""}, "prompt", "at least one"),
+    "no token ids": ({"prompt": []}, "prompt", "at least one"),
+    "an empty list among prompts": ({"prompt": [[5], []]}, "prompt", "found none"),
+    "null prompt": ({"prompt": None}, "prompt", "found None"),
+    "text among ids": ({"prompt": [[1, "a"]]}, "prompt", "'a'"),
+    "text among prompts of ids": ({"prompt": [[1], "a"]}, "prompt", "'a'"),
+    "null among ids": ({"prompt": [1, None]}, "prompt", "None"),
+    "true among ids": ({"prompt": [1, True]}, "prompt", "True"),
+    "a fraction among ids": ({"prompt": [1, 2.5]}, "prompt", "2.5"),
+    "id too high": ({"prompt": [5, 311]}, "prompt", "in [0, 311), found 311 at position 1"),
+    "negative id": ({"prompt": [-1]}, "prompt", "found -1"),
+    "a huge id": ({"prompt": [10**400]}, "prompt", "an integer of 1329 bits"),
+    "65 prompts": ({"prompt": [[5]] * 65}, "prompt", "found 65"),
+    "too many sequences": ({"prompt": [[5]] * 20, "n": 16}, "n", "found 320"),
+    "logprobs 21": ({"logprobs": 21}, "logprobs", "0 to 20"),
+    "logprobs negative": ({"logprobs": -1}, "logprobs", "0 to 20"),
+    "logprobs true": ({"logprobs": True}, "logprobs", "a valid integer"),
+    "prompt_logprobs 21": ({"prompt_logprobs": 21}, "prompt_logprobs", "0 to 20"),
+    "suffix": ({"suffix": "a"}, "suffix", "not supported"),
+    "best_of": ({"best_of": 2}, "best_of", "not supported"),
+    "logit_bias": ({"logit_bias": {"5": 1}}, "logit_bias", "not supported"),
+}
+# The same for a chat request.
+WRONG_CHATS = {
+    "no messages": ({"messages": []}, "messages", "at least one message"),
+    "messages text": ({"messages": "hi"}, "messages", "a valid list"),
+    "a message that is text": ({"messages": ["hi"]}, "messages.0", "found 'hi'"),
+    "unknown role": ({"messages": [{"role": "wizard", "content": "a"}]}, "messages.0.role", "found 'wizard'"),
+    "a long role": ({"messages": [{"role": "a" * 9999, "content": "a"}]}, "messages.0.role", "a text of length 9999"),
+    "no role": ({"messages": [{"content": "a"}]}, "messages.0.role", "found None"),
+    "content number": ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content", "found 3"),
+    "an image": ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages.0.content.0", "image_url"),
+    "tool calls": ({"messages": [{"role": "user", "tool_calls": [1]}]}, "messages.0.tool_calls", "not supported"),
+    "max_tokens 0": ({"max_tokens": 0}, "max_tokens", "at least 1, found 0"),
+    "max_tokens negative": ({"max_tokens": -3}, "max_tokens", "found -3"),
+    "max_tokens text": ({"max_tokens": "3"}, "max_tokens", "found '3'"),
+    "max_tokens fraction": ({"max_tokens": 1.5}, "max_tokens", "found 1.5"),
+    "max_tokens true": ({"max_tokens": True}, "max_tokens", "found True"),
+    "temperature negative": ({"temperature": -1}, "temperature", "in [0, 100], found -1"),
+    "temperature text": ({"temperature": "hot"}, "temperature", "found 'hot'"),
+    "top_p 0": ({"top_p": 0}, "top_p", "(0, 1]"),
+    "top_k negative": ({"top_k": -2}, "top_k", "found -2"),
+    "min_p 2": ({"min_p": 2}, "min_p", "[0, 1]"),
+    "frequency_penalty 3": ({"frequency_penalty": 3}, "frequency_penalty", "[-2, 2]"),
+    "seed of 65 bits": ({"seed": 2**64}, "seed", "64-bit"),
+    "1000 stop texts": ({"stop": ["a"] * 1000}, "stop", "at most 16 texts, found 1000"),
+    "an empty stop text": ({"stop": ""}, "stop", "1 to 256"),
+    "a long stop text": ({"stop": ["a" * 257]}, "stop", "found one of 257"),
+    "a stop that is a number": ({"stop": 3}, "stop", "a valid list"),
+    "stop id out of range": ({"stop_token_ids": [311]}, "stop_token_ids", "[0, 311)"),
+    "65 stop ids": ({"stop_token_ids": [5] * 65}, "stop_token_ids", "found 65"),
+    "n 0": ({"n": 0}, "n", "1 to 16"),
+    "n 17": ({"n": 17}, "n", "1 to 16"),
+    "top_logprobs alone": ({"top_logprobs": 2}, "top_logprobs", "set logprobs to true"),
+    "top_logprobs 21": ({"logprobs": True, "top_logprobs": 21}, "logprobs", "0 to 20"),
+    "stream_options alone": ({"stream_options": {}}, "stream_options", "set stream to true"),
+    "tools": ({"tools": [{"type": "function"}]}, "tools", "not supported"),
+    "response_format": ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
+}
 WRONG = {
-    "empty text": (COMPLETIONS, {"prompt": ""}, 400, "prompt", "invalid_request", "at least one"),
-    "no token ids": (COMPLETIONS, {"prompt": []}, 400, "prompt", "invalid_request", "at least one"),
-    "an empty list among prompts": (COMPLETIONS, {"prompt": [[5], []]}, 400, "prompt", "invalid_request", "found none"),
-    "no prompt": (COMPLETIONS, {}, 400, "prompt", "invalid_request", "required"),
-    "null prompt": (COMPLETIONS, {"prompt": None}, 400, "prompt", "invalid_request", "found None"),
-    "text among ids": (COMPLETIONS, {"prompt": [[1, "a"]]}, 400, "prompt", "invalid_request", "'a'"),
-    "null among ids": (COMPLETIONS, {"prompt": [1, None]}, 400, "prompt", "invalid_request", "None"),
-    "true among ids": (COMPLETIONS, {"prompt": [1, True]}, 400, "prompt", "invalid_request", "True"),
-    "a fraction among ids": (COMPLETIONS, {"prompt": [1, 2.5]}, 400, "prompt", "invalid_request", "2.5"),
-    "id too high": (COMPLETIONS, {"prompt": [5, 311]}, 400, "prompt", "invalid_request", "found 311 at position 1"),
-    "negative id": (COMPLETIONS, {"prompt": [-1]}, 400, "prompt", "invalid_request", "found -1"),
-    "a huge id": (COMPLETIONS, {"prompt": [10**400]}, 400, "prompt", "invalid_request", "an integer of 1329 bits"),
-    "65 prompts": (COMPLETIONS, {"prompt": [[5]] * 65}, 400, "prompt", "invalid_request", "found 65"),
-    "prompt as long as the context": (
-        COMPLETIONS, {"prompt": [5] * 128}, 400, "prompt", "context_length_exceeded", "at most 127 tokens",
-    ),
-    "prompt and max_tokens too long": (
-        COMPLETIONS, {"prompt": [5] * 100, "max_tokens": 29}, 400, "max_tokens", "context_length_exceeded", "at most 28",
-    ),
-    "long conversation": (
-        CHAT, {"messages": [{"role": "user", "content": "a b" * 100}]}, 400, "prompt", "context_length_exceeded", "127",
-    ),
-    "max_tokens 0": (CHAT, {"messages": USER, "max_tokens": 0}, 400, "max_tokens", "invalid_request", "found 0"),
-    "max_tokens negative": (CHAT, {"messages": USER, "max_tokens": -3}, 400, "max_tokens", "invalid_request", "-3"),
-    "max_tokens text": (CHAT, {"messages": USER, "max_tokens": "3"}, 400, "max_tokens", "invalid_request", "'3'"),
-    "max_tokens fraction": (CHAT, {"messages": USER, "max_tokens": 1.5}, 400, "max_tokens", "invalid_request", "1.5"),
-    "max_tokens true": (CHAT, {"messages": USER, "max_tokens": True}, 400, "max_tokens", "invalid_request", "True"),
-    "temperature negative": (
-        CHAT, {"messages": USER, "temperature": -1}, 400, "temperature", "invalid_request", "found -1",
-    ),
-    "temperature text": (CHAT, {"messages": USER, "temperature": "hot"}, 400, "temperature", "invalid_request", "hot"),
-    "top_p 0": (CHAT, {"messages": USER, "top_p": 0}, 400, "top_p", "invalid_request", "(0, 1]"),
-    "top_k negative": (CHAT, {"messages": USER, "top_k": -2}, 400, "top_k", "invalid_request", "-2"),
-    "min_p 2": (CHAT, {"messages": USER, "min_p": 2}, 400, "min_p", "invalid_request", "[0, 1]"),
-    "frequency_penalty 3": (
-        CHAT, {"messages": USER, "frequency_penalty": 3}, 400, "frequency_penalty", "invalid_request", "[-2, 2]",
-    ),
-    "seed of 65 bits": (CHAT, {"messages": USER, "seed": 2**64}, 400, "seed", "invalid_request", "64-bit"),
-    "unknown model": (CHAT, {"messages": USER, "model": "gpt-9"}, 404, "model", "model_not_found", "'tiny'"),
-    "unknown role": (
-        CHAT, {"messages": [{"role": "wizard", "content": "a"}]}, 400, "messages.0.role", "invalid_request", "wizard",
-    ),
-    "no role": (CHAT, {"messages": [{"content": "a"}]}, 400, "messages.0.role", "invalid_request", "None"),
-    "no messages": (CHAT, {"messages": []}, 400, "messages", "invalid_request", "at least one message"),
-    "messages text": (CHAT, {"messages": "hi"}, 400, "messages", "invalid_request", "a valid list"),
-    "a message that is text": (CHAT, {"messages": ["hi"]}, 400, "messages.0", "invalid_request", "'hi'"),
-    "content number": (
-        CHAT, {"messages": [{"role": "user", "content": 3}]}, 400, "messages.0.content", "invalid_request", "found 3",
-    ),
-    "an image": (
-        CHAT,
-        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
-        400, "messages.0.content.0", "invalid_request", "image_url",
-    ),
-    "tool calls": (
-        CHAT,
-        {"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]},
-        400, "messages.0.tool_calls", "invalid_request", "not supported",
-    ),
-    "1000 stop texts": (CHAT, {"messages": USER, "stop": ["a"] * 1000}, 400, "stop", "invalid_request", "found 1000"),
-    "an empty stop text": (CHAT, {"messages": USER, "stop": ""}, 400, "stop", "invalid_request", "1 to 256"),
-    "a long stop text": (CHAT, {"messages": USER, "stop": ["a" * 257]}, 400, "stop", "invalid_request", "257"),
-    "a stop that is a number": (CHAT, {"messages": USER, "stop": 3}, 400, "stop", "invalid_request", "a valid list"),
-    "stop id out of range": (
-        CHAT, {"messages": USER, "stop_token_ids": [311]}, 400, "stop_token_ids", "invalid_request", "[0, 311)",
-    ),
-    "65 stop ids": (CHAT, {"messages": USER, "stop_token_ids": [5] * 65}, 400, "stop_token_ids", "invalid_request", "65"),
-    "n 0": (CHAT, {"messages": USER, "n": 0}, 400, "n", "invalid_request", "1 to 16"),
-    "n 17": (CHAT, {"messages": USER, "n": 17}, 400, "n", "invalid_request", "1 to 16"),
-    "too many sequences": (COMPLETIONS, {"prompt": [[5]] * 20, "n": 16}, 400, "n", "invalid_request", "320"),
-    "logprobs 21": (COMPLETIONS, {"prompt": [5], "logprobs": 21}, 400, "logprobs", "invalid_request", "0 to 20"),
-    "logprobs negative": (COMPLETIONS, {"prompt": [5], "logprobs": -1}, 400, "logprobs", "invalid_request", "0 to 20"),
-    "logprobs true for completions": (
-        COMPLETIONS, {"prompt": [5], "logprobs": True}, 400, "logprobs", "invalid_request", "a valid integer",
-    ),
-    "top_logprobs alone": (CHAT, {"messages": USER, "top_logprobs": 2}, 400, "top_logprobs", "invalid_request", "logprobs"),
-    "top_logprobs 21": (
-        CHAT, {"messages": USER, "logprobs": True, "top_logprobs": 21}, 400, "logprobs", "invalid_request", "0 to 20",
-    ),
-    "stream_options alone": (
-        CHAT, {"messages": USER, "stream_options": {}}, 400, "stream_options", "invalid_request", "set stream to true",
-    ),
-    "tools": (CHAT, {"messages": USER, "tools": [{"type": "function"}]}, 400, "tools", "invalid_request", "not supported"),
-    "response_format": (
-        CHAT, {"messages": USER, "response_format": {"type": "json_object"}},
-        400, "response_format", "invalid_request", "not supported",
-    ),
-    "suffix": (COMPLETIONS, {"prompt": [5], "suffix": "a"}, 400, "suffix", "invalid_request", "not supported"),
-    "best_of": (COMPLETIONS, {"prompt": [5], "best_of": 2}, 400, "best_of", "invalid_request", "not supported"),
-    "logit_bias": (COMPLETIONS, {"prompt": [5], "logit_bias": {"5": 1}}, 400, "logit_bias", "invalid_request", "not"),
-}  # fmt: skip
+    **{f"completions, {name}": (COMPLETIONS, {"prompt": [5]}, *case) for name, case in WRONG_COMPLETIONS.items()},
+    **{f"chat, {name}": (CHAT, {"messages": USER}, *case) for name, case in WRONG_CHATS.items()},
+}
+TOO_LONG = {
+    "prompt as long as the context": (COMPLETIONS, {"prompt": [5] * 128}, "at most 127 tokens"),
+    "prompt and max_tokens": (COMPLETIONS, {"prompt": [5] * 100, "max_tokens": 29}, "at most 28"),
+    "conversation": (CHAT, {"messages": [{"role": "user", "content": "a b" * 100}]}, "at most 127 tokens"),
+}
 
 MALFORMED = {
     "nothing": b"",
@@ -144,13 +122,34 @@ def refusing_door(text_engine_door):
 
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_input_is_refused_with_what_to_do(refusing_door, case):
-    path, body, status, param, code, words = WRONG[case]
-    found, _, answer = post(refusing_door, path, body)
+    path, base, fields, param, words = WRONG[case]
+    status, _, answer = post(refusing_door, path, base | fields)
     error = answer["error"]
-    assert (found, error["param"], error["code"], error["type"]) == (status, param, code, "invalid_request_error")
+    assert (status, error["type"], error["code"]) == (400, "invalid_request_error", "invalid_request")
+    assert error["param"] == param
     assert words in error["message"]
     assert len(error["message"]) < 500
     assert refusing_door.service.admission.num_sequences == 0
+
+
+@pytest.mark.parametrize("case", TOO_LONG)
+def test_what_does_not_fit_the_context_is_refused_with_the_numbers(refusing_door, case):
+    path, body, words = TOO_LONG[case]
+    status, _, answer = post(refusing_door, path, body)
+    assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
+    assert words in answer["error"]["message"]
+
+
+def test_another_model_is_a_404_that_names_the_right_one(refusing_door):
+    status, _, answer = post(refusing_door, CHAT, {"messages": USER, "model": "gpt-9"})
+    assert (status, answer["error"]["code"], answer["error"]["param"]) == (404, "model_not_found", "model")
+    assert "expected model 'tiny'" in answer["error"]["message"]
+
+
+def test_a_required_field_that_is_missing_is_named(refusing_door):
+    for path, param in ((COMPLETIONS, "prompt"), (CHAT, "messages")):
+        status, _, answer = post(refusing_door, path, {})
+        assert (status, answer["error"]["param"]) == (400, param)
 
 
 @pytest.mark.parametrize("case", MALFORMED)
@@ -245,9 +244,9 @@ def test_an_error_of_one_choice_ends_the_others(door, router):
 def test_an_error_inside_a_stream_is_its_last_event(client, router, door):
     router.script = fails(NoReplica("nobody holds expert 3"), 72, 101)
     texts = []
+    chunks = client.completions.create(model="tiny", prompt=[5], stream=True)
     with pytest.raises(openai.APIError, match="nobody holds expert 3"):
-        for chunk in client.completions.create(model="tiny", prompt=[5], stream=True):
-            texts.append(chunk.choices[0].text)
+        texts.extend(chunk.choices[0].text for chunk in chunks)
     assert texts == ["H", "e"]
     assert router.wait_until_open(0)
 
