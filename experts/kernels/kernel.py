@@ -1,0 +1,39 @@
+"""What every expert kernel offers, whatever the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class PackedExpert(NamedTuple):
+    """One expert's weights in the layout its kernel computes with: opaque to everyone else."""
+
+    gate_up: Tensor
+    down: Tensor
+
+
+class Kernel(Protocol):
+    """Computes down(silu(gate(x)) * up(x)) for tokens sorted by expert.
+
+    A kernel packs the weights it runs: layout and code belong together.
+    """
+
+    def pack(self, gate_up_D2F: Tensor, down_FD: Tensor) -> PackedExpert:
+        """Return an expert's weights as this kernel wants them; the arguments may be freed after.
+
+        Args:
+            gate_up_D2F: [D, 2F], the gate's F columns first.
+            down_FD: [F, D].
+        """
+
+    def run(self, experts: Sequence[PackedExpert], token_counts: Sequence[int], hidden_ND: Tensor) -> Tensor:
+        """Return the experts' outputs [N, D], in the dtype and order of the tokens.
+
+        Args:
+            experts: packed by this kernel.
+            token_counts: rows of `hidden_ND` for each of `experts`, in their order; they sum to N, zeros are legal.
+            hidden_ND: [N, D] in the weights' dtype, already multiplied by the scores; only read.
+        """

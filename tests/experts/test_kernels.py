@@ -1,0 +1,82 @@
+"""Every kernel against the reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experts.kernels import choose
+from experts.kernels.reference import ReferenceKernel
+from experts.kernels.torch_cpu import PackedCpuKernel, is_supported
+
+CPU = torch.device("cpu")
+D, F = 32, 24
+
+
+def random_experts(num_experts: int, dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(num_experts)
+    scale = D**-0.5
+    return [
+        (
+            (torch.randn(D, 2 * F, generator=generator) * scale).to(dtype),
+            (torch.randn(F, D, generator=generator) * scale).to(dtype),
+        )
+        for _ in range(num_experts)
+    ]
+
+
+def run(kernel, experts, token_counts, hidden_ND):
+    return kernel.run([kernel.pack(*expert) for expert in experts], token_counts, hidden_ND)
+
+
+@given(token_counts=st.lists(st.integers(0, 40), min_size=1, max_size=8), seed=st.integers(0, 2**31))
+def test_chosen_kernel_equals_reference_for_any_counts(token_counts, seed):
+    experts = random_experts(len(token_counts), torch.float32)
+    hidden_ND = torch.randn(sum(token_counts), D, generator=torch.Generator().manual_seed(seed))
+    expected_ND = run(ReferenceKernel(), experts, token_counts, hidden_ND)
+    found_ND = run(choose(CPU, torch.float32), experts, token_counts, hidden_ND)
+    assert found_ND.shape == expected_ND.shape
+    torch.testing.assert_close(found_ND, expected_ND, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("token_counts", [[1], [16], [256], [0, 3, 0, 70, 1]])
+def test_chosen_kernel_keeps_dtype_and_precision(dtype, token_counts):
+    experts = random_experts(len(token_counts), dtype)
+    hidden_ND = torch.randn(sum(token_counts), D, generator=torch.Generator().manual_seed(1)).to(dtype)
+    exact = [(gate_up.double(), down.double()) for gate_up, down in experts]
+    expected_ND = run(ReferenceKernel(), exact, token_counts, hidden_ND.double())
+    found_ND = run(choose(CPU, dtype), experts, token_counts, hidden_ND)
+    assert found_ND.dtype == dtype
+    # Two roundings to the dtype, of values up to 4.
+    tolerance = 16 * torch.finfo(dtype).eps
+    torch.testing.assert_close(found_ND.double(), expected_ND, atol=tolerance, rtol=tolerance)
+
+
+def test_reference_computes_down_of_silu_gate_times_up():
+    gate_up_D2F = torch.tensor([[2.0, 3.0]])
+    down_FD = torch.tensor([[5.0]])
+    found_ND = run(ReferenceKernel(), [(gate_up_D2F, down_FD)], [1], torch.tensor([[1.0]]))
+    assert found_ND.item() == pytest.approx(2 / (1 + 2.718281828459045**-2) * 3 * 5)
+
+
+@pytest.mark.parametrize("kernel", [ReferenceKernel(), PackedCpuKernel()])
+def test_no_tokens_give_no_rows(kernel):
+    found_ND = run(kernel, random_experts(2, torch.float32), [0, 0], torch.empty(0, D))
+    assert found_ND.shape == (0, D)
+
+
+@pytest.mark.parametrize("kernel", [ReferenceKernel(), PackedCpuKernel()])
+def test_input_is_only_read(kernel):
+    hidden_ND = torch.randn(3, D)
+    before_ND = hidden_ND.clone()
+    run(kernel, random_experts(1, torch.float32), [3], hidden_ND)
+    assert torch.equal(hidden_ND, before_ND)
+
+
+def test_packed_kernel_is_chosen_where_torch_has_it():
+    assert is_supported(torch.float32) == isinstance(choose(CPU, torch.float32), PackedCpuKernel)
+    assert isinstance(choose(CPU, torch.float16), ReferenceKernel)
+    assert isinstance(choose(torch.device("meta"), torch.float32), ReferenceKernel)
