@@ -45,9 +45,7 @@ class ScriptedReplica(expert_pb2_grpc.ExpertServiceServicer):
 
     @property
     def holder(self) -> ExpertHolder:
-        return ExpertHolder(
-            replica_id=self.replica_id, address=f"127.0.0.1:{self._port}", expert_ids=self.expert_ids
-        )
+        return ExpertHolder(replica_id=self.replica_id, address=f"127.0.0.1:{self._port}", expert_ids=self.expert_ids)
 
     def Dispatch(self, request_iterator, context):
         self.hellos.append(next(request_iterator).hello)
