@@ -1,0 +1,219 @@
+"""Decides when which dispatches are computed: at once if nothing else is, else merged with their layer's others.
+
+States, all under one lock:
+
+    idle        nothing computes, nothing waits. Small work that arrives is computed by the thread that brings it:
+                handing it to another thread and back costs two thread switches, a fifth of a round trip (docs/wire.md).
+    computing   exactly one thread computes. Work that arrives waits in its layer's queue.
+    waiting     nothing computes but work waits: the compute thread is on its way. It takes everything that waits for
+                the layer whose oldest dispatch came first, as one batch. No timers: a batch is what came meanwhile.
+
+Only one thread computes at any time: kernels have the cores for themselves, and counters need no lock of their own.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from experts.merge import merge, split
+from experts.work import Outcome, Work
+from protos import errors
+
+_LOG = logging.getLogger(__name__)
+
+RunExperts = Callable[[int, Tensor, Sequence[int], Sequence[int]], Tensor]
+"""(layer, hidden [N, D] sorted by expert, expert ids, token counts) -> outputs [N, D]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatcherLimits:
+    """How much may wait, and what is computed without waiting."""
+
+    max_waiting_tokens: int = 65_536
+    """Most tokens that wait, over all layers; at least 1. A dispatch that finds none waiting always may."""
+    max_waiting_dispatches: int = 1_024
+    """Most dispatches that wait, over all layers; at least 1."""
+    retry_after_ms: int = 20
+    """What a refused sender is told to wait, in milliseconds."""
+    inline_tokens: int = 64
+    """Largest dispatch computed in the thread that brings it; 0: none. Larger ones would keep their stream from
+    being read for milliseconds, and gain nothing: next to their computing a thread switch is small."""
+
+
+class Batcher:
+    """Computes dispatches, one batch at a time.
+
+    Args:
+        run_experts: computes a batch; called by one thread at a time.
+        limits: how much may wait.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        run_experts: RunExperts,
+        limits: BatcherLimits = BatcherLimits(),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._run_experts = run_experts
+        self._limits = limits
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._waiting: dict[int, list[Work]] = {}  # by layer, the layer whose oldest dispatch came first first
+        self._waiting_tokens = 0
+        self._waiting_dispatches = 0
+        self._computing: Sequence[Work] = ()
+        self._is_draining = False
+        self._is_closed = False
+        self._total_tokens = 0
+        self._thread = threading.Thread(target=self._compute_waiting, name="experts-compute", daemon=True)
+        self._thread.start()
+
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens accepted whose outcome is not known yet."""
+        return self._waiting_tokens + sum(work.num_tokens for work in self._computing)
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens computed so far."""
+        return self._total_tokens
+
+    @property
+    def is_draining(self) -> bool:
+        """Tell whether nothing more is accepted."""
+        return self._is_draining
+
+    @property
+    def num_unfinished(self) -> int:
+        """Dispatches accepted whose outcome is not known yet."""
+        return self._waiting_dispatches + len(self._computing)
+
+    def now(self) -> float:
+        """Return the time on the clock that `Work` is stamped with."""
+        return self._clock()
+
+    def submit(self, work: Work) -> Outcome | None:
+        """Compute work now, in this thread, or accept it to be computed later.
+
+        Returns:
+            The outcome, or None if the work waits: then `work.deliver` gets it, exactly once.
+
+        Raises:
+            Overloaded: as much waits as may.
+            Draining: nothing more is accepted.
+        """
+        with self._changed:
+            if self._is_draining:
+                raise errors.Draining("expected a replica that takes work, found one that drains: try another holder")
+            is_idle = not self._computing and not self._waiting
+            if not is_idle or work.num_tokens > self._limits.inline_tokens:
+                self._enqueue(work)
+                return None
+            self._computing = (work,)
+        (outcome,) = self._compute((work,))
+        self._finish((work,))
+        return outcome
+
+    def drain(self, timeout_s: float) -> int:
+        """Accept nothing more and wait for what was accepted; return the dispatches left when time is up."""
+        with self._changed:
+            self._is_draining = True
+            self._changed.wait_for(lambda: not self.num_unfinished, timeout_s)
+            return self.num_unfinished
+
+    def close(self) -> None:
+        """Fail what waits and end the compute thread. Idempotent; returns when it has ended."""
+        with self._changed:
+            self._is_draining = self._is_closed = True
+            abandoned = [work for works in self._waiting.values() for work in works]
+            self._waiting.clear()
+            self._waiting_tokens = self._waiting_dispatches = 0
+            self._changed.notify_all()
+        for work in abandoned:
+            work.deliver(Outcome(error=errors.Draining("the replica stopped before computing: try another holder")))
+        self._thread.join()
+
+    def _enqueue(self, work: Work) -> None:
+        limits = self._limits
+        tokens, dispatches = self._waiting_tokens + work.num_tokens, self._waiting_dispatches + 1
+        if dispatches > 1 and (tokens > limits.max_waiting_tokens or dispatches > limits.max_waiting_dispatches):
+            raise errors.Overloaded(
+                f"expected at most {limits.max_waiting_tokens} tokens in {limits.max_waiting_dispatches} dispatches to "
+                f"wait, found {tokens} in {dispatches}: send it again later or to another holder",
+                retry_after_ms=limits.retry_after_ms,
+            )
+        self._waiting.setdefault(work.layer, []).append(work)
+        self._waiting_tokens, self._waiting_dispatches = tokens, dispatches
+        if not self._computing:
+            self._changed.notify_all()
+
+    def _compute_waiting(self) -> None:
+        """Compute what waits until closed: the compute thread's life."""
+        while works := self._take_layer():
+            for work, outcome in zip(works, self._compute(works), strict=True):
+                work.deliver(outcome)
+            self._finish(works)
+
+    def _take_layer(self) -> Sequence[Work]:
+        """Wait for work and take all of one layer; nothing once closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closed or (self._waiting and not self._computing))
+            if self._is_closed:
+                return ()
+            works = self._waiting.pop(next(iter(self._waiting)))
+            self._waiting_tokens -= sum(work.num_tokens for work in works)
+            self._waiting_dispatches -= len(works)
+            self._computing = works
+            return works
+
+    def _compute(self, works: Sequence[Work]) -> list[Outcome]:
+        """Compute dispatches of one layer as one batch, those that are late left out."""
+        started_s = self._clock()
+        outcomes = {work: _late() for work in works if _is_late(work, started_s)}
+        batch = [work for work in works if work not in outcomes]
+        if batch:
+            outcomes.update(zip(batch, self._run(batch, started_s), strict=True))
+        return [outcomes[work] for work in works]
+
+    def _finish(self, works: Sequence[Work]) -> None:
+        """Let the next batch compute."""
+        with self._changed:
+            self._total_tokens += sum(work.num_tokens for work in works)
+            self._computing = ()
+            if self._waiting or self._is_draining:
+                self._changed.notify_all()
+
+    def _run(self, works: Sequence[Work], started_s: float) -> list[Outcome]:
+        try:
+            batch = merge(works)
+            outputs_ND = self._run_experts(works[0].layer, batch.hidden_ND, batch.expert_ids, batch.token_counts)
+            parts = split(batch, outputs_ND)
+        except Exception as error:  # noqa: BLE001 a kernel's bug fails the batch that met it, not the replica
+            _LOG.exception("computing layer %d failed for %d dispatches", works[0].layer, len(works))
+            message = f"computing layer {works[0].layer} failed: {type(error).__name__}: {error}"
+            return [Outcome(error=errors.InternalError(message)) for _ in works]
+        compute_us = int((self._clock() - started_s) * 1e6)
+        return [
+            Outcome(outputs_ND=part_ND, queue_us=int((started_s - work.arrived_s) * 1e6), compute_us=compute_us)
+            for work, part_ND in zip(works, parts, strict=True)
+        ]
+
+
+def _is_late(work: Work, now_s: float) -> bool:
+    return work.deadline_s is not None and now_s >= work.deadline_s
+
+
+def _late() -> Outcome:
+    return Outcome(
+        error=errors.DeadlineExceeded(
+            "expected to start computing before the dispatch's deadline, found it passed: give it more time or add "
+            "replicas of its experts"
+        )
+    )

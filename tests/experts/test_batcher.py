@@ -1,0 +1,263 @@
+"""When dispatches are computed, merged, refused and failed."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from experts.batcher import Batcher, BatcherLimits
+from experts.work import Outcome, Work
+from protos import errors
+
+WAIT_S = 20
+
+
+class GatedDoubler:
+    """Experts that double their input, once the gate is open; says when a batch has begun."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.begun: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.batches: list[tuple[int, tuple[int, ...], tuple[int, ...]]] = []
+        self.threads: list[str] = []
+        self.failure: Exception | None = None
+
+    def __call__(self, layer, hidden_ND, expert_ids, token_counts):
+        self.batches.append((layer, tuple(expert_ids), tuple(token_counts)))
+        self.threads.append(threading.current_thread().name)
+        self.begun.put(layer)
+        assert self.gate.wait(WAIT_S)
+        if self.failure is not None:
+            raise self.failure
+        return hidden_ND * 2
+
+
+class Clock:
+    """Time that passes when told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def experts():
+    return GatedDoubler()
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def start(experts, clock):
+    """Start a batcher with some limits; it is closed after the test."""
+    batchers: list[Batcher] = []
+
+    def make(**limits) -> Batcher:
+        batchers.append(Batcher(experts, BatcherLimits(**limits), clock))
+        return batchers[-1]
+
+    yield make
+    experts.gate.set()
+    for batcher in batchers:
+        batcher.close()
+
+
+class Inbox:
+    """Takes outcomes of work that waited."""
+
+    def __init__(self) -> None:
+        self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+
+    def work(self, clock, *, layer=0, counts=None, deadline_s=None) -> Work:
+        counts = counts or {0: 1}
+        num_tokens = sum(counts.values())
+        return Work(
+            layer=layer,
+            expert_ids=tuple(counts),
+            token_counts=tuple(counts.values()),
+            hidden_ND=torch.arange(num_tokens * 2.0).reshape(num_tokens, 2),
+            arrived_s=clock(),
+            deadline_s=deadline_s,
+            deliver=self._outcomes.put,
+        )
+
+    def next(self) -> Outcome:
+        return self._outcomes.get(timeout=WAIT_S)
+
+    @property
+    def is_empty(self) -> bool:
+        return self._outcomes.empty()
+
+
+def occupy(batcher: Batcher, experts: GatedDoubler, clock: Clock, layer: int = 9) -> Inbox:
+    """Have the compute thread compute a large dispatch until the gate opens."""
+    inbox = Inbox()
+    assert batcher.submit(inbox.work(clock, layer=layer, counts={0: 100})) is None
+    assert experts.begun.get(timeout=WAIT_S) == layer
+    return inbox
+
+
+def test_idle_batcher_computes_small_work_in_the_callers_thread(start, experts, clock):
+    experts.gate.set()
+    inbox = Inbox()
+    work = inbox.work(clock, counts={0: 2, 3: 1})
+    outcome = start().submit(work)
+    assert torch.equal(outcome.outputs_ND, work.hidden_ND * 2)
+    assert experts.threads == [threading.current_thread().name]
+    assert inbox.is_empty
+
+
+def test_large_work_is_computed_in_the_compute_thread(start, experts, clock):
+    experts.gate.set()
+    inbox = Inbox()
+    assert start(inline_tokens=2).submit(inbox.work(clock, counts={0: 3})) is None
+    assert inbox.next().outputs_ND.shape == (3, 2)
+    assert experts.threads == ["experts-compute"]
+
+
+def test_what_waits_for_a_layer_is_computed_as_one_batch(start, experts, clock):
+    batcher = start()
+    first = occupy(batcher, experts, clock)
+    inboxes = [Inbox() for _ in range(3)]
+    counts = [{0: 2, 2: 1}, {1: 1, 2: 2}, {2: 1}]
+    works = [inbox.work(clock, layer=5, counts=count) for inbox, count in zip(inboxes, counts, strict=True)]
+    assert [batcher.submit(work) for work in works] == [None, None, None]
+    experts.gate.set()
+    assert first.next().error is None
+    for inbox, work in zip(inboxes, works, strict=True):
+        assert torch.equal(inbox.next().outputs_ND, work.hidden_ND * 2)
+    assert experts.batches[1:] == [(5, (0, 1, 2), (2, 1, 4))]
+
+
+def test_layers_are_served_in_the_order_of_their_oldest_dispatch(start, experts, clock):
+    batcher, inbox = start(), Inbox()
+    occupy(batcher, experts, clock)
+    for layer in (3, 1, 3, 2, 1):
+        batcher.submit(inbox.work(clock, layer=layer))
+    experts.gate.set()
+    for _ in range(5):
+        inbox.next()
+    assert [layer for layer, _, _ in experts.batches] == [9, 3, 1, 2]
+
+
+def test_small_work_waits_its_turn_while_another_computes_inline(start, experts, clock):
+    batcher, inbox = start(), Inbox()
+    with ThreadPoolExecutor(1) as pool:
+        inline = pool.submit(batcher.submit, Inbox().work(clock, layer=1))
+        assert experts.begun.get(timeout=WAIT_S) == 1
+        assert batcher.submit(inbox.work(clock, layer=2)) is None
+        assert batcher.num_unfinished == 2
+        experts.gate.set()
+        assert inline.result(WAIT_S).outputs_ND is not None
+    assert inbox.next().outputs_ND is not None
+
+
+def test_times_tell_waiting_from_computing(start, experts, clock):
+    batcher, inbox = start(), Inbox()
+    first = occupy(batcher, experts, clock)
+    batcher.submit(inbox.work(clock))
+    clock.now_s += 0.25
+    experts.gate.set()
+    outcome = first.next()
+    assert (outcome.queue_us, outcome.compute_us) == (0, 250_000)
+    assert inbox.next().queue_us == 250_000
+
+
+@pytest.mark.parametrize(
+    ("limits", "counts"),
+    [({"max_waiting_dispatches": 2}, {0: 1}), ({"max_waiting_tokens": 5}, {0: 2})],
+)
+def test_full_queue_refuses_with_a_time_to_come_back(start, experts, clock, limits, counts):
+    batcher, inbox = start(retry_after_ms=7, **limits), Inbox()
+    occupy(batcher, experts, clock)
+    for _ in range(2):
+        batcher.submit(inbox.work(clock, counts=counts))
+    with pytest.raises(errors.Overloaded, match="found") as refusal:
+        batcher.submit(inbox.work(clock, counts=counts))
+    assert refusal.value.retry_after_ms == 7
+    experts.gate.set()
+    assert [inbox.next().error, inbox.next().error] == [None, None]
+
+
+def test_dispatch_larger_than_the_queue_is_accepted_when_nothing_waits(start, experts, clock):
+    experts.gate.set()
+    inbox = Inbox()
+    start(max_waiting_tokens=1).submit(inbox.work(clock, counts={0: 100}))
+    assert inbox.next().error is None
+
+
+def test_late_work_is_not_computed_and_its_neighbours_are(start, experts, clock):
+    batcher, late, early = start(), Inbox(), Inbox()
+    occupy(batcher, experts, clock)
+    batcher.submit(late.work(clock, deadline_s=clock() + 1))
+    batcher.submit(early.work(clock, deadline_s=clock() + 3, counts={4: 2}))
+    clock.now_s += 2
+    experts.gate.set()
+    assert isinstance(late.next().error, errors.DeadlineExceeded)
+    assert early.next().outputs_ND.shape == (2, 2)
+    assert experts.batches[1:] == [(0, (4,), (2,))]
+
+
+def test_failing_kernel_fails_its_batch_and_nothing_else(start, experts, clock):
+    batcher, inbox = start(), Inbox()
+    first = occupy(batcher, experts, clock)
+    batcher.submit(inbox.work(clock, layer=1))
+    experts.failure = RuntimeError("no such instruction")
+    experts.gate.set()
+    for outcome in (first.next(), inbox.next()):
+        assert isinstance(outcome.error, errors.InternalError)
+        assert "no such instruction" in outcome.error.message
+    experts.failure = None
+    batcher.submit(inbox.work(clock, counts={0: 100}))
+    assert inbox.next().error is None
+    assert batcher.submit(inbox.work(clock)).error is None
+
+
+def test_draining_finishes_what_was_accepted_and_refuses_more(start, experts, clock):
+    batcher, inbox = start(), Inbox()
+    occupy(batcher, experts, clock)
+    batcher.submit(inbox.work(clock))
+    assert batcher.drain(0) == 2
+    with pytest.raises(errors.Draining):
+        batcher.submit(inbox.work(clock))
+    experts.gate.set()
+    assert batcher.drain(WAIT_S) == 0
+    assert inbox.next().error is None
+    assert batcher.queued_tokens == 0
+    assert batcher.total_tokens == 101
+
+
+def test_closing_fails_what_waits(start, experts, clock):
+    batcher, inbox = start(), Inbox()
+    first = occupy(batcher, experts, clock)
+    batcher.submit(inbox.work(clock))
+    with ThreadPoolExecutor(1) as pool:
+        closing = pool.submit(batcher.close)
+        assert isinstance(inbox.next().error, errors.Draining)
+        experts.gate.set()
+        closing.result(WAIT_S)
+    assert first.next().error is None
+
+
+def test_many_threads_get_their_own_answers(start, experts, clock):
+    experts.gate.set()
+    batcher = start(inline_tokens=2)
+
+    def send(number: int) -> bool:
+        inbox = Inbox()
+        work = inbox.work(clock, layer=number % 3, counts={number % 4: 1 + number % 3, 5: 1})
+        outcome = batcher.submit(work) or inbox.next()
+        return torch.equal(outcome.outputs_ND, work.hidden_ND * 2)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(send, range(400)))
+    assert sum(sum(counts) for _, _, counts in experts.batches) == batcher.total_tokens
