@@ -59,7 +59,7 @@ def read_meta_config(folder: Path, *, vocab_size: int | None = None, tie_embeddi
 
     Args:
         folder: where params.json is.
-        vocab_size: rows of the embedding matrix; None: as params.json says, which it does not always.
+        vocab_size: rows found in the weights, where params.json says less or nothing; None: no weights are at hand.
         tie_embeddings: whether the weights have no LM head of their own.
 
     Raises:
@@ -188,13 +188,11 @@ def _round_up(width: int, multiple: int) -> int:
 
 
 def _vocab_size(params: JsonFields, rows: int | None) -> int:
-    """Return the rows of the embedding; params.json says less (unpadded), -1, or nothing in some releases."""
-    declared = params.integer("vocab_size", -1, least=-1)
-    if rows is None and declared < 1:
+    """Return the rows the embedding should have: padding counts, and some releases say -1 or nothing."""
+    size = max(params.integer("vocab_size", -1, least=-1), rows or 0)
+    if size < 1:
         raise params.fail("vocab_size", "the number of tokens, as no weights are at hand to count them")
-    if rows is not None and declared > rows:
-        raise params.fail("vocab_size", f"at most the {rows} rows of tok_embeddings.weight")
-    return declared if rows is None else rows
+    return size
 
 
 def _with_published_facts(config: ModelConfig, folder: Path, params: JsonFields) -> ModelConfig:

@@ -81,7 +81,7 @@ def read_torch_archive(file: Path) -> dict[str, StoredTensor]:
             }
     except OSError as error:
         raise BadCheckpoint(f"{file}: expected a readable file, found: {error.strerror}") from error
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, struct.error) as error:
+    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, struct.error) as error:
         raise BadCheckpoint(
             f"{file}: expected a complete zip archive as torch.save writes, found: {error}: download the file again"
         ) from error
