@@ -55,8 +55,8 @@ class RouterClient(Protocol):
 
         The first item comes as soon as a router has accepted the sequence and may be an empty list; a refusal
         (Overloaded, InvalidRequest, ContextTooLong, NoReplica) is raised in its place. The last item ends with
-        `Ended`. Closing the generator at any point cancels the sequence and returns once the cancellation is
-        on its way.
+        `Ended`. Closing the generator at any point cancels the sequence. Whoever closes may itself be cancelled
+        meanwhile, so the cancellation must be on its way before the clean-up awaits anything.
         """
         ...
 
