@@ -22,7 +22,7 @@ from cluster.limits import (
 from cluster.served_model import ServedModel
 from protos.errors import ContextTooLong, InvalidRequest, NotFound
 from router.request import GenerationRequest, SamplingParams
-from router.sampling import check_sampling
+from router.sampling_bounds import check_sampling
 from router.seed import choice_seed
 
 SAMPLING_FIELDS = (

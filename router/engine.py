@@ -20,7 +20,8 @@ from router.forward import Forward
 from router.kv_cache import CacheLayout, SequenceCache
 from router.logprobs import prompt_logprobs, token_logprobs
 from router.request import Ended, EngineLoad, GenerationRequest, PromptDone, TokenChosen
-from router.sampling import SamplingState, check_sampling, choose_tokens
+from router.sampling import SamplingState, choose_tokens
+from router.sampling_bounds import check_sampling
 from router.scheduler import EngineLimits, Scheduler, Work
 from router.sequence import Emit, Sequence
 from router.transport.base import Transport
@@ -172,11 +173,11 @@ class Engine:
         row = 0
         for item in work:
             sequence = item.sequence
-            if _wants_prompt_logprobs(item):
-                self._take_prompt_logprobs(item, logits_BV[row : row + item.num_tokens])
-                row += item.num_tokens
-            else:
-                row += 1
+            num_rows = item.num_tokens if _wants_prompt_logprobs(item) else 1
+            item_logits = logits_BV[row : row + num_rows]
+            row += num_rows
+            if _wants_prompt_logprobs(item) and not self._took_prompt_logprobs(item, item_logits):
+                continue
             was_prefilling = sequence.is_prefilling
             sequence.num_computed += item.num_tokens
             if sequence.is_prefilling:
@@ -214,12 +215,17 @@ class Engine:
         if sound := [row for row in range(len(sequences)) if row not in broken]:
             self._choose([sequences[row] for row in sound], logits_BV[sound])
 
-    def _take_prompt_logprobs(self, item: Work, logits_TV: Tensor) -> None:
-        request = item.sequence.request
-        reports = prompt_logprobs(
-            logits_TV, request.prompt_ids, item.sequence.num_computed, request.prompt_logprobs or 0
-        )
-        item.sequence.prompt_logprobs.extend(reports)
+    def _took_prompt_logprobs(self, item: Work, logits_TV: Tensor) -> bool:
+        """Report on a chunk of the prompt; end the sequence and return False if its logits are unusable."""
+        sequence, request = item.sequence, item.sequence.request
+        num_top = request.prompt_logprobs or 0
+        try:
+            reports = prompt_logprobs(logits_TV, request.prompt_ids, sequence.num_computed, num_top)
+        except errors.InternalError as error:
+            self._end(sequence, "error", error)
+            return False
+        sequence.prompt_logprobs.extend(reports)
+        return True
 
     def _emit_prompt_done(self, sequence: Sequence) -> None:
         wanted = sequence.request.prompt_logprobs is not None

@@ -10,7 +10,7 @@ from protos.errors import ServingError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingParams:
-    """How to choose tokens. Checked by `router.sampling.check_sampling`."""
+    """How to choose tokens. Checked by `router.sampling_bounds.check_sampling`."""
 
     temperature: float = 1.0
     """0 picks the likeliest token; finite, in [0, 100]."""

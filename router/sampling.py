@@ -1,72 +1,23 @@
-"""Choosing the next token of each sequence, and checking how a request wants it chosen.
+"""Choosing the next token of each sequence.
 
-Not here: the kept set and the draw (candidates.py), penalties (penalties.py), random numbers (seed.py) and the
+Not here: what a request may ask for (sampling_bounds.py), the kept set and the draw (candidates.py), penalties (penalties.py), random numbers (seed.py) and the
 probabilities that are reported (logprobs.py).
 """
 
 from __future__ import annotations
 
 import math
-import reprlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from protos.errors import InternalError, InvalidRequest
+from protos.errors import InternalError
 from router.candidates import Rules, draw, keep_candidates
 from router.penalties import SeenTokens, has_penalties, penalise
 from router.ranking import row_blocks, take_rows
-from router.request import GenerationRequest, SamplingParams
-from router.seed import NUM_SEEDS, uniform
-
-
-@dataclass(frozen=True, slots=True)
-class _Bounds:
-    """What a field of SamplingParams may be."""
-
-    field: str
-    interval: str
-    low: float
-    high: float
-    advice: str
-    low_is_allowed: bool = True
-    is_whole: bool = False
-
-    def allow(self, value: object) -> bool:
-        """Tell whether the field may have this value. NaN fails every comparison."""
-        if isinstance(value, bool) or not isinstance(value, int if self.is_whole else (int, float)):
-            return False
-        return self.low <= value <= self.high and (self.low_is_allowed or value != self.low)
-
-
-_BOUNDS = (
-    _Bounds("temperature", "[0, 100]", 0, 100, "use 0 for the likeliest token, 1 for the model's own probabilities"),
-    _Bounds("top_k", "[0, inf)", 0, math.inf, "use 0 to keep all tokens", is_whole=True),
-    _Bounds("top_p", "(0, 1]", 0, 1, "use 1 to keep all tokens", low_is_allowed=False),
-    _Bounds("min_p", "[0, 1]", 0, 1, "use 0 to keep all tokens"),
-    _Bounds("repetition_penalty", "(0, 100]", 0, 100, "use 1 for no penalty", low_is_allowed=False),
-    _Bounds("presence_penalty", "[-2, 2]", -2, 2, "use 0 for no penalty"),
-    _Bounds("frequency_penalty", "[-2, 2]", -2, 2, "use 0 for no penalty"),
-    _Bounds("seed", "[0, 2**64)", 0, NUM_SEEDS - 1, "use any number in that range, or leave it out", is_whole=True),
-)
-
-
-def check_sampling(params: SamplingParams) -> None:
-    """Refuse parameters no token can be chosen by.
-
-    Raises:
-        InvalidRequest: a field is of the wrong type, not a number, or out of range; all such fields are named.
-    """
-    wrong = [
-        f"{bounds.field}: expected {'a whole number' if bounds.is_whole else 'a number'} in {bounds.interval}, "
-        f"found {reprlib.repr(getattr(params, bounds.field))}; {bounds.advice}"
-        for bounds in _BOUNDS
-        if not bounds.allow(getattr(params, bounds.field))
-    ]
-    if wrong:
-        raise InvalidRequest(". ".join(wrong))
+from router.request import GenerationRequest
+from router.seed import uniform
 
 
 class SamplingState:

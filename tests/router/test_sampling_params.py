@@ -9,7 +9,7 @@ import pytest
 
 from protos.errors import InvalidRequest
 from router.request import SamplingParams
-from router.sampling import check_sampling
+from router.sampling_bounds import check_sampling
 
 NUMBERS = ["temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"]
 
