@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 
 from cluster.router_client import ExpertReplicaInfo, PlacementInfo, RouterLoad
 from router.request import (
@@ -21,7 +21,7 @@ HOLD = "hold"
 """A step of a script: nothing comes any more, until the generator is closed."""
 
 Step = list[EngineEvent] | Exception | str
-Script = Callable[[GenerationRequest], Sequence[Step]]
+Script = Callable[[GenerationRequest], Iterable[Step]]
 
 
 def says(*token_ids: int, reason: str = "length") -> Script:
@@ -43,6 +43,13 @@ def says(*token_ids: int, reason: str = "length") -> Script:
 def then_holds(*token_ids: int) -> Script:
     """Generate these tokens and then hang."""
     return lambda request: [*says(*token_ids)(request)[:-1], HOLD]
+
+
+def babbles(request: GenerationRequest) -> Iterator[Step]:
+    """Generate the same token as fast as the loop turns, without end."""
+    yield from ([], [PromptDone()])
+    while True:
+        yield [TokenChosen(token_id=72)]
 
 
 def fails(error: Exception, *token_ids: int) -> Script:

@@ -10,7 +10,7 @@ from protos.inference.v1 import inference_pb2 as pb
 from protos.inference.v1.inference_pb2_grpc import InferenceServiceStub
 from tests.cluster.conftest import openai_client
 from tests.cluster.live_front_door import LiveFrontDoor
-from tests.cluster.scripted_router import fails, says, then_holds
+from tests.cluster.scripted_router import babbles, fails, says, then_holds
 
 WAIT_S = 30
 IDS = pb.TokenIds(ids=[5, 6])
@@ -191,6 +191,16 @@ def test_cancelling_the_call_closes_its_sequences(stub, router):
     assert router.wait_until_open(3)
     responses.cancel()
     assert router.wait_until_open(0)
+
+
+def test_cancelling_while_messages_are_written_closes_the_sequences(stub, router):
+    router.script = babbles
+    for _ in range(10):
+        responses = stub.Generate(request(), timeout=WAIT_S)
+        for _ in range(20):
+            next(responses)
+        responses.cancel()
+        assert router.wait_until_open(0)
 
 
 def test_the_deadline_of_the_call_is_the_sequences_deadline(stub, router):

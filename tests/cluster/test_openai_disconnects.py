@@ -14,7 +14,7 @@ from protos.inference.v1.inference_pb2 import GetLoadRequest
 from protos.inference.v1.inference_pb2_grpc import InferenceServiceStub
 from tests.cluster.conftest import serve_engine
 from tests.cluster.live_front_door import LiveFrontDoor
-from tests.cluster.scripted_router import then_holds
+from tests.cluster.scripted_router import babbles, then_holds
 from tests.cluster.test_openai_errors import post
 
 FREE_WITHIN_S = 1.0
@@ -44,6 +44,16 @@ def test_a_client_that_leaves_closes_its_sequences(text_model, router, stream, t
     assert door.service.admission.num_sequences == door.service.admission.num_queued_prompt_tokens == 0
     counted = door.service.metrics.registry.get_sample_value
     assert counted("herd_requests_total", {"api": "completions", "code": "499"}) == 1
+
+
+def test_a_client_that_leaves_with_its_connection_full_closes_its_sequences(text_model, router):
+    router.script = babbles
+    with LiveFrontDoor(InferenceService(text_model, router)) as door:
+        connection = start(door, stream=True)  # and never read: the socket's buffers fill
+        assert router.wait_until_open(1)
+        assert connection.recv(1, socket.MSG_PEEK)
+        connection.close()
+        assert router.wait_until_open(0)
 
 
 def test_a_client_that_stays_does_not_lose_its_answer_to_pipelined_bytes(door):
