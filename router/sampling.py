@@ -1,7 +1,7 @@
 """Choosing the next token of each sequence.
 
-Not here: what a request may ask for (sampling_bounds.py), the kept set and the draw (candidates.py), penalties (penalties.py), random numbers (seed.py) and the
-probabilities that are reported (logprobs.py).
+Not here: what a request may ask for (sampling_bounds.py), the kept set and the draw (candidates.py), penalties
+(penalties.py), random numbers (seed.py) and the probabilities that are reported (logprobs.py).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.presets import PRESETS
+from models.presets import SCOUT
 from router.kv_cache import CacheLayout, SequenceCache
 from tests.tiny import TINY
 
@@ -27,7 +27,7 @@ def token_kv(position: int, num_tokens: int) -> torch.Tensor:
 
 
 def test_scout_keeps_48_kib_per_token_globally_and_at_most_1_208_gb_locally():
-    scout = CacheLayout(PRESETS["scout"], torch.bfloat16)
+    scout = CacheLayout(SCOUT, torch.bfloat16)
     local_bytes = scout.sequence_bytes(8192) - 8192 * 49_152
     assert scout.sequence_bytes(1_000_001) - scout.sequence_bytes(1_000_000) == 49_152
     assert local_bytes == 1_207_959_552
