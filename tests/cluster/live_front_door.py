@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
+import json
 import socket
 import threading
+from http.client import HTTPMessage
+from typing import Any
 
 import grpc
 import uvicorn
@@ -40,6 +44,24 @@ class LiveFrontDoor:
         self._http.should_exit = True
         self._thread.join()
         self._socket.close()
+
+    def post(self, path: str, body: object) -> tuple[int, HTTPMessage, Any]:
+        """Send raw bytes or JSON, and return (status, headers, parsed body)."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        status, headers, text = self._call("POST", path, data, {"Content-Type": "application/json"})
+        return status, headers, json.loads(text)
+
+    def get(self, path: str) -> tuple[int, HTTPMessage, str]:
+        """Return (status, headers, text)."""
+        return self._call("GET", path)
+
+    def _call(self, *request: object) -> tuple[int, HTTPMessage, str]:
+        connection = http.client.HTTPConnection(self.http_address, timeout=30)
+        connection.request(*request)
+        response = connection.getresponse()
+        answer = response.status, response.headers, response.read().decode()
+        connection.close()
+        return answer
 
     async def _serve(self) -> None:
         server = grpc.aio.server()

@@ -15,7 +15,6 @@ from protos.inference.v1.inference_pb2_grpc import InferenceServiceStub
 from tests.cluster.conftest import serve_engine
 from tests.cluster.live_front_door import LiveFrontDoor
 from tests.cluster.scripted_router import babbles, then_holds
-from tests.cluster.test_openai_errors import post
 
 FREE_WITHIN_S = 1.0
 
@@ -95,7 +94,7 @@ def test_a_request_that_takes_too_long_is_a_504(text_model, router):
     router.script = then_holds(72)
     limits = FrontDoorLimits(request_timeout_s=0.2)
     with LiveFrontDoor(InferenceService(text_model, router, limits)) as door:
-        status, _, answer = post(door, "/v1/completions", {"prompt": [5]})
+        status, _, answer = door.post("/v1/completions", {"prompt": [5]})
         assert status == 504
         assert "within 0.2 s" in answer["error"]["message"]
         assert router.wait_until_open(0)

@@ -1,4 +1,3 @@
-import http.client
 import json
 import socket
 
@@ -98,17 +97,6 @@ MALFORMED = {
 }
 
 
-def post(door, path, body):
-    """Send raw bytes, or JSON, and return (status, headers, parsed body)."""
-    connection = http.client.HTTPConnection(door.http_address, timeout=30)
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    connection.request("POST", path, data, {"Content-Type": "application/json"})
-    response = connection.getresponse()
-    answer = response.status, response.headers, json.loads(response.read())
-    connection.close()
-    return answer
-
-
 def requests_counted(door, **labels) -> float:
     registry = door.service.metrics.registry
     return registry.get_sample_value("herd_requests_total", labels) or 0.0
@@ -123,7 +111,7 @@ def refusing_door(text_engine_door):
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_input_is_refused_with_what_to_do(refusing_door, case):
     path, base, fields, param, words = WRONG[case]
-    status, _, answer = post(refusing_door, path, base | fields)
+    status, _, answer = refusing_door.post(path, base | fields)
     error = answer["error"]
     assert (status, error["type"], error["code"]) == (400, "invalid_request_error", "invalid_request")
     assert error["param"] == param
@@ -135,53 +123,53 @@ def test_wrong_input_is_refused_with_what_to_do(refusing_door, case):
 @pytest.mark.parametrize("case", TOO_LONG)
 def test_what_does_not_fit_the_context_is_refused_with_the_numbers(refusing_door, case):
     path, body, words = TOO_LONG[case]
-    status, _, answer = post(refusing_door, path, body)
+    status, _, answer = refusing_door.post(path, body)
     assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
     assert words in answer["error"]["message"]
 
 
 def test_another_model_is_a_404_that_names_the_right_one(refusing_door):
-    status, _, answer = post(refusing_door, CHAT, {"messages": USER, "model": "gpt-9"})
+    status, _, answer = refusing_door.post(CHAT, {"messages": USER, "model": "gpt-9"})
     assert (status, answer["error"]["code"], answer["error"]["param"]) == (404, "model_not_found", "model")
     assert "expected model 'tiny'" in answer["error"]["message"]
 
 
 def test_a_required_field_that_is_missing_is_named(refusing_door):
     for path, param in ((COMPLETIONS, "prompt"), (CHAT, "messages")):
-        status, _, answer = post(refusing_door, path, {})
+        status, _, answer = refusing_door.post(path, {})
         assert (status, answer["error"]["param"]) == (400, param)
 
 
 @pytest.mark.parametrize("case", MALFORMED)
 def test_malformed_json_is_a_400(refusing_door, case):
-    status, _, answer = post(refusing_door, COMPLETIONS, MALFORMED[case])
+    status, _, answer = refusing_door.post(COMPLETIONS, MALFORMED[case])
     assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
     assert answer["error"]["message"].startswith("body: expected a JSON object")
 
 
 def test_a_number_too_large_for_a_float_is_refused(refusing_door):
-    status, _, answer = post(refusing_door, COMPLETIONS, b'{"prompt": [5], "temperature": 1e999}')
+    status, _, answer = refusing_door.post(COMPLETIONS, b'{"prompt": [5], "temperature": 1e999}')
     assert (status, answer["error"]["param"]) == (400, "temperature")
 
 
 def test_values_that_utf8_cannot_carry_come_back_escaped(refusing_door):
-    status, _, answer = post(refusing_door, COMPLETIONS, rb'{"prompt": [5], "model": "\ud800"}')
+    status, _, answer = refusing_door.post(COMPLETIONS, rb'{"prompt": [5], "model": "\ud800"}')
     assert status in (400, 404)
     assert answer["error"]["param"] == "model"
 
 
 def test_fields_nobody_knows_are_ignored_and_neutral_ones_accepted(door):
     neutral = {"tools": None, "logit_bias": {}, "best_of": 2, "response_format": {"type": "text"}, "from_2031": 1}
-    status, _, _ = post(door, CHAT, {"messages": USER, "n": 2, **neutral})
+    status, _, _ = door.post(CHAT, {"messages": USER, "n": 2, **neutral})
     assert status == 200
 
 
 def test_text_for_a_model_without_a_tokenizer_is_told_to_send_ids(id_engine_door):
     for path, body in ((COMPLETIONS, {"prompt": "hi"}), (CHAT, {"messages": USER})):
-        status, _, answer = post(id_engine_door, path, body)
+        status, _, answer = id_engine_door.post(path, body)
         assert status == 400
         assert "list of token ids" in answer["error"]["message"]
-    status, _, answer = post(id_engine_door, COMPLETIONS, {"prompt": [5], "stop": "a"})
+    status, _, answer = id_engine_door.post(COMPLETIONS, {"prompt": [5], "stop": "a"})
     assert (status, answer["error"]["param"]) == (400, "stop")
 
 
@@ -193,14 +181,25 @@ def test_the_openai_client_raises_its_own_errors(client):
 
 
 def test_a_body_over_the_limit_is_a_413_and_its_sender_reads_it(door):
-    status, _, answer = post(door, COMPLETIONS, b" " * 100_001)
+    status, _, answer = door.post(COMPLETIONS, b" " * 100_001)
     assert (status, answer["error"]["code"]) == (413, "payload_too_large")
     assert "at most 100000 bytes, found 100001" in answer["error"]["message"]
 
 
 def test_a_body_of_100_mb_is_a_413(door):
-    status, _, _ = post(door, COMPLETIONS, b" " * 100_000_000)
+    status, _, _ = door.post(COMPLETIONS, b" " * 100_000_000)
     assert status == 413
+
+
+def test_a_client_that_asks_first_is_refused_without_sending(door):
+    host, port = door.http_address.split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as client:
+        head = "POST /v1/completions HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 1000000000\r\n\r\n"
+        client.sendall(head.encode())
+        received = b""
+        while part := client.recv(1000):
+            received += part
+    assert received.startswith(b"HTTP/1.1 413 ")
 
 
 def test_a_chunked_body_is_refused_as_soon_as_it_is_too_long(door):
@@ -213,30 +212,30 @@ def test_a_chunked_body_is_refused_as_soon_as_it_is_too_long(door):
 
 def test_a_body_of_exactly_the_limit_is_read(door):
     body = json.dumps({"prompt": [5]}).encode()
-    status, _, _ = post(door, COMPLETIONS, body + b" " * (100_000 - len(body)))
+    status, _, _ = door.post(COMPLETIONS, body + b" " * (100_000 - len(body)))
     assert status == 200
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_a_full_router_is_a_429_with_retry_after(door, router, stream):
     router.script = fails(Overloaded("expected room, found none; retry", retry_after_ms=2500))
-    status, headers, answer = post(door, COMPLETIONS, {"prompt": [5], "stream": stream})
+    status, headers, answer = door.post(COMPLETIONS, {"prompt": [5], "stream": stream})
     assert (status, answer["error"]["type"]) == (429, "rate_limit_error")
     assert (headers["retry-after"], headers["retry-after-ms"]) == ("3", "2500")
 
 
 def test_a_full_front_door_is_a_429(door, router):
-    status, headers, _ = post(door, COMPLETIONS, {"prompt": [[5], [6]], "n": 16})
+    status, headers, _ = door.post(COMPLETIONS, {"prompt": [[5], [6]], "n": 16})
     assert status == 200
     with door.service.admission.admit(32, 1):
-        status, headers, _ = post(door, COMPLETIONS, {"prompt": [5]})
+        status, headers, _ = door.post(COMPLETIONS, {"prompt": [5]})
     assert (status, headers["retry-after"]) == (429, "1")
 
 
 def test_an_error_of_one_choice_ends_the_others(door, router):
     say, fail = router.script, fails(ReplicaUnavailable("gone"), 72)
     router.script = lambda request: (fail if request.request_id.endswith("-1") else say)(request)
-    status, _, answer = post(door, COMPLETIONS, {"prompt": [5], "n": 3})
+    status, _, answer = door.post(COMPLETIONS, {"prompt": [5], "n": 3})
     assert (status, answer["error"]["type"]) == (503, "server_error")
     assert router.wait_until_open(0)
 
@@ -254,24 +253,24 @@ def test_an_error_inside_a_stream_is_its_last_event(client, router, door):
 def test_a_bug_is_a_500_that_does_not_tell_secrets(door, router, caplog):
     router.script = fails(ValueError("password 123"))
     for stream in (False, True):
-        status, _, answer = post(door, COMPLETIONS, {"prompt": [5], "stream": stream})
+        status, _, answer = door.post(COMPLETIONS, {"prompt": [5], "stream": stream})
         assert (status, answer["error"]["type"]) == (500, "server_error")
         assert "123" not in answer["error"]["message"]
     router.script = fails(InternalError("NaN in the logits"))
-    assert post(door, COMPLETIONS, {"prompt": [5]})[0] == 500
+    assert door.post(COMPLETIONS, {"prompt": [5]})[0] == 500
 
 
 def test_unknown_paths_and_methods_are_error_objects(door):
-    status, _, answer = post(door, "/v2/nothing", {})
+    status, _, answer = door.post("/v2/nothing", {})
     assert (status, answer["error"]["type"]) == (404, "invalid_request_error")
-    status, _, answer = post(door, "/v1/models", {})
+    status, _, answer = door.post("/v1/models", {})
     assert status == 405
 
 
 def test_requests_are_counted_by_code(text_model, router):
     with LiveFrontDoor(InferenceService(text_model, router)) as door:
-        post(door, COMPLETIONS, {"prompt": [5]})
-        post(door, COMPLETIONS, {"prompt": []})
+        door.post(COMPLETIONS, {"prompt": [5]})
+        door.post(COMPLETIONS, {"prompt": []})
         with openai_client(door) as client:
             list(client.chat.completions.create(model="tiny", messages=USER, stream=True))
             router.script = fails(NoReplica("gone"), 72)

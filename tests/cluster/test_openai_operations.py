@@ -1,11 +1,9 @@
-import http.client
 import json
 import re
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.metrics import METRICS
-from tests.cluster.test_openai_errors import post
 
 # Other people's dashboards and scalers read these: a change here is a decision.
 METRIC_NAMES = [
@@ -26,19 +24,9 @@ METRIC_NAMES = [
 ]
 
 
-def get(door, path):
-    """Return (status, content type, text)."""
-    connection = http.client.HTTPConnection(door.http_address, timeout=30)
-    connection.request("GET", path)
-    response = connection.getresponse()
-    answer = response.status, response.headers["content-type"], response.read().decode()
-    connection.close()
-    return answer
-
-
 def samples(door) -> dict[tuple[str, str], float]:
     """Return every sample by its name and its one label's value, if it has one."""
-    _, _, text = get(door, "/metrics")
+    _, _, text = door.get("/metrics")
     return {
         (sample.name, next(iter(sample.labels.values()), "")): sample.value
         for family in text_string_to_metric_families(text)
@@ -54,15 +42,15 @@ def test_the_served_model_is_listed_and_described(client):
 
 
 def test_an_unknown_model_is_a_404_even_with_slashes(door):
-    status, _, text = get(door, "/v1/models/meta/llama")
+    status, _, text = door.get("/v1/models/meta/llama")
     assert status == 404
     assert "'meta/llama'" in json.loads(text)["error"]["message"]
 
 
 def test_health_is_good_only_while_a_router_answers(door, router):
-    assert get(door, "/health")[0] == 200
+    assert door.get("/health")[0] == 200
     router.replicas = 0
-    status, _, text = get(door, "/health")
+    status, _, text = door.get("/health")
     assert (status, json.loads(text)["error"]["code"]) == (503, "no_replica")
 
 
@@ -71,7 +59,7 @@ def test_metrics_are_named_as_promised():
 
 
 def test_metrics_count_what_was_generated(door, text_model):
-    post(door, "/v1/completions", {"prompt": [[5, 6], [7]], "n": 2})
+    door.post("/v1/completions", {"prompt": [[5, 6], [7]], "n": 2})
     found = samples(door)
     assert found["herd_prompt_tokens_total", ""] == 3
     assert found["herd_generation_tokens_total", ""] == 20
@@ -89,7 +77,7 @@ def test_metrics_forget_replicas_that_are_gone(door, router):
 
 
 def test_status_tells_the_model_its_routers_and_experts(door):
-    status = json.loads(get(door, "/status.json")[2])
+    status = json.loads(door.get("/status.json")[2])
     assert status["model"]["name"] == "tiny"
     assert status["routers"][0] | {"replica_id": "router-0", "kv_total_bytes": 100} == status["routers"][0]
     assert status["expert_replicas"][0]["expert_ids"] == [0, 1]
@@ -98,27 +86,27 @@ def test_status_tells_the_model_its_routers_and_experts(door):
 
 def test_status_says_why_nothing_can_be_shown(door, router):
     router.replicas = 0
-    status = json.loads(get(door, "/status.json")[2])
+    status = json.loads(door.get("/status.json")[2])
     assert status["routers"] == []
     assert "at least one router" in status["error"]
 
 
 def test_the_page_needs_nothing_from_elsewhere(door):
-    status, kind, page = get(door, "/")
-    assert (status, kind) == (200, "text/html; charset=utf-8")
+    status, headers, page = door.get("/")
+    assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert "status.json" in page
     assert not re.search(r"https?://|//cdn|@import|\bsrc=", page)
 
 
 def test_the_page_reads_fields_that_exist(door):
-    read = set(re.findall(r"\b(?:state|model|each)\.(\w+)", get(door, "/")[2]))
-    status = json.loads(get(door, "/status.json")[2])
+    read = set(re.findall(r"\b(?:state|model|each)\.(\w+)", door.get("/")[2]))
+    status = json.loads(door.get("/status.json")[2])
     exist = status.keys() | status["model"].keys() | status["routers"][0].keys() | status["expert_replicas"][0].keys()
     assert len(read) > 15
     assert read <= exist
 
 
 def test_the_schema_describes_the_bodies(door):
-    schema = json.loads(get(door, "/openapi.json")[2])
+    schema = json.loads(door.get("/openapi.json")[2])
     body = schema["paths"]["/v1/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert {"prompt", "max_tokens", "logprobs", "seed", "stop"} <= body["properties"].keys()
