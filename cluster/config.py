@@ -107,6 +107,8 @@ class ExpertsSettings:
     """Processes per group, each with a copy of the group's weights; at least 1."""
     threads: int | None = None
     """CPU threads of one replica; at least 1. None: this machine's cores shared evenly by all replicas."""
+    host: str | None = "127.0.0.1"
+    """Address that replicas listen on and tell the routers. None: their node's, for a Ray cluster of many machines."""
     lease_s: float = 6.0
     """Seconds after its last heartbeat at which a replica is taken out of the placement; at least 2."""
     drain_s: float = 5.0

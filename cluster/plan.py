@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from cluster.byte_text import format_bytes
 from cluster.config import ClusterConfig
 from cluster.machine import Machine
 from models.checkpoint import Checkpoint
@@ -173,12 +174,3 @@ def _check_memory(plan: DeploymentPlan, machine: Machine) -> None:
         f"{plan.settings.router.replicas} router(s), the rest processes), found {format_bytes(machine.free_bytes)}; "
         "free memory, set router.dtype=bfloat16, lower router.kv_bytes, or use a larger machine"
     )
-
-
-def format_bytes(count: float) -> str:
-    """Write a number of bytes for people, for example "1.5 GiB"."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"

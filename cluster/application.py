@@ -1,0 +1,58 @@
+"""The Ray Serve application: which deployments there are and how they are wired.
+
+FrontDoor  -- handle -->  Router (+ Directory)  -- gRPC streams, by the directory -->  Experts-0, Experts-1, ...
+"""
+
+from __future__ import annotations
+
+from ray import serve
+from ray.serve.deployment import Application
+
+from cluster.directory_actor import directory_config
+from cluster.experts_deployment import Experts
+from cluster.front_door import FrontDoor
+from cluster.names import FRONT_DOOR, ROUTER, experts_deployment
+from cluster.plan import DeploymentPlan
+from cluster.router_deployment import Router
+
+_UNLIMITED = 1_000_000
+"""For limits that Herd has itself, nearer to what they protect."""
+_SHUTDOWN_S = 10.0
+_WAIT_LOOP_S = 0.1
+
+
+def build_application(plan: DeploymentPlan) -> Application:
+    """Return the application that serves a plan.
+
+    Args:
+        plan: what to deploy.
+    """
+    common = {
+        "max_ongoing_requests": _UNLIMITED,
+        "graceful_shutdown_wait_loop_s": _WAIT_LOOP_S,
+        "graceful_shutdown_timeout_s": _SHUTDOWN_S,
+        "max_constructor_retry_count": 1,
+    }
+    # CPUs are not reserved: all replicas share what there is, and `threads` says how.
+    actor = {"num_cpus": 0}
+    router = serve.deployment(
+        Router,
+        name=ROUTER,
+        num_replicas=plan.settings.router.replicas,
+        deployment_actors=[directory_config(plan.settings.experts.lease_s)],
+        ray_actor_options=actor,
+        **common,
+    ).bind(plan)
+    experts = [
+        serve.deployment(
+            Experts,
+            name=experts_deployment(group),
+            num_replicas=plan.settings.experts.replicas_per_group,
+            ray_actor_options=actor,
+            **common,
+        ).bind(plan, group)
+        for group in range(len(plan.expert_groups))
+    ]
+    front_door = serve.deployment(FrontDoor, name=FRONT_DOOR, ray_actor_options=actor, **common)
+    # The front door never calls the experts. It takes their handles because that makes them part of the application.
+    return front_door.bind(plan, router, *experts)

@@ -1,0 +1,108 @@
+"""What `herd doctor` looks at: everything that could keep a start from succeeding, each with advice."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from cluster.byte_text import format_bytes
+from cluster.imports import check_imports
+from cluster.machine import check_port, read_machine
+from cluster.versions import OLDEST, check_version
+from protos.errors import ServingError
+
+_SHARED_MEMORY_BYTES = 150 * 1024**2
+_TEMP_BYTES = 500 * 1024**2
+
+
+class Verdict(Enum):
+    """How much a finding matters."""
+
+    OK = "OK"
+    WARN = "WARN"
+    """It starts, but worse than it could."""
+    FAIL = "FAIL"
+    """It cannot start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The answer to one question."""
+
+    subject: str
+    verdict: Verdict
+    text: str
+    """What was found, and what to do where that is not well."""
+
+
+def examine(model: str, http_port: int, grpc_port: int) -> list[Finding]:
+    """Look at this machine.
+
+    Args:
+        model: folder or preset whose memory to check.
+        http_port: that `herd serve` will use.
+        grpc_port: that `herd serve` will use.
+    """
+    return [
+        *(_ask(name, lambda name=name: check_version(name)) for name in ("python", *OLDEST)),  # type: ignore[misc]
+        _ask("imports", _imports),
+        _ask("memory", lambda: _memory(model)),
+        _shared_memory(),
+        _temporary_folder(),
+        _ask("HTTP port", lambda: _port(http_port, "HTTP", "--http-port")),
+        _ask("gRPC port", lambda: _port(grpc_port, "gRPC", "--grpc-port")),
+    ]
+
+
+def _ask(subject: str, question: Callable[[], str]) -> Finding:
+    """Return OK with what a question finds, or FAIL with what it raises."""
+    try:
+        return Finding(subject, Verdict.OK, question())
+    except ServingError as error:
+        return Finding(subject, Verdict.FAIL, error.message)
+
+
+def _imports() -> str:
+    check_imports()
+    return "every package of Herd is found in this project"
+
+
+def _memory(model: str) -> str:
+    from cluster.config_source import load_config
+    from cluster.start_checks import plan_start
+
+    plan = plan_start(load_config(assignments=[f"model.path={model}"]))
+    found = format_bytes(read_machine().free_bytes)
+    return f"{found} free, {plan.model_name} takes about {format_bytes(plan.needed_bytes)}"
+
+
+def _shared_memory() -> Finding:
+    free = shutil.disk_usage("/dev/shm").free
+    if free < _SHARED_MEMORY_BYTES:
+        return Finding(
+            "shared memory",
+            Verdict.WARN,
+            f"expected {format_bytes(_SHARED_MEMORY_BYTES)} free in /dev/shm, found {format_bytes(free)}: Ray falls "
+            "back to slow files; in a container, give --shm-size=1g",
+        )
+    return Finding("shared memory", Verdict.OK, f"{format_bytes(free)} free in /dev/shm")
+
+
+def _temporary_folder() -> Finding:
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if free < _TEMP_BYTES:
+        return Finding(
+            "temporary files",
+            Verdict.WARN,
+            f"expected {format_bytes(_TEMP_BYTES)} free in {folder}, found {format_bytes(free)}: logs may fill it",
+        )
+    return Finding("temporary files", Verdict.OK, f"{format_bytes(free)} free in {folder}")
+
+
+def _port(port: int, what: str, setting: str) -> str:
+    check_port(port, what, setting)
+    return f"{port} is free"

@@ -1,0 +1,12 @@
+"""Names of the application and its deployments, as `serve status` and the logs show them."""
+
+from __future__ import annotations
+
+APP = "herd"
+FRONT_DOOR = "FrontDoor"
+ROUTER = "Router"
+
+
+def experts_deployment(group: int) -> str:
+    """Return the name of the deployment that serves an expert group, 0-based."""
+    return f"Experts-{group}"

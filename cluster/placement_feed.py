@@ -1,0 +1,64 @@
+"""Brings the directory's changes to a router."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+import ray
+from ray.exceptions import RayError
+from ray.serve import get_deployment_actor
+
+from cluster.directory import DirectorySnapshot, merge_placements
+from cluster.directory_actor import NAME
+from router.placement import Placement
+
+_LOG = logging.getLogger(__name__)
+_POLL_S = 1.0
+"""Longest time a question to the directory stays open: also how late the end of a lease may be seen."""
+_RETRY_S = 0.2
+
+
+class PlacementFeed:
+    """A thread that follows the directory of its own deployment, over restarts of it.
+
+    Args:
+        on_change: called with each new placement, from the thread.
+    """
+
+    def __init__(self, on_change: Callable[[Placement], None]) -> None:
+        self._on_change = on_change
+        self._placement = Placement(version=0, holders=())
+        self._snapshot = DirectorySnapshot(version=0, is_settled=False, replicas=())
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="placement-feed", daemon=True)
+
+    @property
+    def snapshot(self) -> DirectorySnapshot:
+        """Return what the directory said last."""
+        return self._snapshot
+
+    def start(self) -> None:
+        """Start following."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop following. Blocks for up to a poll. Idempotent."""
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                directory = get_deployment_actor(NAME)
+                question = directory.wait_for_change.remote(self._snapshot.version, _POLL_S)
+                found = ray.get(question, timeout=_POLL_S * 5)
+            except (RayError, TimeoutError, ValueError) as error:  # ValueError: it is being restarted
+                _LOG.warning("the directory does not answer, the last placement stays: %s", error)
+                self._stopping.wait(_RETRY_S)
+                continue
+            if found.version != self._snapshot.version:
+                self._snapshot = found
+                self._placement = merge_placements(self._placement, found)
+                self._on_change(self._placement)

@@ -1,0 +1,156 @@
+"""Ray and Ray Serve on this machine, from start to end. Ray is imported where it is used: that takes a second."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster.config import ClusterConfig
+from cluster.names import APP, ROUTER
+from cluster.startup_board import ReplicaProgress
+from protos.errors import InternalError
+
+if TYPE_CHECKING:
+    from cluster.plan import DeploymentPlan
+
+_OBJECT_STORE_BYTES = 100 * 1024**2
+"""The smallest worth having: messages between deployments are small, weights never pass through it."""
+_PRESTARTED = 4
+"""Worker processes Ray starts while it waits for its own services."""
+_CALL_TIMEOUT_S = 5.0
+_GRPC_SERVICES = ("add_inference_service", "add_health_service")
+
+
+class RaySession:
+    """One Ray with one application.
+
+    All methods must be called from one thread, and that thread must live to the end: Ray ties its processes to the
+    thread that started them.
+
+    Args:
+        folder: where Ray keeps its files; short, since there will be sockets below.
+        settings: ports and limits.
+    """
+
+    def __init__(self, folder: Path, settings: ClusterConfig) -> None:
+        self._folder = folder
+        self._settings = settings
+
+    def start_ray(self) -> None:
+        """Start Ray. Blocks for some seconds."""
+        os.environ.update(_environment(self._settings, self._folder))
+        os.environ.pop("RAY_ADDRESS", None)  # whatever other cluster there is, this one is our own
+        import ray
+
+        ray.init(
+            address="local",
+            namespace=APP,
+            include_dashboard=False,
+            num_cpus=_PRESTARTED,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            _temp_dir=str(self._folder / "ray"),
+        )
+
+    def start_serve(self) -> None:
+        """Start Serve's controller and begin to start its proxy."""
+        from ray import serve
+        from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
+
+        serve.start(
+            proxy_location=ProxyLocation.HeadOnly,
+            http_options=HTTPOptions(host=self._settings.http.host, port=self._settings.http.port),
+            grpc_options=gRPCOptions(
+                port=self._settings.grpc.port,
+                grpc_servicer_functions=[f"cluster.grpc_ingress.{name}" for name in _GRPC_SERVICES],
+            ),
+        )
+
+    def deploy(self, plan: DeploymentPlan) -> None:
+        """Begin to deploy a plan."""
+        from ray import serve
+
+        from cluster.application import build_application
+
+        serve.run_many(
+            [serve.RunTarget(build_application(plan), name=APP)],
+            wait_for_ingress_deployment_creation=False,
+            wait_for_applications_running=False,
+        )
+
+    def progress(self) -> tuple[ReplicaProgress, ...]:
+        """Return how far the replicas have come; empty while the directory starts."""
+        import ray
+        from ray.exceptions import RayError
+
+        from cluster.directory_actor import find_directories
+
+        try:
+            for directory in find_directories(APP, ROUTER):
+                found: tuple[ReplicaProgress, ...] = ray.get(directory.progress.remote(), timeout=1)
+                return found
+        except (RayError, TimeoutError):
+            pass
+        return ()
+
+    def is_deployed(self) -> bool:
+        """Tell whether every replica serves.
+
+        Raises:
+            ServingError: one cannot be started.
+        """
+        from ray import serve
+        from ray.serve.schema import ApplicationStatus
+
+        for replica in self.progress():
+            if replica.error is not None:
+                raise replica.error
+        application = serve.status().applications.get(APP)
+        if application is None:
+            return False
+        messages = [each.message for each in application.deployments.values() if "Error:" in each.message]
+        if messages or application.status == ApplicationStatus.DEPLOY_FAILED:
+            raise InternalError(
+                f"expected every replica to start, found: {_last_line([*messages, application.message])}"
+            )
+        return bool(application.status == ApplicationStatus.RUNNING)
+
+    def drain(self) -> None:
+        """Let the front door refuse new requests."""
+        from ray import serve
+
+        serve.get_app_handle(APP).broadcast("drain").results(timeout_s=_CALL_TIMEOUT_S)
+
+    def num_sequences(self) -> int:
+        """Count the sequences that generate or wait."""
+        from ray import serve
+
+        loads = serve.get_deployment_handle(ROUTER, APP).broadcast("load").results(timeout_s=_CALL_TIMEOUT_S)
+        return sum(each.load.running + each.load.waiting for each in loads)
+
+    def stop(self) -> None:
+        """End Serve, then Ray. Blocks for some seconds."""
+        import ray
+        from ray import serve
+
+        serve.shutdown()
+        ray.shutdown()
+
+
+def _environment(settings: ClusterConfig, folder: Path) -> dict[str, str]:
+    """Return what Ray reads from the environment, here and in the processes it starts."""
+    return {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(settings.grpc.max_message_bytes),
+        "TMPDIR": str(folder),  # what replicas leave behind goes with the folder
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # Ray's hook for `uv run` copies the working directory
+    }
+
+
+def _last_line(messages: list[str]) -> str:
+    """Return the end of the first message: the exception, below its traceback."""
+    lines = [line for line in messages[0].splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "no reason given"

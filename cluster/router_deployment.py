@@ -1,0 +1,111 @@
+"""The Router deployment: a replica is one engine, its weights and KV cache, and its streams to the experts."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import torch
+from ray import serve
+
+from cluster.local_router_client import LocalRouterClient
+from cluster.names import APP, ROUTER
+from cluster.placement_feed import PlacementFeed
+from cluster.plan import DeploymentPlan
+from cluster.planned_model import open_planned_checkpoint
+from cluster.router_client import ExpertReplicaInfo, PlacementInfo, RouterLoad
+from cluster.startup_report import StartupReport
+from models.llama4.decoder import load_decoder
+from protos.errors import ServingError
+from router.engine import Engine
+from router.request import EngineEvent, GenerationRequest
+from router.transport.grpc import DispatchTimeouts, GrpcTransport
+
+_LOG = logging.getLogger(__name__)
+_WAIT_STEP_S = 0.5
+
+
+class Router:
+    """A router replica; its constructor returns once every expert can be reached.
+
+    Args:
+        plan: what to run.
+    """
+
+    def __init__(self, plan: DeploymentPlan) -> None:
+        self._replica_id = serve.get_replica_context().replica_id.unique_id
+        self._report = StartupReport(
+            replica_id=self._replica_id, app=APP, deployment=ROUTER, directory_deployment=ROUTER
+        )
+        with self._report.failures():
+            self._start(plan)
+        self._report.ready()
+
+    def _start(self, plan: DeploymentPlan) -> None:
+        torch.set_num_threads(plan.router_threads)
+        settings = plan.settings.router
+        self._transport = GrpcTransport(
+            router_id=self._replica_id,
+            fingerprint=plan.fingerprint,
+            timeouts=DispatchTimeouts(answer_s=settings.answer_timeout_s, patience_s=settings.patience_s),
+        )
+        self._feed = PlacementFeed(self._transport.update)
+        self._feed.start()
+        checkpoint = open_planned_checkpoint(plan)
+        decoder = load_decoder(
+            checkpoint,
+            dtype=plan.dtype,
+            progress=lambda done, total: self._report.loading(checkpoint.bytes_read, checkpoint.router_bytes),
+        )
+        self._wait_for_experts(range(plan.config.num_experts))
+        self._engine = Engine(decoder, self._transport, plan.engine_limits)
+        self._engine.start()
+        self._client = LocalRouterClient(self._engine, self._replica_id)
+        _LOG.info("router %s serves from process %d", self._replica_id, os.getpid())
+
+    def _wait_for_experts(self, experts: range) -> None:
+        """Return when every expert can be reached. No deadline: what keeps one from starting is its own report."""
+        while not self._transport.wait_ready(experts, _WAIT_STEP_S):
+            missing = self._transport.placement.missing(experts)
+            self._report.waiting(f"experts {missing}" if missing else "streams to the experts")
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[EngineEvent] | ServingError, None]:
+        """Generate one sequence; a refusal is the only item. Closing or cancelling frees what it holds."""
+        try:
+            async with aclosing(self._client.generate(request)) as batches:
+                async for events in batches:
+                    yield events
+        except ServingError as error:
+            yield error  # raised, it would arrive wrapped in a traceback of Ray's
+
+    async def load(self) -> RouterLoad:
+        """Tell how busy this replica is."""
+        return RouterLoad(replica_id=self._replica_id, load=self._engine.load())
+
+    async def describe(self) -> PlacementInfo:
+        """Tell where the experts are."""
+        snapshot = self._feed.snapshot
+        return PlacementInfo(
+            version=snapshot.version,
+            expert_replicas=tuple(
+                ExpertReplicaInfo(
+                    replica_id=replica.holder.replica_id,
+                    group=replica.group,
+                    address=replica.holder.address,
+                    expert_ids=replica.holder.expert_ids,
+                    weight_bytes=replica.weight_bytes,
+                    pid=replica.pid,
+                )
+                for replica in snapshot.replicas
+            ),
+        )
+
+    def __del__(self) -> None:
+        """End what is running: Ray Serve calls this when the replica is stopped, its requests done."""
+        if hasattr(self, "_engine"):
+            self._engine.stop()
+        if hasattr(self, "_feed"):
+            self._feed.stop()
+            self._transport.close()

@@ -1,0 +1,116 @@
+"""The life of `herd serve`: check, start, serve, drain, end, and no process left behind.
+
+main thread    check -> show progress ----> wait for signals ------------> kill whatever is left
+Ray's thread            start Ray, Serve, deploy -> ready ... drain, stop
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+
+from rich.console import Console
+
+from cluster.config import ClusterConfig
+from cluster.endpoints import Endpoints
+from cluster.processes import adopt_orphans, kill_descendants
+from cluster.progress import StartupDisplay
+from cluster.ray_session import RaySession
+from cluster.ray_thread import RayThread, State
+from cluster.signals import EndRequests
+from cluster.start_checks import check_start, plan_start
+from cluster.workspace import Workspace
+from protos.errors import ServingError
+
+_POLL_S = 0.1
+_DRAIN_S = 10.0
+"""Seconds that running requests have to finish after the first Ctrl-C."""
+_STOP_S = 20.0
+"""Seconds that Ray has to end by itself after that."""
+
+SERVED, FAILED, INTERRUPTED = 0, 1, 130
+"""Exit codes: ended when told to; could not start or broke; told to end before it served."""
+
+
+class Server:
+    """One run of `herd serve`.
+
+    Args:
+        settings: checked.
+        console: where to write before Ray starts.
+    """
+
+    def __init__(self, settings: ClusterConfig, console: Console) -> None:
+        self._settings = settings
+        self._console = console
+        self._ends = EndRequests()
+        self._endpoints = Endpoints(
+            http_host=settings.http.host, http_port=settings.http.port, grpc_port=settings.grpc.port
+        )
+
+    def run(self) -> int:
+        """Serve until told to end; return the exit code.
+
+        Raises:
+            ServingError: it cannot start, or it broke.
+        """
+        self._ends.install()
+        check_start(self._settings)
+        with StartupDisplay(self._console) as display:
+            display.phase("Model files")
+            plan = plan_start(self._settings)
+        workspace = Workspace()
+        workspace.capture_output()
+        self._console = Console(file=workspace.stdout, highlight=False, soft_wrap=True)
+        adopt_orphans()
+        session = RaySession(workspace.folder, self._settings)
+        code = FAILED
+        try:
+            code = self._run_ray(RayThread(session, plan, self._endpoints, _DRAIN_S))
+        finally:
+            left = kill_descendants()
+            if code == FAILED:
+                self._console.print(f"Logs: {workspace.logs}")
+            else:
+                workspace.remove()
+            if left:
+                self._console.print(f"These processes could not be killed: {left}")
+            workspace.release_output()
+        return code
+
+    def _run_ray(self, thread: RayThread) -> int:
+        thread.start()
+        with StartupDisplay(self._console) as display:
+            while thread.state == State.STARTING:
+                if self._ends.wait(seen=0, timeout_s=_POLL_S):
+                    return INTERRUPTED
+                display.phase(thread.phase)
+                display.replicas(thread.progress)
+            _raise_error(thread)
+        self._console.print(
+            f"herd is ready: {self._endpoints.http} (OpenAI API) and {self._endpoints.grpc} (gRPC); Ctrl-C ends it"
+        )
+        while not self._ends.wait(seen=0, timeout_s=1.0):
+            _raise_error(thread)
+        return self._end(thread)
+
+    def _end(self, thread: RayThread) -> int:
+        """Drain and stop; a second request to end cuts that short."""
+        self._console.print("ending; Ctrl-C again ends it at once")
+        thread.tell_to_stop()
+        give_up_at = time.monotonic() + _DRAIN_S + _STOP_S
+        while thread.state != State.ENDED and time.monotonic() < give_up_at:
+            if self._ends.wait(seen=1, timeout_s=_POLL_S):
+                break
+        return SERVED
+
+
+def _raise_error(thread: RayThread) -> None:
+    """Raise what Ray's thread ended with."""
+    error = thread.error
+    if error is None:
+        return
+    if not isinstance(error, ServingError):
+        traceback.print_exception(error, file=sys.stderr)  # into the log
+    raise error
