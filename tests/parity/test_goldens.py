@@ -1,7 +1,7 @@
 """Logits and greedy tokens against transformers' fp32 outputs, for every split of the work and every transport.
 
-Tolerance 1e-3: the subtlest known mistake (position temperature off by one) moves a logit by 0.026 or more, and faithful
-implementations agree within 4e-5.
+Tolerance 1e-3: the subtlest known mistake (position temperature off by one) moves a logit by 0.026 or more, and
+faithful implementations agree within 4e-5.
 """
 
 from __future__ import annotations
