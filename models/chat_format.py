@@ -42,7 +42,7 @@ LLAMA4_CHAT = ChatFormat(
     strips_every_turn=False,
     max_calls=None,
 )
-"""Source: LLAMA.md section 4 and goldens/chat_template_llama4.json, the template on Hugging Face."""
+"""Source: the chat template in meta-llama/Llama-4-Scout-17B-16E-Instruct on Hugging Face."""
 
 LLAMA3_CHAT = ChatFormat(
     header_start="<|start_header_id|>",

@@ -41,7 +41,8 @@ _SHARED_FIELDS = (
     "rope_theta",
     "qk_norm",
 )
-# Beginning, end and padding tokens by vocabulary: params.json names none. LLAMA.md section 4 has Meta's tables.
+# Beginning, end and padding tokens by vocabulary: params.json names none. Source: the tokenizers in
+# meta-llama/llama-models.
 _SPECIAL_IDS: dict[int, tuple[int, tuple[int, ...], int | None]] = {
     202_048: (200_000, (200_001, 200_007, 200_008), 200_018),
     128_256: (128_000, (128_001, 128_008, 128_009), None),

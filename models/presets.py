@@ -14,7 +14,7 @@ from protos.errors import BadConfig
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).resolve().parent / "demo"
 
-# Source: LLAMA.md section 1; config.json of meta-llama/Llama-4-Scout-17B-16E-Instruct and -Maverick-17B-128E-Instruct.
+# Source: config.json of meta-llama/Llama-4-Scout-17B-16E-Instruct and -Maverick-17B-128E-Instruct.
 SCOUT = ModelConfig(
     family="llama4",
     num_layers=48,

@@ -17,7 +17,7 @@ def special_names(family: Literal["llama4", "llama"], count: int) -> tuple[str, 
         family: "llama4", or "llama" for Llama 3.
         count: how many ids the vocabulary has after its ranks; ids after the family's last name stay nameless.
 
-    Source: LLAMA.md section 4, ids as in Meta's llama4/tokenizer.py and llama3/tokenizer.py.
+    Source: meta-llama/llama-models, models/llama4/tokenizer.py and models/llama3/tokenizer.py.
     """
     names = _llama4_names() if family == "llama4" else _llama3_names()
     return tuple(f"<|{name}|>" for name, _ in zip(names, range(count), strict=False))

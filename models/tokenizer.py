@@ -105,7 +105,8 @@ def split_long(text: str, max_chars: int = MAX_CHARS, max_run: int = MAX_RUN) ->
 
     A run is a stretch of blanks or a stretch of anything else. Texts within both limits come back whole.
 
-    Source: LLAMA.md section 4; the cuts are part of the tokenizer, since nothing is merged across them.
+    Source: meta-llama/llama-models, models/llama4/tokenizer.py; the cuts are part of the tokenizer, since nothing is
+    merged across them.
     """
     for start in range(0, len(text), max_chars):
         yield from _split_runs(text[start : start + max_chars], max_run)

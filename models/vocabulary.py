@@ -16,7 +16,7 @@ _BLANKS = (r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+")
 LLAMA3_PATTERN = "|".join(
     (_CONTRACTION, rf"{_BEFORE_WORD}\p{{L}}+", r"\p{N}{1,3}", r" ?[^\s\p{L}\p{N}]+[\r\n]*", *_BLANKS)
 )
-"""Pieces of Llama 3 text. Source: LLAMA.md section 4, the language of `pat_str` in Meta's llama3/tokenizer.py."""
+"""Pieces of Llama 3 text. Source: the language of `pat_str` in Meta's llama3/tokenizer.py."""
 
 LLAMA4_PATTERN = "|".join(
     (
@@ -28,7 +28,7 @@ LLAMA4_PATTERN = "|".join(
         *_BLANKS,
     )
 )
-"""Pieces of Llama 4 text. Source: LLAMA.md section 4, the language of `O200K_PATTERN` in Meta's llama4/tokenizer.py."""
+"""Pieces of Llama 4 text. Source: the language of `O200K_PATTERN` in Meta's llama4/tokenizer.py."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,7 +1,7 @@
 """Our tensors out of Meta's consolidated.*.pth: one file, or shards of a model-parallel run put together.
 
 A shard holds for each split tensor its share of rows ([out, in]: the output split) or of columns (the input split);
-norms and gates are in every shard alike. Source: LLAMA.md section 3.3; Llama reference, models/checkpoint.py.
+norms and gates are in every shard alike. Source: meta-llama/llama-models, models/checkpoint.py.
 """
 
 from __future__ import annotations

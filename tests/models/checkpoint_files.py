@@ -125,7 +125,7 @@ def with_separate_experts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def meta_shards(tensors: dict[str, Tensor], num_shards: int) -> list[dict[str, Any]]:
-    """Return weights under Hugging Face's names as Meta's shards, as LLAMA.md section 3.3 describes them."""
+    """Return weights under Hugging Face's names as Meta's shards, split as in the published files."""
     shards: list[dict[str, Any]] = [{} for _ in range(num_shards)]
 
     def put(name: str, parts: list[Tensor] | tuple[Tensor, ...]) -> None:

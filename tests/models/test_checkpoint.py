@@ -243,7 +243,7 @@ def test_every_golden_reads_all_of_its_language_model(shared_dir, name):
 @pytest.mark.parametrize(
     ("preset", "text", "num_bytes", "router_bytes"),
     [
-        # Text parameters x 2 bytes, and what a router holds: LLAMA.md section 1.
+        # Text parameters x 2 bytes, and what a router holds.
         (SCOUT, SCOUT_TEXT, 2 * 107_769_861_120, 22_266_193_920),
         (MAVERICK, MAVERICK_TEXT, 2 * 400_711_848_960, 28_329_584_640),
     ],

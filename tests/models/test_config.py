@@ -222,7 +222,7 @@ def test_quantised_goldens_are_refused(shared_dir, name):
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        # (dense width, context, rope factor, end tokens) of the published models; LLAMA.md section 5.
+        # (dense width, context, rope factor, end tokens) of the published models.
         ({"dim": 4096, "n_heads": 32, "norm_eps": 1e-6, "vocab_size": 32000}, (11008, 2048, None, (2,))),
         ({"dim": 4096, "n_heads": 32, "vocab_size": 32000}, (11008, 4096, None, (2,))),
         (

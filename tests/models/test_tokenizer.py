@@ -113,7 +113,7 @@ def test_ids_out_of_range_are_refused(small_tokenizer, token_id):
 
 
 def split_by_the_letter(text, max_chars, max_run):
-    """What LLAMA.md says, one character at a time."""
+    """The rule of the cuts, one character at a time."""
     parts = []
     for start in range(0, len(text), max_chars):
         part, run = "", 0
