@@ -13,7 +13,7 @@ from protos.errors import BadConfig
 class RopeScaling:
     """Llama 3 frequency scaling: long wavelengths are stretched by `factor`.
 
-    Source: LLAMA 3.1's `apply_scaling`, as in transformers' `rope_type: llama3`.
+    Source: Llama 3.1's `apply_scaling`, as in transformers' `rope_type: llama3`.
     """
 
     factor: float

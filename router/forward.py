@@ -63,7 +63,7 @@ class Forward:
             return layer.dense(hidden_TD)
         expert_ids_TK, scores_TK = route(hidden_TD, layer.gate_ED, self.decoder.config.experts_per_token)
         plan = plan_dispatch(expert_ids_TK, self.transport.choose_replica)
-        # The score scales the expert's input, not its output: SwiGLU is not linear (LLAMA 4 reference, moe.py).
+        # The score scales the expert's input, not its output: SwiGLU is not linear (llama-models, llama4/moe.py).
         scaled_ND = hidden_TD[plan.token_rows_N] * scores_TK.reshape(-1)[plan.slots_N, None]
         pending = self.transport.dispatch(index, plan, scaled_ND)
         shared_TD = layer.shared(hidden_TD)  # computed while the dispatch is in flight

@@ -21,7 +21,7 @@ def route(hidden_TD: Tensor, gate_ED: Tensor, num_chosen: int) -> tuple[Tensor, 
     Returns:
         expert ids [T, K] int64 and scores [T, K] in hidden's dtype.
 
-    Source: Llama 4 reference `moe.py`; transformers `Llama4Router`.
+    Source: meta-llama/llama-models, models/llama4/moe.py; transformers `Llama4Router`.
     """
     logits_TE = F.linear(hidden_TD, gate_ED)
     if num_chosen == 1:

@@ -70,7 +70,7 @@ def position_temperature(positions_T: Tensor, config: ModelConfig) -> Tensor:
     """Return the factor on a NoPE layer's queries, [T, 1, 1] float32.
 
     1 + scale · ln(1 + floor((p + 1) / floor_scale)) for the 0-based position p: it keeps the softmax sharp over
-    contexts longer than training saw. Source: Llama 4 reference `Attention.forward`.
+    contexts longer than training saw. Source: meta-llama/llama-models, models/llama4/model.py.
     """
     steps = torch.floor((positions_T.to(torch.float32) + 1) / config.temperature_floor)
     return (torch.log1p(steps) * config.temperature_scale + 1)[:, None, None]

@@ -14,7 +14,7 @@ def rms_norm(x_TD: Tensor, weight_D: Tensor | None, eps: float) -> Tensor:
         weight_D: [D], multiplied after the cast back to x's dtype; None: no weight (QK norm).
         eps: added to the mean square.
 
-    Source: Zhang and Sennrich 2019; the order cast-then-weight is Llama's (LLAMA 4 reference `RMSNorm`).
+    Source: Zhang and Sennrich 2019; the order cast-then-weight is Llama's (llama-models, `RMSNorm`).
     """
     x32_TD = x_TD.float()
     normed_TD = (x32_TD * torch.rsqrt(x32_TD.pow(2).mean(-1, keepdim=True) + eps)).to(x_TD.dtype)
