@@ -194,6 +194,7 @@ class Batcher:
         try:
             batch = merge(works)
             outputs_ND = self._run_experts(works[0].layer, batch.hidden_ND, batch.expert_ids, batch.token_counts)
+            _check_outputs(batch.hidden_ND, outputs_ND)
             parts = split(batch, outputs_ND)
         except Exception as error:  # noqa: BLE001 a kernel's bug fails the batch that met it, not the replica
             _LOG.exception("computing layer %d failed for %d dispatches", works[0].layer, len(works))
@@ -208,6 +209,15 @@ class Batcher:
 
 def _is_late(work: Work, now_s: float) -> bool:
     return work.deadline_s is not None and now_s >= work.deadline_s
+
+
+def _check_outputs(hidden_ND: Tensor, outputs_ND: Tensor) -> None:
+    """Check what a kernel promises, here where a breach is still one batch's failure."""
+    if outputs_ND.shape != hidden_ND.shape or outputs_ND.dtype != hidden_ND.dtype:
+        raise ValueError(
+            f"expected outputs {list(hidden_ND.shape)} of {hidden_ND.dtype}, found {list(outputs_ND.shape)} of "
+            f"{outputs_ND.dtype}"
+        )
 
 
 def _late() -> Outcome:

@@ -1,0 +1,197 @@
+"""One Dispatch stream: reads dispatches, has them computed, answers each exactly once.
+
+Two threads at most:
+
+    reading     the gRPC handler's own. What it can compute at once it also answers, so an uncontended dispatch
+                changes threads nowhere (docs/wire.md has what a change costs).
+    sending     started by the first dispatch that has to wait. It answers those, so that a router that does not read
+                its answers holds up its own stream and never the compute thread.
+
+The stream ends when the router half-closes or breaks the protocol, after the last answer; when the replica drains;
+or when the router goes away, and then what was in flight is computed for nobody.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import grpc
+
+from experts.inbound import read_dispatch
+from experts.replica import Replica
+from experts.work import Outcome
+from protos import errors
+from protos.codec import write_tensor
+from protos.expert.v1 import expert_pb2
+
+_LOG = logging.getLogger(__name__)
+_MAX_ROUTER_ID_BYTES = 128
+
+Send = Callable[[expert_pb2.DispatchResponse | None], None]
+"""Sends one message and returns when gRPC has taken it; None ends the stream. For one caller at a time."""
+
+
+class DispatchStream:
+    """A stream from its first message to its end.
+
+    Args:
+        replica: who computes.
+        context: of the call.
+        send: sends to the router.
+        max_in_flight: dispatches of this stream accepted and not yet answered; at that many, reading pauses.
+    """
+
+    def __init__(self, replica: Replica, context: grpc.ServicerContext, send: Send, *, max_in_flight: int) -> None:
+        self._replica = replica
+        self._context = context
+        self._send = send
+        self._max_in_flight = max_in_flight
+        self._changed = threading.Condition()
+        self._in_flight = 0
+        self._sending = threading.Lock()
+        self._has_ended = False
+        self._outbox: queue.SimpleQueue[tuple[int, Outcome] | None] = queue.SimpleQueue()
+        self._sender: threading.Thread | None = None
+        self._router_id = ""
+
+    def serve(self, requests: Iterator[expert_pb2.DispatchRequest]) -> None:
+        """Run the stream; returns when it has ended or the router is gone."""
+        failure: errors.ServingError | None = None
+        # Wakes whoever waits here for answers to a router that is gone.
+        self._context.add_callback(self._mark_ended)
+        try:
+            self._greet(next(requests, expert_pb2.DispatchRequest()))
+            for request in requests:
+                self._take(request)
+        except errors.ServingError as error:
+            failure = error
+        except grpc.RpcError:
+            self._mark_ended()
+            _LOG.info("router %s went away with %d dispatches in flight", self._router_id, self._in_flight)
+        except Exception as error:  # noqa: BLE001 the process boundary: a bug ends this stream and no other
+            _LOG.exception("stream of router %s failed", self._router_id)
+            failure = errors.InternalError(f"serving the stream failed: {type(error).__name__}: {error}")
+        self._wait_answered(None)
+        self._end(failure)
+        if self._sender is not None:
+            self._outbox.put(None)
+            self._sender.join()
+
+    def drain(self, timeout_s: float | None) -> int:
+        """End the stream once all is answered; return the dispatches still unanswered when time is up."""
+        remaining = self._wait_answered(timeout_s)
+        if not remaining:
+            self._end(errors.Draining(f"replica {self._replica.replica_id} drains: send to another holder"))
+        return remaining
+
+    def _greet(self, request: expert_pb2.DispatchRequest) -> None:
+        """Answer the first message."""
+        if request.WhichOneof("message") != "hello":
+            raise errors.BadDispatch(
+                "expected hello as the stream's first message, found none: send it before all else"
+            )
+        hello = request.hello
+        if len(hello.router_id.encode()) > _MAX_ROUTER_ID_BYTES:
+            raise errors.BadDispatch(
+                f"router_id: expected at most {_MAX_ROUTER_ID_BYTES} bytes, found {len(hello.router_id.encode())}"
+            )
+        expected = self._replica.held.fingerprint
+        if hello.model_fingerprint != expected:
+            raise errors.ModelMismatch(
+                f"model_fingerprint: expected {expected}, the model of replica {self._replica.replica_id}, found "
+                f"{hello.model_fingerprint or 'none'}: start router and replica with the same checkpoint",
+                metadata={"expected": expected, "found": hello.model_fingerprint},
+            )
+        self._router_id = hello.router_id
+        welcome = expert_pb2.Welcome(replica=self._replica.describe())
+        self._send_one(expert_pb2.DispatchResponse(welcome=welcome))
+
+    def _take(self, request: expert_pb2.DispatchRequest) -> None:
+        """Answer a dispatch, or have it answered once it is computed."""
+        arrived_s = self._replica.batcher.now()
+        if request.WhichOneof("message") != "dispatch":
+            raise errors.BadDispatch(
+                "expected dispatch as every message after the first, found another: send hello once"
+            )
+        dispatch = request.dispatch
+        dispatch_id = dispatch.dispatch_id
+        with self._changed:
+            self._changed.wait_for(lambda: self._in_flight < self._max_in_flight or self._has_ended)
+            self._in_flight += 1
+        deliver = partial(self._deliver, dispatch_id)
+        outcome: Outcome | None
+        try:
+            work = read_dispatch(dispatch, self._replica.held, arrived_s=arrived_s, deliver=deliver)
+            outcome = self._replica.batcher.submit(work)
+        except errors.ServingError as error:
+            outcome = Outcome(error=error)
+        if outcome is not None:
+            self._answer(dispatch_id, outcome)
+        elif self._sender is None:
+            self._sender = threading.Thread(target=self._answer_waiting, name="experts-answers", daemon=True)
+            self._sender.start()
+
+    def _deliver(self, dispatch_id: int, outcome: Outcome) -> None:
+        """Take an outcome from the compute thread, which must not wait for the network."""
+        self._outbox.put((dispatch_id, outcome))
+
+    def _answer_waiting(self) -> None:
+        """Answer what had to wait: the sending thread's life."""
+        while (item := self._outbox.get()) is not None:
+            self._answer(*item)
+
+    def _answer(self, dispatch_id: int, outcome: Outcome) -> None:
+        self._send_one(self._response(dispatch_id, outcome))
+        with self._changed:
+            self._in_flight -= 1
+            self._changed.notify_all()
+
+    def _response(self, dispatch_id: int, outcome: Outcome) -> expert_pb2.DispatchResponse:
+        """Return an answer's message, made in place: assembling it from parts would copy the outputs each time."""
+        response = expert_pb2.DispatchResponse()
+        if outcome.error is not None or outcome.outputs_ND is None:
+            error = outcome.error or errors.InternalError("a dispatch ended without outputs and without an error")
+            response.error.dispatch_id = dispatch_id
+            response.error.code = error.grpc_code.value[0]
+            response.error.detail.CopyFrom(error.detail())
+            return response
+        result = response.result
+        result.dispatch_id = dispatch_id
+        write_tensor(result.hidden, outcome.outputs_ND)
+        result.queue_us = outcome.queue_us
+        result.compute_us = outcome.compute_us
+        result.load.queued_tokens = self._replica.batcher.queued_tokens
+        result.load.total_tokens = self._replica.batcher.total_tokens
+        return response
+
+    def _send_one(self, response: expert_pb2.DispatchResponse) -> None:
+        with self._sending:
+            if not self._has_ended:
+                self._send(response)
+
+    def _wait_answered(self, timeout_s: float | None) -> int:
+        """Wait until nothing is in flight; return what still is when time is up."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._in_flight or self._has_ended, timeout_s)
+            return 0 if self._has_ended else self._in_flight
+
+    def _end(self, failure: errors.ServingError | None) -> None:
+        """End the stream, with the failure's status if there is one. Idempotent."""
+        with self._sending:
+            if self._has_ended:
+                return
+            self._mark_ended()
+            if failure is not None:
+                self._context.set_code(failure.grpc_code)
+                self._context.set_details(failure.message)
+                self._context.set_trailing_metadata(failure.trailing_metadata())
+            self._send(None)
+
+    def _mark_ended(self) -> None:
+        with self._changed:
+            self._has_ended = True
+            self._changed.notify_all()
