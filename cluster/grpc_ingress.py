@@ -14,10 +14,11 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from ray.serve._private.grpc_util import gRPCGenericServer
 from ray.serve._private.proxy_request_response import gRPCStreamingType
 
+from cluster.grpc_call import DetachedCall
 from protos.inference.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
 
 Context = grpc.aio.ServicerContext[Any, Any]
-StreamHandler = Callable[[Any, Context], AsyncIterator[bytes]]
+StreamHandler = Callable[[Any, Any], AsyncIterator[bytes]]
 
 
 def add_inference_service(servicer: object, server: gRPCGenericServer) -> None:
@@ -48,18 +49,19 @@ def corrected_stream(handler: StreamHandler) -> StreamHandler:
     """Return a streaming handler that always cancels and that sends no message beside a failure.
 
     * A client that goes while a message is being written makes grpc drop the generator it was writing from, and
-      nothing tells the replica. So the replica's stream is read in a task, which ends when the call does. What was
-      read and not yet written waits in memory: the tokens of one answer at most.
+      nothing tells the replica. So the replica's stream is read in a task, which is cancelled when the call ends and
+      may outlive it by a moment. What was read and not yet written waits in memory: one answer at most.
     * Trailing metadata leaves a replica only beside a message. One that comes with a failure carries just that.
     """
 
     async def handle(request: Any, context: Context) -> AsyncGenerator[bytes, None]:
         messages: asyncio.Queue[bytes | None] = asyncio.Queue()
+        call = DetachedCall(context)
 
         async def read() -> None:
             try:
-                async for message in handler(request, context):
-                    if not context.code():
+                async for message in handler(request, call):
+                    if not call.code():
                         messages.put_nowait(message)
             finally:
                 messages.put_nowait(None)
@@ -70,6 +72,7 @@ def corrected_stream(handler: StreamHandler) -> StreamHandler:
             while (message := await messages.get()) is not None:
                 yield message
             await reading
+            call.apply(context)
         finally:
             reading.cancel()
 

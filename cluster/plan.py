@@ -17,9 +17,9 @@ from protos.errors import BadConfig, NotEnoughMemory
 from router.kv_cache import CacheLayout
 from router.scheduler import EngineLimits
 
-PROCESS_BYTES = 300 * 1024**2
-"""Memory of a replica besides weights and cache: Python, torch, Ray. Measured as 250 to 330 MB with torch 2.13."""
-RAY_BYTES = 800 * 1024**2
+PROCESS_BYTES = 370 * 1024**2
+"""Memory of a replica besides weights and cache: Python, torch, Ray. Measured as 340 to 375 MB with torch 2.13."""
+RAY_BYTES = 1000 * 1024**2
 """Memory of Ray itself and the processes of Serve."""
 MAX_KV_SHARE = 0.25
 """Largest part of the free memory that a derived KV cache takes."""
