@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 import torch
@@ -90,7 +92,7 @@ class ExpertWeights:
             BadConfig: the model has no routed experts, or an id is out of range or given twice.
             BadCheckpoint: the weights cannot be read.
 
-        Cost: blocks on the disk; one expert of one layer is in memory twice for a moment.
+        Cost: blocks on the disk; one expert of one layer is in memory three times for a moment.
         """
         ids = _check_ids(source.config, expert_ids)
         device = device or torch.device("cpu")
@@ -107,6 +109,8 @@ class ExpertWeights:
             gate_up_D2F, down_FD = (source.read(name, dtype).to(device) for name in pair)
             packed[layer][expert] = kernel.pack(gate_up_D2F, down_FD)
             done_bytes += sum(source.num_bytes(name) for name in pair)
+            if expert == ids[-1]:
+                _return_free_memory()
             if progress is not None:
                 progress(done_bytes, total_bytes)
         return cls(source, ids, dtype, packed, kernel, source.bytes_read - bytes_before)
@@ -146,3 +150,13 @@ def _check_ids(config: ModelConfig, expert_ids: Sequence[int]) -> tuple[int, ...
     if not ids or len(set(ids)) != len(ids):
         raise BadConfig(f"expected at least one expert, each id once, found {list(expert_ids)}: give each once")
     return ids
+
+
+def _return_free_memory() -> None:
+    """Give the system back what reading and packing left behind between the weights that stay.
+
+    glibc keeps freed blocks below 32 MiB for itself: 121 MB resident for 75 MB of weights, 77 MB after this (torch
+    2.13, x86-64 Linux, 2026-11-21). Other C libraries have no such call and no such need.
+    """
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)

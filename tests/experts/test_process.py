@@ -1,0 +1,219 @@
+"""A replica as a process of its own: what it reads and holds, how it starts, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from experts.__main__ import parse_experts
+from models.checkpoint import open_checkpoint
+from protos import errors
+from protos.expert.v1 import expert_pb2
+from tests.experts.replica_client import WAIT_S, StreamClient, dispatch_of, outputs_of
+from tests.models.checkpoint_files import HF_FIELDS, write_hf
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+EXPERT_BYTES = 3 * 1024 * 768 * 4
+NUM_EXPERTS, NUM_LAYERS = 8, 2
+WIDE = {
+    "hidden_size": 1024,
+    "intermediate_size": 768,
+    "num_local_experts": NUM_EXPERTS,
+    "num_hidden_layers": NUM_LAYERS,
+    "interleave_moe_layer_step": 1,
+    "head_dim": 32,
+}
+
+
+class ReplicaProcess:
+    """`python -m experts`, started; `ready` is what it told about itself."""
+
+    def __init__(self, *arguments: object) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "experts", "--parent-pid", str(os.getpid()), *map(str, arguments)],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.line = self.process.stdout.readline()
+
+    @property
+    def ready(self) -> dict[str, Any]:
+        return json.loads(self.line)
+
+    def connect(self) -> StreamClient:
+        hello = expert_pb2.Hello(router_id="test", model_fingerprint=self.ready["model_fingerprint"])
+        client = StreamClient(self.ready["address"], hello)
+        client.next()
+        return client
+
+    def end(self) -> tuple[int, str]:
+        """Wait for the exit code and what was written to stderr."""
+        _, said = self.process.communicate(timeout=WAIT_S)
+        return self.process.returncode, said
+
+
+@pytest.fixture
+def run() -> Iterator[Callable[..., ReplicaProcess]]:
+    started: list[ReplicaProcess] = []
+
+    def start(*arguments: object) -> ReplicaProcess:
+        started.append(ReplicaProcess(*arguments))
+        return started[-1]
+
+    yield start
+    for replica in started:
+        replica.process.kill()
+        replica.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def wide_folder(tmp_path_factory) -> Iterator[Path]:
+    """A model with 151 MB of routed experts, in 16 pairs of 9.4 MB."""
+    fields, d, f = HF_FIELDS | WIDE, WIDE["hidden_size"], WIDE["intermediate_size"]
+    generator = torch.Generator().manual_seed(5)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    tensors = {
+        "model.embed_tokens.weight": random(96, d),
+        "model.norm.weight": random(d),
+        "lm_head.weight": random(96, d),
+    }
+    for layer in range(NUM_LAYERS):
+        name = f"model.layers.{layer}"
+        tensors |= {
+            f"{name}.input_layernorm.weight": random(d),
+            f"{name}.post_attention_layernorm.weight": random(d),
+            f"{name}.self_attn.q_proj.weight": random(128, d),
+            f"{name}.self_attn.k_proj.weight": random(64, d),
+            f"{name}.self_attn.v_proj.weight": random(64, d),
+            f"{name}.self_attn.o_proj.weight": random(d, 128),
+            f"{name}.feed_forward.router.weight": random(NUM_EXPERTS, d),
+            f"{name}.feed_forward.shared_expert.gate_proj.weight": random(f, d),
+            f"{name}.feed_forward.shared_expert.up_proj.weight": random(f, d),
+            f"{name}.feed_forward.shared_expert.down_proj.weight": random(d, f),
+            f"{name}.feed_forward.experts.gate_up_proj": random(NUM_EXPERTS, d, 2 * f),
+            f"{name}.feed_forward.experts.down_proj": random(NUM_EXPERTS, f, d),
+        }
+    folder = write_hf(tmp_path_factory.mktemp("wide"), tensors, **fields)
+    yield folder
+    (folder / "model.safetensors").unlink()
+
+
+def test_replica_reads_and_holds_its_share_of_the_experts(run, wide_folder):
+    grown_bytes = {}
+    for num_held in (1, 4):
+        replica = run("--checkpoint", wide_folder, "--experts", f"0-{num_held - 1}")
+        share_bytes = num_held * NUM_LAYERS * EXPERT_BYTES
+        assert replica.ready["loaded_bytes"] == replica.ready["weight_bytes"] == share_bytes
+        grown_bytes[num_held] = replica.ready["rss_bytes"] - replica.ready["rss_before_bytes"]
+        # Besides the weights: the code of torch's matrix products, about 16 MB.
+        assert share_bytes * 0.95 < grown_bytes[num_held] < share_bytes * 1.05 + 24e6
+    more_bytes = 3 * NUM_LAYERS * EXPERT_BYTES
+    assert grown_bytes[4] - grown_bytes[1] == pytest.approx(more_bytes, rel=0.1)
+
+
+def test_process_answers_over_both_sockets(run, tiny_folder, tmp_path):
+    replica = run("--checkpoint", tiny_folder, "--unix", tmp_path / "s", "--dtype", "bfloat16", "--experts", "1,3")
+    assert replica.ready["expert_ids"] == [1, 3]
+    assert replica.ready["unix_address"] == f"unix:{tmp_path / 's'}"
+    assert replica.ready["pid"] == replica.process.pid
+    checkpoint = open_checkpoint(tiny_folder)
+    assert replica.ready["model_fingerprint"] == checkpoint.fingerprint
+    for address in (replica.ready["address"], replica.ready["unix_address"]):
+        client = StreamClient(address, expert_pb2.Hello(model_fingerprint=checkpoint.fingerprint))
+        assert client.next().welcome.replica.expert_ids == [1, 3]
+        answer = client.ask(dispatch_of(torch.ones(2, 32, dtype=torch.bfloat16), {1: 1, 3: 1}))
+        assert outputs_of(answer, torch.bfloat16).shape == (2, 32)
+        client.close()
+
+
+def test_sigterm_answers_every_accepted_dispatch_and_exits_0(run, wide_folder):
+    replica = run("--checkpoint", wide_folder, "--experts", "all", "--threads", 1)
+    clients = [replica.connect() for _ in range(3)]
+    hidden_ND = torch.randn(256, 1024)
+    for number in range(4):
+        for client in clients:
+            client.send(dispatch_of(hidden_ND, {0: 128, 5: 128}, dispatch_id=number))
+    first = [client.next().result.dispatch_id for client in clients]
+    replica.process.send_signal(signal.SIGTERM)
+    for client, answered in zip(clients, first, strict=True):
+        answers = list(client.rest())
+        failure = client.end()
+        # Accepted means read by the replica: what it had not read yet is refused, never left without a word.
+        assert isinstance(errors.from_rpc_error(failure, "replica"), errors.Draining)
+        refused = [answer for answer in answers if answer.WhichOneof("message") == "error"]
+        assert {errors.from_detail(answer.error.detail).reason for answer in refused} <= {"DRAINING"}
+        finished = [answer for answer in answers if answer.WhichOneof("message") == "result"]
+        assert [answered, *(answer.result.dispatch_id for answer in finished)] == list(range(1 + len(finished)))
+        client.close()
+    code, said = replica.end()
+    assert (code, said) == (0, "")
+
+
+def test_sigint_ends_an_idle_replica_with_0(run, tiny_folder):
+    replica = run("--checkpoint", tiny_folder)
+    assert replica.ready["expert_ids"] == [0, 1, 2, 3]
+    replica.process.send_signal(signal.SIGINT)
+    assert replica.end() == (0, "")
+
+
+def test_replica_ends_when_its_parent_is_gone(tiny_folder, tmp_path):
+    script = (
+        "import os, subprocess, sys\n"
+        "command = [sys.executable, '-m', 'experts', '--parent-pid', str(os.getpid()), *sys.argv[1:]]\n"
+        "replica = subprocess.Popen(command, stdout=subprocess.PIPE)\n"
+        "sys.stdout.buffer.write(replica.stdout.readline())\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script, "--checkpoint", tiny_folder, "--unix", tmp_path / "s"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        stderr=subprocess.PIPE,
+    )
+    told, _ = parent.communicate(timeout=WAIT_S)  # returns once the replica, too, has closed stderr
+    assert json.loads(told)["address"]
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--checkpoint", "/nowhere"), "/nowhere"),
+        (("--experts", "all"), "--checkpoint"),
+        (("--checkpoint", "TINY", "--experts", "2-9"), "0 to 3"),
+        (("--checkpoint", "TINY", "--experts", "few"), "few"),
+        (("--checkpoint", "TINY", "--dtype", "int8"), "int8"),
+        (("--checkpoint", "TINY", "--unix", "/nowhere/s"), "/nowhere"),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_exit_2(run, tiny_folder, arguments, words):
+    replica = run(*(tiny_folder if argument == "TINY" else argument for argument in arguments))
+    code, said = replica.end()
+    assert code == 2
+    assert replica.line == ""
+    assert words in said
+    assert len(said.splitlines()) == 1
+
+
+def test_expert_ids_are_read_as_ranges_and_lists():
+    assert parse_experts("0-2,7", 8) == [0, 1, 2, 7]
+    assert parse_experts("all", 3) == [0, 1, 2]
+    for wrong in ("", "-1", "1-", "a", "1,,2", "1-2-3"):
+        with pytest.raises(errors.BadConfig, match="expected ids"):
+            parse_experts(wrong, 8)
