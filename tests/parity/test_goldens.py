@@ -42,7 +42,16 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1] or 'hf'}-{case[2]}")
+def name_of(case: tuple[str, str, str]) -> str:
+    golden, layout, reach = case
+    return f"{golden}-{layout or 'hf'}-{reach}"
+
+
+# One worker runs all tests of a case, so that its expert processes start once.
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(case, id=name_of(case), marks=pytest.mark.xdist_group(name_of(case))) for case in CASES],
+)
 def case(request, shared_dir):
     """Return a model's forward pass with its experts where the case says, and the golden outputs."""
     golden, layout, reach = request.param

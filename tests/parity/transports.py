@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import multiprocessing
+import os
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 
 import torch
 
+from experts.__main__ import main
 from experts.weights import ExpertWeights
 from models.checkpoint import Checkpoint
 from router.placement import ExpertHolder, Placement
@@ -19,6 +22,8 @@ from router.transport.grpc import GrpcTransport
 from router.transport.local import LocalTransport
 
 START_S = 60
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["experts.__main__"])
 
 
 @contextmanager
@@ -54,31 +59,39 @@ def _no_experts(*args: object) -> torch.Tensor:
 def expert_processes(checkpoint: Checkpoint, groups: list[tuple[int, ...]]) -> Iterator[list[ExpertHolder]]:
     """Run one expert process per group and yield where they are; SIGTERM ends them and they exit with 0."""
     with ExitStack() as stack:
-        processes = [stack.enter_context(_expert_process(checkpoint, group)) for group in groups]
-        yield [_holder(process, group) for process, group in zip(processes, groups, strict=True)]
-        for process in processes:
+        replicas = [stack.enter_context(_expert_process(checkpoint, group)) for group in groups]
+        yield [_holder(output, group) for (_, output), group in zip(replicas, groups, strict=True)]
+        for process, _ in replicas:
             process.terminate()
-        assert [process.wait(START_S) for process in processes] == [0] * len(processes)
+        for process, _ in replicas:
+            process.join(START_S)
+        assert [process.exitcode for process, _ in replicas] == [0] * len(replicas)
 
 
 @contextmanager
-def _expert_process(checkpoint: Checkpoint, experts: tuple[int, ...]) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "experts", "--checkpoint", str(checkpoint.folder), "--dtype", "float32"]
-    command += ["--experts", ",".join(map(str, experts)), "--die-with-parent"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        # Reading the ready line below has no deadline of its own.
-        watchdog = threading.Timer(START_S, process.kill)
-        watchdog.start()
-        try:
-            yield process
-        finally:
-            watchdog.cancel()
-            if process.poll() is None:
-                process.kill()
+def _expert_process(checkpoint: Checkpoint, experts: tuple[int, ...]) -> Iterator[tuple[BaseProcess, Connection]]:
+    """Run `python -m experts` in a process forked from one that has imported torch: a real one, seconds sooner."""
+    arguments = ["--checkpoint", str(checkpoint.folder), "--dtype", "float32", "--threads", "1"]
+    arguments += ["--experts", ",".join(map(str, experts))]
+    output, child_output = _PROCESSES.Pipe(duplex=False)
+    process = _PROCESSES.Process(target=_run_replica, args=(arguments, child_output))
+    process.start()
+    child_output.close()
+    try:
+        yield process, output
+    finally:
+        if process.is_alive():
+            process.kill()
+        process.join(START_S)
 
 
-def _holder(process: subprocess.Popen[str], experts: tuple[int, ...]) -> ExpertHolder:
-    assert process.stdout is not None
-    ready = json.loads(process.stdout.readline() or "{}")
-    assert ready, f"expert process ended with {process.poll()}"
-    return ExpertHolder(replica_id=f"replica-{process.pid}", address=ready["address"], expert_ids=experts)
+def _run_replica(arguments: list[str], output: Connection) -> None:
+    os.dup2(output.fileno(), sys.stdout.fileno())
+    sys.exit(main([*arguments, "--parent-pid", str(os.getppid())]))
+
+
+def _holder(output: Connection, experts: tuple[int, ...]) -> ExpertHolder:
+    assert output.poll(START_S), "an expert process said nothing"
+    ready = json.loads(os.read(output.fileno(), 65536) or "{}")
+    assert ready, "an expert process ended before it was ready"
+    return ExpertHolder(replica_id=ready["replica_id"], address=ready["address"], expert_ids=experts)
