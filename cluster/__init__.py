@@ -1,0 +1,1 @@
+"""The Ray Serve application and everything an operator touches. The only package that imports Ray."""

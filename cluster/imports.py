@@ -3,38 +3,38 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
-
-from protos.errors import ImportShadowed
 
 PACKAGES = ("cluster", "experts", "router", "models", "protos")
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def check_imports(search_path: list[str] | None = None) -> None:
-    """Check that each of our packages is found in this project, in this process and in those it starts.
-
-    Args:
-        search_path: folders Python looks in; None: this process's.
+def check_imports() -> None:
+    """Check that each of our packages is found in this project, here and so in the processes that are started.
 
     Raises:
         ImportShadowed: another one comes first.
     """
+    from protos.errors import ImportShadowed  # may itself be shadowed: `find_intruder` does not need it
+
+    if message := find_intruder():
+        raise ImportShadowed(message)
+
+
+def find_intruder(search_path: Sequence[str] | None = None) -> str | None:
+    """Return a sentence about the first of our packages that is another's, None when all are ours.
+
+    Args:
+        search_path: folders to look in; None: those of this process.
+    """
     for name in PACKAGES:
-        found = find_package(name, search_path)
-        if found is None or found.parent != ROOT / name:
-            raise ImportShadowed(
-                f"expected the package {name!r} in {ROOT}, found {found or 'none'}: rename or uninstall the other one, "
-                "or take its folder out of PYTHONPATH"
+        found = PathFinder.find_spec(name, sys.path if search_path is None else search_path)
+        origin = Path(found.origin).resolve() if found and found.origin else None
+        if origin is None or origin.parent != ROOT / name:
+            return (
+                f"expected the package {name!r} in {ROOT}, found {origin or 'none'}: rename or uninstall that one, or "
+                "take its folder out of PYTHONPATH"
             )
-
-
-def find_package(name: str, search_path: list[str] | None = None) -> Path | None:
-    """Return the file that `import name` would run; None where there is none."""
-    if search_path is None and name in sys.modules:
-        origin = sys.modules[name].__file__
-    else:
-        spec = PathFinder.find_spec(name, search_path)
-        origin = spec.origin if spec else None
-    return Path(origin).resolve() if origin else None
+    return None

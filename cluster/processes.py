@@ -37,6 +37,22 @@ def descendants(pid: int | None = None) -> list[int]:
     return found
 
 
+class VitalChildren:
+    """Children of this process without which nothing works.
+
+    Args:
+        names: of their programs; each must be there now.
+    """
+
+    def __init__(self, *names: str) -> None:
+        children = {_read(pid, "comm"): pid for pid in descendants() if _parent(Path(f"/proc/{pid}")) == os.getpid()}
+        self._pids = {name: children[name] for name in names}
+
+    def dead(self) -> list[str]:
+        """Name those that have ended."""
+        return [name for name, pid in self._pids.items() if _parent(Path(f"/proc/{pid}")) is None]
+
+
 def kill_descendants(give_up_after_s: float = 10.0) -> list[int]:
     """Kill every process below this one, those they start meanwhile too, and reap them.
 
@@ -54,7 +70,15 @@ def kill_descendants(give_up_after_s: float = 10.0) -> list[int]:
     return left
 
 
+def _read(pid: int, name: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text().strip()
+    except OSError:
+        return ""
+
+
 def _parent(path: Path) -> int | None:
+    """Return the parent of a process that lives; None for one that does not."""
     try:
         # The command, in parentheses, may hold blanks and parentheses itself.
         state, parent = (path / "stat").read_text().rpartition(")")[2].split()[:2]

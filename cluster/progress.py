@@ -42,15 +42,13 @@ class StartupDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is None:
-            self._end_phase()
         self._progress.stop()
 
     def phase(self, name: str) -> None:
         """Begin the next phase; the one before is done."""
         if name == self._phase:
             return
-        self._end_phase()
+        self.end_phase()
         self._phase, self._phase_began = name, time.monotonic()
         self._phase_bar = self._progress.add_task(name, total=None, detail="")
 
@@ -66,7 +64,8 @@ class StartupDisplay:
                 detail=_detail(replica),
             )
 
-    def _end_phase(self) -> None:
+    def end_phase(self) -> None:
+        """Say that what the last phase began is done."""
         if self._phase is None:
             return
         if self._phase_bar is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -144,6 +145,9 @@ def _environment(settings: ClusterConfig, folder: Path) -> dict[str, str]:
     """Return what Ray reads from the environment, here and in the processes it starts."""
     return {
         "RAY_USAGE_STATS_ENABLED": "0",
+        # A token for this Ray alone; otherwise Ray keeps one in the user's home.
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(settings.grpc.max_message_bytes),
         "TMPDIR": str(folder),  # what replicas leave behind goes with the folder
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # Ray's hook for `uv run` copies the working directory

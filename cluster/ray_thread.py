@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from enum import Enum, auto
+from typing import TYPE_CHECKING
 
 from cluster.endpoints import Endpoints
-from cluster.plan import DeploymentPlan
 from cluster.ray_session import RaySession
 from cluster.startup_board import ReplicaProgress
 from protos.errors import InternalError
+
+if TYPE_CHECKING:
+    from cluster.plan import DeploymentPlan
 
 _POLL_S = 0.1
 _LISTEN_S = 60.0

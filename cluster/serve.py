@@ -14,14 +14,14 @@ from rich.console import Console
 
 from cluster.config import ClusterConfig
 from cluster.endpoints import Endpoints
-from cluster.processes import adopt_orphans, kill_descendants
+from cluster.processes import VitalChildren, adopt_orphans, kill_descendants
 from cluster.progress import StartupDisplay
 from cluster.ray_session import RaySession
 from cluster.ray_thread import RayThread, State
 from cluster.signals import EndRequests
 from cluster.start_checks import check_start, plan_start
 from cluster.workspace import Workspace
-from protos.errors import ServingError
+from protos.errors import InternalError, ServingError
 
 _POLL_S = 0.1
 _DRAIN_S = 10.0
@@ -29,8 +29,8 @@ _DRAIN_S = 10.0
 _STOP_S = 20.0
 """Seconds that Ray has to end by itself after that."""
 
-SERVED, FAILED, INTERRUPTED = 0, 1, 130
-"""Exit codes: ended when told to; could not start or broke; told to end before it served."""
+SERVED, INTERRUPTED = 0, 130
+"""Exit codes: ended when told to; told to end before it served."""
 
 
 class Server:
@@ -60,39 +60,45 @@ class Server:
         with StartupDisplay(self._console) as display:
             display.phase("Model files")
             plan = plan_start(self._settings)
+            display.end_phase()
         workspace = Workspace()
         workspace.capture_output()
         self._console = Console(file=workspace.stdout, highlight=False, soft_wrap=True)
         adopt_orphans()
         session = RaySession(workspace.folder, self._settings)
-        code = FAILED
         try:
             code = self._run_ray(RayThread(session, plan, self._endpoints, _DRAIN_S))
+            workspace.is_of_use = False
+        except ServingError as error:
+            error.message += f"\nLogs: {workspace.logs}"
+            raise
         finally:
-            left = kill_descendants()
-            if code == FAILED:
-                self._console.print(f"Logs: {workspace.logs}")
-            else:
-                workspace.remove()
-            if left:
+            if left := kill_descendants():
                 self._console.print(f"These processes could not be killed: {left}")
-            workspace.release_output()
+            workspace.close()
         return code
 
     def _run_ray(self, thread: RayThread) -> int:
         thread.start()
         with StartupDisplay(self._console) as display:
             while thread.state == State.STARTING:
+                self._ends.install()  # Ray sets handlers of its own while it starts
                 if self._ends.wait(seen=0, timeout_s=_POLL_S):
                     return INTERRUPTED
                 display.phase(thread.phase)
                 display.replicas(thread.progress)
             _raise_error(thread)
+            display.end_phase()
+        self._ends.install()
+        vital = VitalChildren("raylet", "gcs_server")
         self._console.print(
             f"herd is ready: {self._endpoints.http} (OpenAI API) and {self._endpoints.grpc} (gRPC); Ctrl-C ends it"
         )
         while not self._ends.wait(seen=0, timeout_s=1.0):
-            _raise_error(thread)
+            if dead := vital.dead():
+                raise InternalError(
+                    f"expected Ray to live as long as Herd, found {' and '.join(dead)} gone: start again"
+                )
         return self._end(thread)
 
     def _end(self, thread: RayThread) -> int:
@@ -111,6 +117,7 @@ def _raise_error(thread: RayThread) -> None:
     error = thread.error
     if error is None:
         return
-    if not isinstance(error, ServingError):
-        traceback.print_exception(error, file=sys.stderr)  # into the log
-    raise error
+    if isinstance(error, ServingError):
+        raise error
+    traceback.print_exception(error, file=sys.stderr)  # into the log
+    raise InternalError(f"expected Ray to start and to end, found {type(error).__name__}: {error}") from error

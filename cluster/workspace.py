@@ -1,4 +1,4 @@
-"""The private folder of one running Herd: logs, sockets, Ray's own files. A good end removes it, a bad one does not."""
+"""The private folder of one running Herd: logs, sockets, Ray's own files."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ class Workspace:
         self.folder = Path(tempfile.mkdtemp(prefix="herd-", dir=parent if len(parent) <= _LONGEST_PARENT else "/tmp"))
         self.stdout: TextIO = sys.stdout
         self.stderr: TextIO = sys.stderr
+        self.is_of_use = True
+        """Whether anybody will want to read the logs."""
         self._saved: list[int] = []
 
     @property
@@ -44,15 +46,13 @@ class Workspace:
             os.dup2(log, stream)
         os.close(log)
 
-    def release_output(self) -> None:
-        """Give the standard streams back. Idempotent."""
+    def close(self) -> None:
+        """Give the standard streams back; delete the folder unless it is of use."""
         sys.stdout.flush()
         sys.stderr.flush()
         for stream, saved in zip((1, 2), self._saved, strict=False):
             os.dup2(saved, stream)
             os.close(saved)
         self._saved = []
-
-    def remove(self) -> None:
-        """Delete the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if not self.is_of_use:
+            shutil.rmtree(self.folder, ignore_errors=True)

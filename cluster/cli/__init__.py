@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
-from cluster.cli.app import main
+import sys
 
-__all__ = ["main"]
+from cluster.imports import find_intruder
+
+
+def main() -> None:
+    """Run the command line, once it is sure that its own modules are those that will be imported."""
+    if message := find_intruder():
+        sys.exit(f"herd: {message}")
+    from cluster.cli.app import app
+
+    app()

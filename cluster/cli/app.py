@@ -152,8 +152,3 @@ def doctor(
     from cluster.doctor import examine
 
     raise typer.Exit(print_findings(examine(model, http_port, grpc_port)))
-
-
-def main() -> None:
-    """Run the command line."""
-    app()
