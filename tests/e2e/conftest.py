@@ -1,0 +1,16 @@
+"""One running Herd for all end-to-end tests; their mark `xdist_group("serve")` lets one worker run them all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.herd_process import HerdProcess
+
+
+@pytest.fixture(scope="package")
+def herd() -> Iterator[HerdProcess]:
+    """`herd serve` with the demo model."""
+    with HerdProcess() as process:
+        yield process

@@ -1,0 +1,220 @@
+"""The whole application over both APIs, with the clients its users have."""
+
+from __future__ import annotations
+
+import http.client
+import subprocess
+import time
+import urllib.error
+import urllib.request
+
+import grpc
+import pytest
+from openai import BadRequestError, OpenAI
+
+from protos.errors import ERROR_METADATA_KEY, from_rpc_error
+from tests.e2e.herd_process import HERD, HerdProcess
+from tests.e2e.reflected_client import ReflectedClient, to_dict
+
+pytestmark = [pytest.mark.xdist_group("serve"), pytest.mark.timeout(600)]
+
+SERVICE = "herd.inference.v1.InferenceService"
+GENERATE = f"{SERVICE}/Generate"
+LONG = {"stopping": {"max_tokens": 4000, "ignore_eos": True}, "token_ids": {"ids": [5, 6, 7]}}
+
+
+@pytest.fixture
+def openai_client(herd: HerdProcess):
+    with OpenAI(base_url=f"{herd.base_url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def grpc_client(herd: HerdProcess):
+    with ReflectedClient(herd.grpc_address) as client:
+        yield client
+
+
+def test_reflection_tells_of_inference_and_health(grpc_client):
+    assert grpc_client.services() == [
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+        SERVICE,
+    ]
+    assert grpc_client.call("grpc.health.v1.Health/Check")["status"] == "SERVING"
+    watch = grpc_client.stream("grpc.health.v1.Health/Watch")
+    assert to_dict(next(watch))["status"] == "SERVING"
+    watch.cancel()
+
+
+def test_grpc_streams_started_deltas_and_finished(grpc_client):
+    chat = {"messages": [{"role": "user", "content": "What does str.join do?"}]}
+    events = [
+        to_dict(each)
+        for each in grpc_client.stream(GENERATE, chat=chat, stopping={"max_tokens": 24}, sampling={"temperature": 0})
+    ]
+    started, *deltas, finished = events
+    num_prompt_tokens = started["started"]["prompt_tokens"]
+    ids = [token for delta in deltas for token in delta["delta"]["token_ids"]]
+    assert started["started"]["model"] == "demo"
+    assert finished["finished"]["usage"] == {
+        "prompt_tokens": num_prompt_tokens,
+        "completion_tokens": len(ids),
+        "cached_tokens": 0,
+    }
+    assert 1 <= len(ids) <= 24
+    assert any(delta["delta"]["text"] for delta in deltas)
+
+
+def test_both_apis_continue_a_text_alike(grpc_client, openai_client):
+    answer = openai_client.completions.create(model="demo", prompt="import os", max_tokens=12, temperature=0)
+    deltas = grpc_client.stream(GENERATE, prompt="import os", stopping={"max_tokens": 12}, sampling={"temperature": 0})
+    assert answer.choices[0].text == "".join(to_dict(each).get("delta", {}).get("text", "") for each in deltas)
+
+
+def test_openai_client_streams_a_chat_with_usage(openai_client):
+    chunks = list(
+        openai_client.chat.completions.create(
+            model="demo",
+            messages=[{"role": "user", "content": "What does os.path.join do?"}],
+            max_tokens=16,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text
+    assert chunks[-1].usage.completion_tokens <= 16
+    assert [model.id for model in openai_client.models.list()] == ["demo"]
+
+
+def test_server_info_places_every_expert_in_two_processes(grpc_client):
+    info = grpc_client.call(f"{SERVICE}/GetServerInfo")
+    replicas = info["expert_replicas"]
+    assert sorted(expert for replica in replicas for expert in replica["expert_ids"]) == list(range(8))
+    assert len({replica["pid"] for replica in replicas}) == 2
+    assert {replica["group"] for replica in replicas} == {"Experts-0", "Experts-1"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"token_ids": {"ids": []}}, grpc.StatusCode.INVALID_ARGUMENT),
+        ({"prompt": "x", "model": "gpt-7"}, grpc.StatusCode.NOT_FOUND),
+        ({"prompt": "x", "sampling": {"temperature": "NaN"}}, grpc.StatusCode.INVALID_ARGUMENT),
+        ({"prompt": "x", "stopping": {"max_tokens": 5000}}, grpc.StatusCode.INVALID_ARGUMENT),
+    ],
+)
+def test_a_refused_stream_has_a_status_a_detail_and_no_message(grpc_client, fields, code):
+    received = []
+    with pytest.raises(grpc.RpcError) as caught:
+        received.extend(grpc_client.stream(GENERATE, **fields))
+    error = from_rpc_error(caught.value, "herd")
+    assert not received
+    assert caught.value.code() == code
+    assert dict(caught.value.trailing_metadata())[ERROR_METADATA_KEY]
+    assert "expected" in error.message
+
+
+def test_a_refused_unary_call_has_a_status_and_a_detail(grpc_client):
+    with pytest.raises(grpc.RpcError) as caught:
+        grpc_client.call(f"{SERVICE}/Tokenize", prompt="x", model="gpt-7")
+    assert from_rpc_error(caught.value, "herd").reason == "NOT_FOUND"
+
+
+def test_openai_client_is_told_what_is_wrong(openai_client):
+    with pytest.raises(BadRequestError) as caught:
+        openai_client.completions.create(model="demo", prompt="x", max_tokens=0)
+    assert "max_tokens" in caught.value.message
+
+
+def test_oversized_requests_are_refused_and_harm_nobody(herd, grpc_client):
+    body = b'{"model": "demo", "prompt": "' + b"x" * 100_000_000 + b'"}'
+    request = urllib.request.Request(f"{herd.base_url}/v1/completions", body, {"content-type": "application/json"})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=60)
+    refused.value.close()
+    with pytest.raises(grpc.RpcError) as caught:
+        list(grpc_client.stream(GENERATE, prompt="x" * 100_000_000))
+    assert refused.value.code == 413
+    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert grpc_client.call("grpc.health.v1.Health/Check")["status"] == "SERVING"
+
+
+def test_a_cancelled_stream_frees_slot_and_cache(grpc_client):
+    call = grpc_client.stream(GENERATE, **LONG)
+    next(call)
+    wait_for_load(grpc_client, running=1)
+    call.cancel()
+    assert seconds_until_free(grpc_client) < 1
+
+
+def test_a_client_that_never_reads_frees_slot_and_cache_when_it_goes(herd, grpc_client):
+    # No flow-control window to speak of: the server is soon stuck writing.
+    small = (("grpc.http2.lookahead_bytes", 1), ("grpc.http2.bdp_probe", 0))
+    with ReflectedClient(herd.grpc_address, *small) as reader:
+        call = reader.stream(GENERATE, logprobs=20, **LONG)
+        next(call)
+        generated = wait_for_load(grpc_client, running=1)["generated_tokens"]
+        while int(wait_for_load(grpc_client, running=1)["generated_tokens"]) < int(generated) + 150:
+            time.sleep(0.05)
+        call.cancel()
+        assert seconds_until_free(grpc_client) < 1
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_closed_http_connection_frees_slot_and_cache(herd, grpc_client, stream):
+    connection = http.client.HTTPConnection(f"localhost:{herd.http_port}")
+    flag = "true" if stream else "false"
+    body = f'{{"model": "demo", "prompt": [5, 6, 7], "max_tokens": 4000, "ignore_eos": true, "stream": {flag}}}'
+    connection.request("POST", "/v1/completions", body, {"content-type": "application/json"})
+    wait_for_load(grpc_client, running=1)
+    connection.close()
+    assert seconds_until_free(grpc_client) < 1
+
+
+def test_generate_command_streams_an_answer(herd):
+    done = run_herd("generate", "What does str.join do?", "--max-tokens", "20", "--address", herd.grpc_address)
+    assert done.returncode == 0
+    assert done.stdout.strip()
+    assert "20 tokens" in done.stderr or "tokens in all" in done.stderr
+
+
+def test_generate_command_explains_a_refusal_in_one_line(herd):
+    done = run_herd("generate", "x", "--temperature", "nan", "--address", herd.grpc_address)
+    assert done.returncode == 2
+    assert done.stderr.startswith("herd: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_status_command_shows_routers_and_experts(herd):
+    done = run_herd("status", "--address", herd.grpc_address)
+    assert done.returncode == 0
+    assert "Experts-1" in done.stdout
+    assert "0-3" in done.stdout
+
+
+def run_herd(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([HERD, *args], capture_output=True, text=True, timeout=60, check=False)
+
+
+def read_load(client: ReflectedClient) -> dict[str, object]:
+    return client.call(f"{SERVICE}/GetLoad")["routers"][0]
+
+
+def wait_for_load(client: ReflectedClient, *, running: int) -> dict[str, object]:
+    give_up_at = time.monotonic() + 30
+    while (load := read_load(client))["running"] != running:
+        assert time.monotonic() < give_up_at, load
+        time.sleep(0.02)
+    return load
+
+
+def seconds_until_free(client: ReflectedClient) -> float:
+    began = time.monotonic()
+    while True:
+        load = read_load(client)
+        if load["running"] == load["waiting"] == 0 and int(load["kv_used_bytes"]) == 0:
+            return time.monotonic() - began
+        assert time.monotonic() < began + 30, load
+        time.sleep(0.02)
