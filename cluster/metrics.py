@@ -114,7 +114,8 @@ class FrontDoorMetrics:
             "herd_kv_total_bytes": lambda each: each.load.kv_total_bytes,
         }
         for name, value in by_replica.items():
-            self._gauges[name].clear()  # replicas that are gone must not linger
+            # Replicas that are gone must not linger.
+            self._gauges[name].clear()  # type: ignore[no-untyped-call]
             for each in loads:
                 self._gauges[name].labels(each.replica_id).set(value(each))
         kv_total = sum(each.load.kv_total_bytes for each in loads)
