@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -106,7 +106,7 @@ class FrontDoorMetrics:
             num_sequences: sequences in flight at this front door.
         """
         self._gauges["herd_sequences_in_flight"].set(num_sequences)
-        by_replica = {
+        by_replica: dict[str, Callable[[RouterLoad], int]] = {
             "herd_running_sequences": lambda each: each.load.running,
             "herd_waiting_sequences": lambda each: each.load.waiting,
             "herd_queued_prompt_tokens": lambda each: each.load.queued_prompt_tokens,
@@ -114,8 +114,7 @@ class FrontDoorMetrics:
             "herd_kv_total_bytes": lambda each: each.load.kv_total_bytes,
         }
         for name, value in by_replica.items():
-            # Replicas that are gone must not linger.
-            self._gauges[name].clear()  # type: ignore[no-untyped-call]
+            self._gauges[name].clear()  # replicas that are gone must not linger
             for each in loads:
                 self._gauges[name].labels(each.replica_id).set(value(each))
         kv_total = sum(each.load.kv_total_bytes for each in loads)
