@@ -71,14 +71,14 @@ def decode_tensor(
     Raises:
         BadTensor: dtype, rank, an extent or the byte count is not what was expected.
     """
-    if wire.dtype != wire_dtype(dtype):
+    if wire.dtype != _WIRE_BY_TORCH[dtype]:
         found = _TORCH_BY_WIRE.get(wire.dtype)
         raise BadTensor(f"{name}: expected dtype {dtype}, found {found or f'code {wire.dtype}'}: send {dtype}")
     found_shape = tuple(wire.shape)
-    expected = "[" + ", ".join("any" if extent is None else str(extent) for extent in shape) + "]"
     if len(found_shape) != len(shape) or any(
-        have < 0 or (want is not None and have != want) for have, want in zip(found_shape, shape, strict=True)
+        have != want and (want is not None or have < 0) for have, want in zip(found_shape, shape, strict=True)
     ):
+        expected = "[" + ", ".join("any" if extent is None else str(extent) for extent in shape) + "]"
         raise BadTensor(
             f"{name}: expected shape {expected}, found {list(found_shape)}: check the sender's layout",
             metadata={"expected": expected, "found": str(list(found_shape))},

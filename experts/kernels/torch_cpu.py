@@ -34,6 +34,9 @@ class PackedCpuKernel:
 
     def run(self, experts: Sequence[PackedExpert], token_counts: Sequence[int], hidden_ND: Tensor) -> Tensor:
         """Run one expert after the other; rows are views, and outputs are joined only if there are several."""
+        # Applies torch.set_num_threads to this thread. oneDNN's products do not do so themselves: in a thread where
+        # nothing else of torch ran before, they take every core, and wait milliseconds for one that is busy.
+        torch.get_num_threads()
         if len(experts) == 1 and token_counts[0]:
             return _run_expert(experts[0], hidden_ND)
         parts_nD = hidden_ND.split(list(token_counts))

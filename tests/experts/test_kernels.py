@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import given
@@ -80,3 +83,21 @@ def test_packed_kernel_is_chosen_where_torch_has_it():
     assert is_supported(torch.float32) == isinstance(choose(CPU, torch.float32), PackedCpuKernel)
     assert isinstance(choose(CPU, torch.float16), ReferenceKernel)
     assert isinstance(choose(torch.device("meta"), torch.float32), ReferenceKernel)
+
+
+def test_packed_kernel_keeps_to_torchs_threads_in_a_fresh_thread():
+    expert = PackedCpuKernel().pack(*random_experts(1, torch.float32)[0])
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def threads_before_and_after() -> tuple[int, int]:
+        before = len(os.listdir("/proc/self/task"))
+        PackedCpuKernel().run([expert], [256], torch.ones(256, D))
+        return before, len(os.listdir("/proc/self/task"))
+
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            before, after = pool.submit(threads_before_and_after).result()
+    finally:
+        torch.set_num_threads(num_threads)
+    assert before == after
