@@ -8,6 +8,13 @@ D = 768, F = 1536, the experts taken in turn so that their weights come from mem
     linear(x, W [out, in])                    833   1973   18274            494    678    4358
     packed, oneDNN                            571    892    7963            294    493    4168
 
+Small fp32 experts are left unpacked: oneDNN's operator costs 12 us a call, torch's product 4. D = 256, F = 144:
+
+                                fp32, tokens:   1      4      8     16     64     256
+    x @ W [in, out]                            15     29     40     57    155     561
+    packed, oneDNN                             36     40     48     55    102     293
+    oneDNN on W [in, out] as it is             36     38     46     54     99     298
+
 A packing made without a batch size serves all of them; one made for a single token is slower for every other number.
 Gate and up as one product beat two with silu and multiplication fused into them below 16 tokens and equal them above.
 One silu for all experts of a dispatch, between their products, gains 7 % at 2 tokens per expert and loses at 1 and 32.
@@ -24,12 +31,19 @@ from torch import Tensor
 
 from experts.kernels.kernel import PackedExpert
 
+# In elements of `gate_up`; at twice the size torch's product no longer gains for a single token.
+_SMALL_EXPERT = 2**17
+# Most tokens of a small expert that torch's own product runs as fast as oneDNN's.
+_FEW_TOKENS = 8
+
 
 class PackedCpuKernel:
     """Uses the operators that torch's own compiler emits for a frozen linear layer on a CPU."""
 
     def pack(self, gate_up_D2F: Tensor, down_FD: Tensor) -> PackedExpert:
         """Reorder weights into oneDNN's blocks. Cost: both forms are in memory for a moment."""
+        if gate_up_D2F.dtype == torch.float32 and gate_up_D2F.numel() <= _SMALL_EXPERT:
+            return PackedExpert(gate_up_D2F, down_FD)
         return PackedExpert(_pack(gate_up_D2F.t()), _pack(down_FD.t()))
 
     def run(self, experts: Sequence[PackedExpert], token_counts: Sequence[int], hidden_ND: Tensor) -> Tensor:
@@ -70,6 +84,13 @@ def _linear(hidden: Tensor, packed: Tensor) -> Tensor:
     return product
 
 
+def _product(hidden_nX: Tensor, weight: Tensor) -> Tensor:
+    """Multiply by a packed weight, or by one of a small expert that is [in, out] as it was."""
+    if weight.is_mkldnn:
+        return _linear(hidden_nX, weight)
+    return torch.mm(hidden_nX, weight) if len(hidden_nX) <= _FEW_TOKENS else _linear(hidden_nX, weight.t())
+
+
 def _run_expert(expert: PackedExpert, hidden_nD: Tensor) -> Tensor:
-    gate_nF, up_nF = _linear(hidden_nD, expert.gate_up).chunk(2, dim=-1)
-    return _linear(F.silu(gate_nF).mul_(up_nF), expert.down)
+    gate_nF, up_nF = _product(hidden_nD, expert.gate_up).chunk(2, dim=-1)
+    return _product(F.silu(gate_nF).mul_(up_nF), expert.down)

@@ -16,15 +16,16 @@ from experts.kernels.torch_cpu import PackedCpuKernel, is_supported
 
 CPU = torch.device("cpu")
 D, F = 32, 24
+LARGE = 2800  # an F whose experts are packed in fp32 as well
 
 
-def random_experts(num_experts: int, dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def random_experts(num_experts: int, dtype: torch.dtype, F: int = F) -> list[tuple[torch.Tensor, torch.Tensor]]:
     generator = torch.Generator().manual_seed(num_experts)
     scale = D**-0.5
     return [
         (
             (torch.randn(D, 2 * F, generator=generator) * scale).to(dtype),
-            (torch.randn(F, D, generator=generator) * scale).to(dtype),
+            (torch.randn(F, D, generator=generator) * F**-0.5).to(dtype),
         )
         for _ in range(num_experts)
     ]
@@ -34,9 +35,10 @@ def run(kernel, experts, token_counts, hidden_ND):
     return kernel.run([kernel.pack(*expert) for expert in experts], token_counts, hidden_ND)
 
 
+@pytest.mark.parametrize("width", [F, LARGE])
 @given(token_counts=st.lists(st.integers(0, 40), min_size=1, max_size=8), seed=st.integers(0, 2**31))
-def test_chosen_kernel_equals_reference_for_any_counts(token_counts, seed):
-    experts = random_experts(len(token_counts), torch.float32)
+def test_chosen_kernel_equals_reference_for_any_counts(width, token_counts, seed):
+    experts = random_experts(len(token_counts), torch.float32, width)
     hidden_ND = torch.randn(sum(token_counts), D, generator=torch.Generator().manual_seed(seed))
     expected_ND = run(ReferenceKernel(), experts, token_counts, hidden_ND)
     found_ND = run(choose(CPU, torch.float32), experts, token_counts, hidden_ND)
@@ -86,7 +88,7 @@ def test_packed_kernel_is_chosen_where_torch_has_it():
 
 
 def test_packed_kernel_keeps_to_torchs_threads_in_a_fresh_thread():
-    expert = PackedCpuKernel().pack(*random_experts(1, torch.float32)[0])
+    expert = PackedCpuKernel().pack(*random_experts(1, torch.float32, LARGE)[0])
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
