@@ -44,7 +44,7 @@ class Plan:
     """Share of the steps, at the end, in which the rate falls linearly to zero."""
     weight_decay: float = 0.05
     balance: float = 0.015
-    """Weight of each layer's load-balancing loss. With a tenth of it one expert takes nearly every token."""
+    """Weight of each layer's load-balancing loss; 0 is off."""
     log_every: int = 20
     """Steps between two lines of progress."""
     save_seconds: float = 150.0
