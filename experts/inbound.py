@@ -37,15 +37,17 @@ def read_dispatch(
     expert_ids, token_counts = tuple(dispatch.expert_ids), tuple(dispatch.token_counts)
     _check_experts(expert_ids, token_counts, held)
     hidden_ND = decode_tensor(dispatch.hidden, dtype=held.dtype, shape=(None, config.hidden_size), name="hidden")
-    if sum(token_counts) != len(hidden_ND):
+    num_tokens = hidden_ND.shape[0]
+    if sum(token_counts) != num_tokens:
         raise BadDispatch(
-            f"token_counts: expected a sum of {len(hidden_ND)}, the tokens sent, found {sum(token_counts)}: count the "
+            f"token_counts: expected a sum of {num_tokens}, the tokens sent, found {sum(token_counts)}: count the "
             "tokens of each expert"
         )
     return Work(
         layer=dispatch.layer,
         expert_ids=expert_ids,
         token_counts=token_counts,
+        num_tokens=num_tokens,
         hidden_ND=hidden_ND,
         arrived_s=arrived_s,
         deadline_s=arrived_s + dispatch.deadline_ms / 1000 if dispatch.deadline_ms else None,

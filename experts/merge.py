@@ -36,13 +36,13 @@ def merge(works: Sequence[Work]) -> MergedBatch:
     )
     counts: dict[int, int] = {}
     for expert, _, rows_nD in runs:
-        counts[expert] = counts.get(expert, 0) + len(rows_nD)
+        counts[expert] = counts.get(expert, 0) + rows_nD.shape[0]
     return MergedBatch(
         expert_ids=tuple(counts),
         token_counts=tuple(counts.values()),
         hidden_ND=torch.cat([rows_nD for _, _, rows_nD in runs]),
         owners=tuple(owner for _, owner, _ in runs),
-        lengths=tuple(len(rows_nD) for _, _, rows_nD in runs),
+        lengths=tuple(rows_nD.shape[0] for _, _, rows_nD in runs),
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from protos.errors import ServingError
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Outcome:
     """How a dispatch ended: with outputs or with an error, never both."""
 
@@ -23,9 +23,9 @@ class Outcome:
     """Microseconds computing the batch the dispatch was part of."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(kw_only=True, slots=True, eq=False)
 class Work:
-    """One dispatch, checked and ready to compute."""
+    """One dispatch, checked and ready to compute. Never changed, and not frozen: that doubles what making one takes."""
 
     layer: int
     """A MoE layer whose experts are held."""
@@ -33,6 +33,8 @@ class Work:
     """Held logical experts, strictly ascending."""
     token_counts: tuple[int, ...]
     """Rows of `hidden_ND` for each of `expert_ids`, all positive, summing to N."""
+    num_tokens: int
+    """N."""
     hidden_ND: Tensor
     """[N, D], sorted by expert; only read."""
     arrived_s: float
@@ -41,8 +43,3 @@ class Work:
     """When the answer stops being of use, on the batcher's clock; None: never."""
     deliver: Callable[[Outcome], None]
     """Takes the outcome of work that had to wait, in the compute thread: it must not block and not raise."""
-
-    @property
-    def num_tokens(self) -> int:
-        """N."""
-        return len(self.hidden_ND)

@@ -48,10 +48,11 @@ def write_tensor(wire: tensor_pb2.Tensor, tensor: Tensor) -> None:
 
     Cost: copies the data twice; syncs with the device if it is not on the CPU.
     """
-    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
     wire.dtype = wire_dtype(tensor.dtype)
     wire.shape.extend(tensor.shape)
-    wire.data = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    # numpy has no bfloat16; its bits are all that is needed.
+    bits = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
+    wire.data = bits.numpy(force=True).tobytes()
 
 
 def decode_tensor(

@@ -55,7 +55,7 @@ class PackedCpuKernel:
             return _run_expert(experts[0], hidden_ND)
         parts_nD = hidden_ND.split(list(token_counts))
         # oneDNN has no product of no rows.
-        outputs_nD = [_run_expert(e, part_nD) for e, part_nD in zip(experts, parts_nD, strict=True) if len(part_nD)]
+        outputs_nD = [_run_expert(e, part_nD) for e, part_nD in zip(experts, parts_nD, strict=True) if part_nD.shape[0]]
         return torch.cat(outputs_nD) if outputs_nD else torch.empty_like(hidden_ND)
 
 
@@ -88,7 +88,7 @@ def _product(hidden_nX: Tensor, weight: Tensor) -> Tensor:
     """Multiply by a packed weight, or by one of a small expert that is [in, out] as it was."""
     if weight.is_mkldnn:
         return _linear(hidden_nX, weight)
-    return torch.mm(hidden_nX, weight) if len(hidden_nX) <= _FEW_TOKENS else _linear(hidden_nX, weight.t())
+    return torch.mm(hidden_nX, weight) if hidden_nX.shape[0] <= _FEW_TOKENS else _linear(hidden_nX, weight.t())
 
 
 def _run_expert(expert: PackedExpert, hidden_nD: Tensor) -> Tensor:

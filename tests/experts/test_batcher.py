@@ -84,6 +84,7 @@ class Inbox:
             layer=layer,
             expert_ids=tuple(counts),
             token_counts=tuple(counts.values()),
+            num_tokens=num_tokens,
             hidden_ND=torch.arange(num_tokens * 2.0).reshape(num_tokens, 2),
             arrived_s=clock(),
             deadline_s=deadline_s,

@@ -21,6 +21,7 @@ def work_of(counts: dict[int, int], first_row: int = 0) -> Work:
         layer=0,
         expert_ids=tuple(ids),
         token_counts=tuple(counts[expert] for expert in ids),
+        num_tokens=len(hidden_ND),
         hidden_ND=hidden_ND,
         arrived_s=0,
         deliver=lambda outcome: None,

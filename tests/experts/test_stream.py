@@ -35,7 +35,7 @@ def ended_with(client: StreamClient) -> errors.ServingError:
 def test_dispatch_is_answered_with_outputs_times_and_load(serve, connect, held, lane):
     client = connect(getattr(serve(), lane))
     response = client.ask(dispatch_of(HIDDEN_ND, COUNTS, dispatch_id=7))
-    torch.testing.assert_close(outputs_of(response), held.run(1, HIDDEN_ND, (0, 3), (1, 3)), atol=1e-6, rtol=0)
+    torch.testing.assert_close(outputs_of(response), held.run(1, HIDDEN_ND, (0, 3), (1, 3)), atol=1e-3, rtol=1e-4)
     assert response.result.dispatch_id == 7
     assert 0 < response.result.compute_us < WAIT_S * 1e6
     assert response.result.load == expert_pb2.Load(queued_tokens=0, total_tokens=4)
@@ -80,7 +80,7 @@ def test_two_streams_are_merged_into_one_batch(serve, connect, held):
         held.run(1, HIDDEN_ND * 2, (1, 3), (1, 3)),
     ]
     for answer, expected_ND in zip(answers, expected, strict=True):
-        torch.testing.assert_close(outputs_of(answer), expected_ND, atol=1e-6, rtol=0)
+        torch.testing.assert_close(outputs_of(answer), expected_ND, atol=1e-3, rtol=1e-4)
     assert answers[1].result.queue_us > 0
     assert answers[1].result.compute_us == answers[2].result.compute_us
 
