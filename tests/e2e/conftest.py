@@ -9,7 +9,7 @@ import pytest
 from tests.e2e.herd_process import HerdProcess
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def herd() -> Iterator[HerdProcess]:
     """`herd serve` with the demo model."""
     with HerdProcess() as process:
