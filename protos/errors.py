@@ -33,9 +33,11 @@ here; it crosses a process as trailing metadata (`ERROR_METADATA_KEY`) or inside
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import ClassVar
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from protos.error.v1.error_pb2 import ErrorDetail
 
@@ -279,7 +281,8 @@ def from_rpc_error(error: grpc.RpcError, peer: str) -> ServingError:
     """
     for key, value in getattr(error, "trailing_metadata", lambda: None)() or ():
         if key == ERROR_METADATA_KEY:
-            return from_detail(ErrorDetail.FromString(value))
+            with suppress(DecodeError):  # not of our making: then the status code is all there is
+                return from_detail(ErrorDetail.FromString(value))
     code = getattr(error, "code", lambda: grpc.StatusCode.UNKNOWN)()
     said = f"{peer} answered {code.name}: {getattr(error, 'details', lambda: '')() or 'no details'}"
     by_code: dict[grpc.StatusCode, type[ServingError]] = {

@@ -66,3 +66,22 @@ def test_a_call_to_nobody_becomes_replica_unavailable():
     error = errors.from_rpc_error(failed.value, "replica r1")
     assert type(error) is errors.ReplicaUnavailable
     assert "replica r1" in error.message
+
+
+class Refusal(grpc.RpcError):
+    """A failed call whose server is not ours."""
+
+    def trailing_metadata(self):
+        return ((errors.ERROR_METADATA_KEY, b"\xff no detail"),)
+
+    def code(self):
+        return grpc.StatusCode.UNAVAILABLE
+
+    def details(self):
+        return "go away"
+
+
+def test_a_detail_that_cannot_be_read_leaves_the_status_code_to_speak():
+    error = errors.from_rpc_error(Refusal(), "replica r1")
+    assert type(error) is errors.ReplicaUnavailable
+    assert "go away" in error.message
