@@ -10,9 +10,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 import grpc
-from protos.channel import channel_options
 
 from protos import errors
+from protos.channel import channel_options
 from protos.expert.v1 import expert_pb2, expert_pb2_grpc
 from router.placement import ExpertHolder
 
@@ -92,7 +92,10 @@ class ReplicaStream:
                 with grpc.insecure_channel(self._target(), options=channel_options()) as channel:
                     self._session(channel)
             except grpc.RpcError as error:
-                failure = _replica_error(errors.from_rpc_error(error, self._peer))
+                failure = _as_retryable(errors.from_rpc_error(error, self._peer))
+            except Exception:  # noqa: BLE001 the process boundary: whatever a replica sent, this thread must live on
+                _LOG.exception("stream to %s failed", self._peer)
+                failure = errors.ReplicaUnavailable(f"{self._peer} sent what cannot be read: see the router's log")
             was_ready = self._break(failure)
             backoff_s = _FIRST_BACKOFF_S if was_ready else min(backoff_s * 2, _LONGEST_BACKOFF_S)
             if not self._closing.is_set():
@@ -131,7 +134,7 @@ class ReplicaStream:
         with self._lock:
             future = self._pending.pop(dispatch_id, None)
         if future is None:
-            return  # answered by another holder meanwhile
+            return  # forgotten meanwhile
         if isinstance(answer, errors.ServingError):
             future.set_exception(answer)
         else:
@@ -157,6 +160,6 @@ class ReplicaStream:
         return self.holder.address
 
 
-def _replica_error(error: errors.ServingError) -> errors.ServingError:
-    """Keep a replica's own words; a stream that ends is always something another replica may stand in for."""
-    return error if isinstance(error, errors.ReplicaError) else errors.ReplicaUnavailable(str(error))
+def _as_retryable(error: errors.ServingError) -> errors.ServingError:
+    """Say in a replica's own words, or our own if we ended the stream, that another replica may stand in."""
+    return error if error.retryable else errors.ReplicaUnavailable(error.message)

@@ -87,6 +87,15 @@ def test_a_replica_that_dies_with_a_dispatch_in_hand_is_replaced(cluster):
     assert torch.equal(pending.wait(), HIDDEN_TD[plan.token_rows_N] * 2)
 
 
+def test_a_replica_that_leaves_with_a_dispatch_in_hand_is_replaced(cluster):
+    transport, replicas = cluster([EXPERTS, EXPERTS])
+    replicas[0].hanging.set()
+    plan = plan_dispatch(EXPERT_IDS_TK, lambda expert: "replica-0")
+    pending = transport.dispatch(7, plan, HIDDEN_TD[plan.token_rows_N])
+    transport.update(placement_of(replicas[1:], 2))
+    assert torch.equal(pending.wait(), HIDDEN_TD[plan.token_rows_N] * 2)
+
+
 def test_a_replica_that_hangs_is_reset_and_another_one_asked(cluster):
     transport, replicas = cluster([EXPERTS, EXPERTS], answer_s=0.3)
     replicas[0].hanging.set()
