@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
 
 from router.plan import DispatchPlan
+
+WAIT_STEP_S = 0.25
+"""Longest time between two calls of `Transport.on_wait`, in seconds: also how late a wait may be given up."""
+
+
+class StepAbandoned(Exception):
+    """Nobody is left who wants the step that waits; raised by `Transport.on_wait`."""
 
 
 class PendingDispatch(Protocol):
@@ -18,27 +26,37 @@ class PendingDispatch(Protocol):
         Raises:
             ReplicaError: no replica answered in time.
             WireError: a replica refused the dispatch as malformed: our bug.
+            StepAbandoned: raised by `Transport.on_wait`.
         """
 
 
 class Transport(Protocol):
     """Runs tokens through experts. Used by one step loop at a time."""
 
+    on_wait: Callable[[], None]
+    """Set by the step loop and called in its thread, again and again, while any call below waits for a replica. What
+    it raises ends the wait."""
+
     def choose_replica(self, expert: int) -> str:
         """Name a replica that will run this logical expert now.
 
         Raises:
             NoReplica: none holds it and none came back in time.
+            StepAbandoned: raised by `on_wait`.
         """
 
     def dispatch(self, layer: int, plan: DispatchPlan, hidden_ND: Tensor) -> PendingDispatch:
-        """Start running tokens through their experts; returns at once.
+        """Start running tokens through their experts; returns at once unless a chosen replica has gone.
 
         Args:
             layer: decoder layer, 0-based.
             plan: made with `choose_replica`.
             hidden_ND: [N, D] in the plan's order, already multiplied by the scores.
+
+        Raises:
+            NoReplica: a chosen replica has gone and no other holder came in time.
+            StepAbandoned: raised by `on_wait`.
         """
 
     def close(self) -> None:
-        """Give up connections and threads. Idempotent."""
+        """Give up connections and threads; a wait under way ends with NoReplica. Idempotent."""

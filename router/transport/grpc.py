@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import itertools
-import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 from torch import Tensor
 
 from protos import errors
-from protos.codec import decode_tensor, encode_tensor
+from protos.codec import decode_tensor, write_tensor
 from protos.expert.v1 import expert_pb2
-from router.placement import Placement
+from router.placement import ExpertHolder, Placement
 from router.plan import DispatchPlan, ReplicaShare
+from router.transport.base import WAIT_STEP_S
 from router.transport.stream import Answer, ReplicaStream
+from router.transport.streams import ReplicaStreams
 
-_RETRY_PAUSE_MS = 5
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.005, 0.25
+_MOST_MS = 2**32 - 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,11 +32,14 @@ class DispatchTimeouts:
     answer_s: float = 20.0
     """Seconds one replica has to answer before its stream is reset and another holder is asked."""
     patience_s: float = 60.0
-    """Seconds a dispatch waits in all, restarts of the only holder included, before it fails."""
+    """Seconds a layer waits for a holder of an expert, and a dispatch for its answers, resending and restarts of the
+    only holder included, before it fails."""
 
 
 class GrpcTransport:
     """Dispatches to expert replicas over one stream each.
+
+    `update`, `wait_ready` and `close` may be called from any thread, the rest from the step loop's.
 
     Args:
         router_id: who we are, for logs.
@@ -41,183 +48,202 @@ class GrpcTransport:
     """
 
     def __init__(self, *, router_id: str, fingerprint: str, timeouts: DispatchTimeouts = DispatchTimeouts()) -> None:
-        self._router_id = router_id
-        self._fingerprint = fingerprint
+        def connect(holder: ExpertHolder, on_ready: Callable[[], None]) -> ReplicaStream:
+            return ReplicaStream(holder, router_id=router_id, fingerprint=fingerprint, on_ready=on_ready)
+
         self.timeouts = timeouts
-        self._changed = threading.Condition()
-        self._streams: dict[str, ReplicaStream] = {}
-        self._placement = Placement(version=0, holders=())
+        self.on_wait: Callable[[], None] = lambda: None
+        self._streams = ReplicaStreams(connect, timeouts.patience_s)
         self._dispatch_ids = itertools.count(1)
-        self._turn = itertools.count()
-        self._closed = False
 
     @property
     def placement(self) -> Placement:
         """Return the placement in force."""
-        return self._placement
+        return self._streams.placement
 
     def update(self, placement: Placement) -> None:
-        """Put a newer placement in force: connect to new replicas, leave those that are gone. Thread-safe."""
-        with self._changed:
-            if self._closed or placement.version < self._placement.version:
-                return
-            wanted = {holder.replica_id: holder for holder in placement.holders}
-            gone = [self._streams.pop(replica_id) for replica_id in set(self._streams) - set(wanted)]
-            for replica_id in set(wanted) - set(self._streams):
-                self._streams[replica_id] = ReplicaStream(
-                    wanted[replica_id],
-                    router_id=self._router_id,
-                    fingerprint=self._fingerprint,
-                    on_ready=self._wake,
-                )
-            self._placement = placement
-            self._changed.notify_all()
-        for stream in gone:
-            stream.close()
+        """Put a newer placement in force: connect to new replicas, leave those that are gone."""
+        self._streams.update(placement)
 
     def is_ready(self, experts: range) -> bool:
         """Tell whether each of these experts can be reached now."""
-        return all(self._ready_holders(expert) for expert in experts)
+        return self._streams.is_ready(experts)
 
     def wait_ready(self, experts: range, timeout_s: float) -> bool:
         """Wait until each of these experts can be reached; tell whether that came in time."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self.is_ready(experts), timeout_s)
-
-    def choose_replica(self, expert: int) -> str:
-        """Name a connected holder, the holders of an expert in turn; waits for one to come back."""
-        return self._choose(expert, frozenset(), time.monotonic() + self.timeouts.patience_s)
-
-    def dispatch(self, layer: int, plan: DispatchPlan, hidden_ND: Tensor) -> _Pending:
-        """Send each share to its replica."""
-        give_up_at = time.monotonic() + self.timeouts.patience_s
-        pending = _Pending(self, layer, hidden_ND, give_up_at)
-        for share in plan.shares:
-            pending.send(share)
-        return pending
-
-    def close(self) -> None:
-        """Close every stream. Idempotent."""
-        with self._changed:
-            self._closed = True
-            streams, self._streams = list(self._streams.values()), {}
-            self._changed.notify_all()
-        for stream in streams:
-            stream.close()
+        return self._streams.wait_ready(experts, timeout_s)
 
     def stream(self, replica_id: str) -> ReplicaStream | None:
         """Return the stream to a replica, None when it left the placement."""
         return self._streams.get(replica_id)
 
-    def next_dispatch_id(self) -> int:
-        """Return an id no dispatch of this router had."""
-        return next(self._dispatch_ids)
+    def choose_replica(self, expert: int) -> str:
+        """Name a connected holder, the holders of an expert in turn; waits for one to come back."""
+        give_up_at = time.monotonic() + self.timeouts.patience_s
+        return self._streams.choose(expert, avoid=(), give_up_at=give_up_at, on_wait=self.on_wait)
 
-    def reassign(self, share: ReplicaShare, give_up_at: float) -> list[ReplicaShare]:
-        """Split a failed share over other holders of its experts, in the same order of rows.
+    def dispatch(self, layer: int, plan: DispatchPlan, hidden_ND: Tensor) -> _Pending:
+        """Send each share to its replica."""
+        pending = _Pending(self._streams, self.timeouts, self.on_wait, self._dispatch_ids, layer, hidden_ND)
+        pending.send(plan.shares)
+        return pending
 
-        Raises:
-            NoReplica: an expert has no connected holder by `give_up_at`.
-        """
-        failed = frozenset((share.replica_id,))
-        shares, start = [], share.start
-        for expert, count in zip(share.expert_ids, share.token_counts, strict=True):
-            replica_id = self._choose(expert, failed, give_up_at)
-            shares.append(ReplicaShare(replica_id, (expert,), (count,), start, start + count))
-            start += count
-        return shares
+    def close(self) -> None:
+        """Close every stream and end every wait. Idempotent."""
+        self._streams.close()
 
-    def _choose(self, expert: int, avoid: frozenset[str], give_up_at: float) -> str:
-        """Name a connected holder outside `avoid`; one inside it when it is the only one and has reconnected."""
-        with self._changed:
-            while not self._closed:
-                ready = self._ready_holders(expert)
-                if choices := [replica for replica in ready if replica not in avoid] or ready:
-                    return choices[next(self._turn) % len(choices)]
-                left_s = give_up_at - time.monotonic()
-                if left_s <= 0:
-                    break
-                self._changed.wait(min(left_s, 0.5))
-        known = self._placement.replicas_by_expert.get(expert, ())
-        raise errors.NoReplica(
-            f"expected a connected replica that holds expert {expert}, found none of {list(known)} connected "
-            f"within {self.timeouts.patience_s:g} s: try again, and see `herd status` for the replicas"
-        )
 
-    def _ready_holders(self, expert: int) -> list[str]:
-        holders = self._placement.replicas_by_expert.get(expert, ())
-        return [replica for replica in holders if (stream := self._streams.get(replica)) and stream.is_ready]
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A share on its way."""
 
-    def _wake(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
+    share: ReplicaShare
+    dispatch_id: int
+    answer: Answer
+    timeout_s: float
+    due_at: float
+    """Monotonic second after which the answer is no longer waited for: `timeout_s` after it was sent."""
 
 
 class _Pending:
-    """A dispatch under way: which shares were sent where, and the rows that have come back."""
+    """A dispatch under way: which shares were sent where, and who failed it so far."""
 
-    def __init__(self, transport: GrpcTransport, layer: int, hidden_ND: Tensor, give_up_at: float) -> None:
-        self._transport = transport
+    def __init__(
+        self,
+        streams: ReplicaStreams,
+        timeouts: DispatchTimeouts,
+        on_wait: Callable[[], None],
+        dispatch_ids: Iterator[int],
+        layer: int,
+        hidden_ND: Tensor,
+    ) -> None:
+        self._streams = streams
+        self._timeouts = timeouts
+        self._on_wait = on_wait
+        self._dispatch_ids = dispatch_ids
         self._layer = layer
         self._hidden_ND = hidden_ND
-        self._give_up_at = give_up_at
-        self._sent: list[tuple[ReplicaShare, Answer]] = []
+        self._give_up_at = time.monotonic() + timeouts.patience_s
+        self._sent: list[_Sent] = []
+        self._failed: set[str] = set()
+        self._pause_s = _FIRST_PAUSE_S
 
-    def send(self, share: ReplicaShare) -> None:
-        """Send rows to the share's replica, or to other holders of its experts while that one is gone."""
-        unsent = [share]
-        while unsent:
-            part = unsent.pop(0)
-            stream = self._transport.stream(part.replica_id)
-            try:
-                if stream is None:
-                    raise errors.ReplicaUnavailable(f"replica {part.replica_id} left")
-                self._sent.append((part, stream.send(self._message(part))))
-            except errors.ReplicaUnavailable:
-                unsent = self._transport.reassign(part, self._give_up_at) + unsent
+    def send(self, shares: tuple[ReplicaShare, ...]) -> None:
+        """Send shares to their replicas, or to other holders of their experts where a replica has gone."""
+        unsent = list(shares)
+        try:
+            while unsent:
+                share = unsent.pop(0)
+                try:
+                    self._send(share)
+                except errors.ReplicaUnavailable:
+                    unsent = self._reassign(share) + unsent
+        except BaseException:
+            self._forget()
+            raise
 
     def wait(self) -> Tensor:
         """Return the outputs [N, D], resending what fails until it is answered or patience ends."""
         parts: list[tuple[int, Tensor]] = []
-        while self._sent:
-            share, answer = self._sent.pop(0)
-            try:
-                parts.append((share.start, self._rows(share, answer)))
-            except errors.ServingError as error:
-                if not error.retryable or time.monotonic() >= self._give_up_at:
-                    raise
-                # A replica that refuses is asked again in vain for a moment; one that died is not asked at all.
-                time.sleep(max(error.retry_after_ms, _RETRY_PAUSE_MS) / 1000)
-                for part in self._transport.reassign(share, self._give_up_at):
-                    self.send(part)
+        try:
+            while self._sent:
+                sent = self._sent[0]
+                try:
+                    parts.append((sent.share.start, self._rows(sent)))
+                except errors.ServingError as error:
+                    self._resend(sent.share, error)
+                del self._sent[0]
+        finally:
+            self._forget()
         parts.sort(key=lambda part: part[0])
         outputs = [rows for _, rows in parts]
         outputs_ND = outputs[0] if len(outputs) == 1 else torch.cat(outputs) if outputs else self._hidden_ND
         return outputs_ND.to(self._hidden_ND.device)
 
-    def _rows(self, share: ReplicaShare, answer: Answer) -> Tensor:
-        timeout_s = min(self._transport.timeouts.answer_s, self._give_up_at - time.monotonic())
-        try:
-            result = answer.result(max(timeout_s, 0))
-        except FutureTimeoutError:
-            stream = self._transport.stream(share.replica_id)
-            if stream is not None:
-                stream.reset()
-            raise errors.ReplicaUnavailable(
-                f"expected replica {share.replica_id} to answer layer {self._layer} within {timeout_s:.1f} s, "
-                "found no answer: its stream was reset"
-            ) from None
-        shape = (share.stop - share.start, self._hidden_ND.shape[1])
-        return decode_tensor(result.hidden, dtype=self._hidden_ND.dtype, shape=shape, name="expert output")
-
-    def _message(self, share: ReplicaShare) -> expert_pb2.Dispatch:
-        left_ms = int((self._give_up_at - time.monotonic()) * 1000)
-        return expert_pb2.Dispatch(
-            dispatch_id=self._transport.next_dispatch_id(),
-            placement_version=self._transport.placement.version,
+    def _send(self, share: ReplicaShare) -> None:
+        stream = self._streams.get(share.replica_id)
+        if stream is None:
+            raise errors.ReplicaUnavailable(f"replica {share.replica_id} left the placement: try another")
+        now = time.monotonic()
+        timeout_s = min(self._timeouts.answer_s, self._give_up_at - now)
+        dispatch = expert_pb2.Dispatch(
+            dispatch_id=next(self._dispatch_ids),
+            placement_version=self._streams.placement.version,
             layer=self._layer,
             expert_ids=share.expert_ids,
             token_counts=share.token_counts,
-            hidden=encode_tensor(self._hidden_ND[share.start : share.stop]),
-            deadline_ms=max(left_ms, 1),
+            deadline_ms=min(max(int(timeout_s * 1000), 1), _MOST_MS),
         )
+        write_tensor(dispatch.hidden, self._hidden_ND[share.start : share.stop])
+        self._sent.append(_Sent(share, dispatch.dispatch_id, stream.send(dispatch), timeout_s, now + timeout_s))
+
+    def _rows(self, sent: _Sent) -> Tensor:
+        """Return the outputs of one share, or raise what came instead."""
+        share = sent.share
+        result = self._answer(sent)
+        if result is None:
+            if (stream := self._streams.get(share.replica_id)) is not None:
+                stream.reset()
+            raise errors.ReplicaUnavailable(
+                f"expected replica {share.replica_id} to answer layer {self._layer} within {sent.timeout_s:.3g} s, "
+                "found no answer: its stream was reset"
+            )
+        shape = (share.stop - share.start, self._hidden_ND.shape[1])
+        return decode_tensor(result.hidden, dtype=self._hidden_ND.dtype, shape=shape, name="expert output")
+
+    def _answer(self, sent: _Sent) -> expert_pb2.DispatchResult | None:
+        """Return what a replica answered, None if it did not in time."""
+        while True:
+            left_s = max(sent.due_at - time.monotonic(), 0)
+            try:
+                return sent.answer.result(min(left_s, WAIT_STEP_S))
+            except FutureTimeoutError:
+                if not left_s:
+                    return None
+            self._on_wait()
+
+    def _resend(self, share: ReplicaShare, error: errors.ServingError) -> None:
+        """Send a failed share to other holders, after a pause; raise the error if that cannot help or is too late.
+
+        A replica that finds a dispatch late is no different from one that does not answer: another may be faster.
+        """
+        if not (error.retryable or isinstance(error, errors.DeadlineExceeded)):
+            raise error
+        # Where nobody else holds the experts, a replica that refuses them is asked in vain for a while.
+        self._pause(max(error.retry_after_ms / 1000, self._pause_s))
+        self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)
+        if time.monotonic() >= self._give_up_at:
+            raise error
+        self.send(tuple(self._reassign(share)))
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, at most until patience ends, a stream becomes usable or the placement changes."""
+        until = min(time.monotonic() + seconds, self._give_up_at)
+        while (left_s := until - time.monotonic()) > 0:
+            if self._streams.wait_change(min(left_s, WAIT_STEP_S)):
+                return
+            self._on_wait()
+
+    def _reassign(self, share: ReplicaShare) -> list[ReplicaShare]:
+        """Split a failed share over holders of its experts that have not failed this dispatch, rows in order."""
+        self._failed.add(share.replica_id)
+        chosen = [
+            self._streams.choose(expert, avoid=self._failed, give_up_at=self._give_up_at, on_wait=self._on_wait)
+            for expert in share.expert_ids
+        ]
+        shares: list[ReplicaShare] = []
+        start = share.start
+        experts = zip(chosen, share.expert_ids, share.token_counts, strict=True)
+        for replica_id, neighbours in itertools.groupby(experts, key=itemgetter(0)):
+            _, expert_ids, token_counts = zip(*neighbours, strict=True)
+            stop = start + sum(token_counts)
+            shares.append(ReplicaShare(replica_id, expert_ids, token_counts, start, stop))
+            start = stop
+        return shares
+
+    def _forget(self) -> None:
+        """Drop the answers nobody will read."""
+        for sent in self._sent:
+            if (stream := self._streams.get(sent.share.replica_id)) is not None:
+                stream.forget(sent.dispatch_id)
+        self._sent.clear()

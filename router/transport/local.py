@@ -34,6 +34,8 @@ class LocalTransport:
     """
 
     def __init__(self, run_experts: RunExperts) -> None:
+        self.on_wait: Callable[[], None] = lambda: None
+        """Never called: nothing here waits."""
         self._run_experts = run_experts
 
     def choose_replica(self, expert: int) -> str:

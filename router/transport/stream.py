@@ -43,6 +43,7 @@ class ReplicaStream:
         self._pending: dict[int, Answer] = {}
         self._outbox: queue.SimpleQueue[expert_pb2.DispatchRequest | None] | None = None
         self._call: grpc.Call | None = None
+        self._failure: errors.ServingError | None = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"dispatch-{holder.replica_id}", daemon=True)
         self._thread.start()
@@ -57,6 +58,11 @@ class ReplicaStream:
         """Return the dispatches sent and not answered."""
         return len(self._pending)
 
+    @property
+    def failure(self) -> errors.ServingError | None:
+        """Return why the stream broke or did not open the last time; None while it is ready, or at first."""
+        return None if self.is_ready else self._failure
+
     def send(self, dispatch: expert_pb2.Dispatch) -> Answer:
         """Send a dispatch; the answer arrives in the future, as a result or a ServingError.
 
@@ -70,6 +76,11 @@ class ReplicaStream:
             self._pending[dispatch.dispatch_id] = answer
             self._outbox.put(expert_pb2.DispatchRequest(dispatch=dispatch))
         return answer
+
+    def forget(self, dispatch_id: int) -> None:
+        """Drop whatever answer may still come; without effect if it came."""
+        with self._lock:
+            self._pending.pop(dispatch_id, None)
 
     def reset(self) -> None:
         """Break a stream that no longer answers, so that it is opened anew."""
@@ -145,6 +156,7 @@ class ReplicaStream:
         with self._lock:
             was_ready = self._outbox is not None
             pending, self._pending, self._outbox, self._call = self._pending, {}, None, None
+            self._failure = failure
         for future in pending.values():
             future.set_exception(failure)
         return was_ready

@@ -15,7 +15,7 @@ from router.placement import ExpertHolder
 
 
 class ScriptedReplica(expert_pb2_grpc.ExpertServiceServicer):
-    """Answers with 2·hidden, unless told to fail, to hang, or to answer wrongly."""
+    """Answers with 2·hidden, unless told to refuse, to fail, to hang, or to answer wrongly."""
 
     def __init__(self, replica_id: str, expert_ids: tuple[int, ...]) -> None:
         self.replica_id = replica_id
@@ -23,6 +23,7 @@ class ScriptedReplica(expert_pb2_grpc.ExpertServiceServicer):
         self.dispatches: list[expert_pb2.Dispatch] = []
         self.hellos: list[expert_pb2.Hello] = []
         self.failures: list[errors.ServingError] = []
+        self.refusal: errors.ServingError | None = None
         self.wrong_rows = 0
         self.hanging = threading.Event()
         self._stopped = threading.Event()
@@ -49,6 +50,9 @@ class ScriptedReplica(expert_pb2_grpc.ExpertServiceServicer):
 
     def Dispatch(self, request_iterator, context):
         self.hellos.append(next(request_iterator).hello)
+        if self.refusal:
+            context.set_trailing_metadata(self.refusal.trailing_metadata())
+            context.abort(self.refusal.grpc_code, self.refusal.message)
         yield expert_pb2.DispatchResponse(welcome=expert_pb2.Welcome())
         for request in request_iterator:
             self.dispatches.append(request.dispatch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from protos import errors
 from router.placement import Placement
 from router.plan import plan_dispatch
+from router.transport.base import StepAbandoned
 from router.transport.grpc import DispatchTimeouts, GrpcTransport
 from tests.router.scripted_replica import ScriptedReplica
 
@@ -31,8 +33,7 @@ def cluster():
         transport = GrpcTransport(router_id="test", fingerprint="f00d", timeouts=timeouts)
         transports.append(transport)
         transport.update(placement_of(replicas, 1))
-        held = sorted({expert for group in groups for expert in group})
-        assert all(transport.wait_ready(range(expert, expert + 1), WAIT_S) for expert in held)
+        wait_connected(transport, replicas)
         return transport, replicas
 
     yield start
@@ -44,6 +45,29 @@ def cluster():
 
 def placement_of(replicas, version) -> Placement:
     return Placement(version=version, holders=tuple(replica.holder for replica in replicas))
+
+
+def wait_connected(transport: GrpcTransport, replicas) -> None:
+    """Wait for each replica in turn: with others about, an expert is ready as soon as any holder is."""
+    assert all(
+        wait_until(lambda replica=replica: transport.stream(replica.replica_id).is_ready) for replica in replicas
+    )
+
+
+def wait_until(holds) -> bool:
+    end = time.monotonic() + WAIT_S
+    while not holds():
+        if time.monotonic() > end:
+            return False
+        threading.Event().wait(0.005)
+    return True
+
+
+def send_to(transport: GrpcTransport, replica_ids):
+    """Dispatch every token, expert e to the e-th of some replicas; return what is pending and what will come."""
+    plan = plan_dispatch(EXPERT_IDS_TK, lambda expert: replica_ids[expert % len(replica_ids)])
+    hidden_ND = HIDDEN_TD[plan.token_rows_N]
+    return transport.dispatch(7, plan, hidden_ND), hidden_ND * 2
 
 
 def run(transport: GrpcTransport) -> torch.Tensor:
@@ -64,11 +88,12 @@ def test_every_token_comes_back_from_its_expert(cluster, groups):
         assert replica.hellos[0].model_fingerprint == "f00d"
 
 
-def test_holders_of_an_expert_take_turns(cluster):
-    transport, replicas = cluster([EXPERTS, EXPERTS])
-    for _ in range(4):
-        run(transport)
-    assert all(replica.dispatches for replica in replicas)
+def test_holders_of_an_expert_take_turns_however_many_experts_are_asked_for(cluster):
+    transport, _ = cluster([EXPERTS, EXPERTS])
+    chosen = [[transport.choose_replica(expert) for expert in (0, 1)] for _ in range(4)]
+    for turns in zip(*chosen, strict=True):
+        assert turns[0] != turns[1]
+        assert turns[:2] == turns[2:]
 
 
 def test_a_dead_replicas_dispatch_goes_to_another_holder(cluster):
@@ -81,19 +106,17 @@ def test_a_dead_replicas_dispatch_goes_to_another_holder(cluster):
 def test_a_replica_that_dies_with_a_dispatch_in_hand_is_replaced(cluster):
     transport, replicas = cluster([EXPERTS, EXPERTS])
     replicas[0].hanging.set()
-    plan = plan_dispatch(EXPERT_IDS_TK, lambda expert: "replica-0")
-    pending = transport.dispatch(7, plan, HIDDEN_TD[plan.token_rows_N])
+    pending, expected = send_to(transport, ["replica-0"])
     replicas[0].stop()
-    assert torch.equal(pending.wait(), HIDDEN_TD[plan.token_rows_N] * 2)
+    assert torch.equal(pending.wait(), expected)
 
 
 def test_a_replica_that_leaves_with_a_dispatch_in_hand_is_replaced(cluster):
     transport, replicas = cluster([EXPERTS, EXPERTS])
     replicas[0].hanging.set()
-    plan = plan_dispatch(EXPERT_IDS_TK, lambda expert: "replica-0")
-    pending = transport.dispatch(7, plan, HIDDEN_TD[plan.token_rows_N])
+    pending, expected = send_to(transport, ["replica-0"])
     transport.update(placement_of(replicas[1:], 2))
-    assert torch.equal(pending.wait(), HIDDEN_TD[plan.token_rows_N] * 2)
+    assert torch.equal(pending.wait(), expected)
 
 
 def test_a_replica_that_hangs_is_reset_and_another_one_asked(cluster):
@@ -102,6 +125,34 @@ def test_a_replica_that_hangs_is_reset_and_another_one_asked(cluster):
     for _ in range(2):
         assert torch.equal(run(transport), HIDDEN_TD * 2)
     assert len(replicas[1].dispatches) >= 2
+
+
+def test_replicas_that_hang_together_are_waited_for_together(cluster):
+    transport, replicas = cluster([EXPERTS] * 4, answer_s=1.0)
+    for replica in replicas[:3]:
+        replica.hanging.set()
+    pending, expected = send_to(transport, [replica.replica_id for replica in replicas])
+    started = time.monotonic()
+    assert torch.equal(pending.wait(), expected)
+    assert time.monotonic() - started < 2
+
+
+def test_a_replica_that_failed_a_dispatch_is_not_asked_again_while_another_is_left(cluster):
+    transport, replicas = cluster([EXPERTS] * 3, answer_s=0.3)
+    for replica in replicas[:2]:
+        replica.hanging.set()
+    pending, expected = send_to(transport, ["replica-0"])
+    assert torch.equal(pending.wait(), expected)
+    assert len(replicas[0].dispatches) == 1
+
+
+def test_experts_of_a_failed_dispatch_that_go_to_one_replica_go_in_one_message(cluster):
+    transport, replicas = cluster([EXPERTS, EXPERTS])
+    replicas[0].failures = [errors.Draining("restarting")]
+    pending, expected = send_to(transport, ["replica-0"])
+    assert torch.equal(pending.wait(), expected)
+    (dispatch,) = replicas[1].dispatches
+    assert list(dispatch.expert_ids) == list(EXPERTS)
 
 
 def test_the_only_holder_may_come_back_within_patience(cluster):
@@ -134,6 +185,28 @@ def test_a_refusal_that_can_be_retried_is_retried(cluster):
     assert torch.equal(run(transport), HIDDEN_TD * 2)
 
 
+def test_a_replica_that_finds_a_dispatch_late_is_replaced(cluster):
+    transport, replicas = cluster([EXPERTS, EXPERTS])
+    replicas[0].failures = [errors.DeadlineExceeded("found its deadline passed")]
+    pending, expected = send_to(transport, ["replica-0"])
+    assert torch.equal(pending.wait(), expected)
+
+
+def test_a_replica_is_told_until_when_its_answer_is_waited_for(cluster):
+    transport, (replica,) = cluster([EXPERTS], answer_s=2.0)
+    run(transport)
+    assert 1000 < replica.dispatches[0].deadline_ms <= 2000
+
+
+def test_a_replica_cannot_ask_for_a_longer_pause_than_patience(cluster):
+    transport, (replica,) = cluster([EXPERTS], patience_s=0.5)
+    replica.failures = [errors.Overloaded("queue full", retry_after_ms=60_000)] * 2
+    started = time.monotonic()
+    with pytest.raises(errors.Overloaded):
+        run(transport)
+    assert time.monotonic() - started < 5
+
+
 def test_a_refusal_that_cannot_be_retried_is_raised_as_it_was_sent(cluster):
     transport, (replica,) = cluster([EXPERTS])
     replica.failures = [errors.BadDispatch("layer 7 is dense")]
@@ -159,5 +232,58 @@ def test_closing_leaves_no_thread_behind(cluster):
     transport, _ = cluster([(0, 1), (2, 3)])
     transport.close()
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("dispatch-")]
-    with pytest.raises(errors.NoReplica):
+    with pytest.raises(errors.NoReplica, match="closed"):
         transport.choose_replica(0)
+
+
+# Ways a step comes to wait, each for longer than a test may take.
+WAITS = {
+    "for a holder": ([(0, 1, 2)], lambda replica: None),
+    "for an answer": ([EXPERTS], lambda replica: replica.hanging.set()),
+    "as a replica asked": (
+        [EXPERTS],
+        lambda replica: replica.failures.append(errors.Overloaded("queue full", retry_after_ms=60_000)),
+    ),
+}
+
+
+@pytest.mark.parametrize(("groups", "disturb"), WAITS.values(), ids=WAITS)
+def test_closing_wakes_whoever_waits(cluster, groups, disturb):
+    transport, (replica,) = cluster(groups, answer_s=60, patience_s=60)
+    disturb(replica)
+    threading.Timer(0.3, transport.close).start()
+    started = time.monotonic()
+    with pytest.raises(errors.NoReplica, match="closed"):
+        run(transport)
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(("groups", "disturb"), WAITS.values(), ids=WAITS)
+def test_a_wait_can_be_given_up_by_whoever_waits(cluster, groups, disturb):
+    transport, (replica,) = cluster(groups, answer_s=60, patience_s=60)
+    disturb(replica)
+    calls = []
+
+    def give_up_at_the_third_call():
+        calls.append(threading.current_thread())
+        if len(calls) == 3:
+            raise StepAbandoned
+
+    transport.on_wait = give_up_at_the_third_call
+    started = time.monotonic()
+    with pytest.raises(StepAbandoned):
+        run(transport)
+    assert time.monotonic() - started < 10
+    assert set(calls) == {threading.current_thread()}
+    assert transport.stream("replica-0").num_pending == 0
+
+
+def test_a_holder_that_refuses_the_router_is_named_with_its_reason(cluster):
+    transport, _ = cluster([(0, 1, 2)], patience_s=0.5)
+    other = ScriptedReplica("other", (3,))
+    other.refusal = errors.ModelMismatch("model_fingerprint: expected beef, found f00d")
+    transport.update(placement_of([other], 2))
+    assert wait_until(lambda: other.hellos)
+    with pytest.raises(errors.NoReplica, match=r"holds expert 3.*other: model_fingerprint: expected beef"):
+        transport.choose_replica(3)
+    other.stop()
