@@ -1,4 +1,4 @@
-"""One running Herd for all end-to-end tests; their mark `xdist_group("serve")` lets one worker run them all."""
+"""One running Herd for all tests of a module: `--dist loadfile` lets one worker run them all."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tests.e2e.herd_process import HerdProcess
 from tests.e2e.reflected_client import ReflectedClient, to_dict
 
-pytestmark = [pytest.mark.xdist_group("serve"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 TOLERANCE = 1e-3
 GENERATE = "herd.inference.v1.InferenceService/Generate"

@@ -16,7 +16,7 @@ from protos.errors import ERROR_METADATA_KEY, from_rpc_error
 from tests.e2e.herd_process import HERD, HerdProcess
 from tests.e2e.reflected_client import ReflectedClient, to_dict
 
-pytestmark = [pytest.mark.xdist_group("serve"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 SERVICE = "herd.inference.v1.InferenceService"
 GENERATE = f"{SERVICE}/Generate"
@@ -177,7 +177,7 @@ def test_generate_command_streams_an_answer(herd):
     done = run_herd("generate", "What does str.join do?", "--max-tokens", "20", "--address", herd.grpc_address)
     assert done.returncode == 0
     assert done.stdout.strip()
-    assert "20 tokens" in done.stderr or "tokens in all" in done.stderr
+    assert "tokens in all" in done.stderr
 
 
 def test_generate_command_explains_a_refusal_in_one_line(herd):

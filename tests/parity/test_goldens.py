@@ -47,11 +47,7 @@ def name_of(case: tuple[str, str, str]) -> str:
     return f"{golden}-{layout or 'hf'}-{reach}"
 
 
-# One worker runs all tests of a case, so that its expert processes start once.
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(case, id=name_of(case), marks=pytest.mark.xdist_group(name_of(case))) for case in CASES],
-)
+@pytest.fixture(scope="module", params=CASES, ids=name_of)
 def case(request, shared_dir):
     """Return a model's forward pass with its experts where the case says, and the golden outputs."""
     golden, layout, reach = request.param
