@@ -109,7 +109,8 @@ def _parse_value(value: object, kind: Any, name: str) -> object:
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError:
-        raise BadConfig(f"{name}: expected {_kind_name(kind)}, found {value!r}; correct it") from None
+        found = "null" if value is None else repr(value)
+        raise BadConfig(f"{name}: expected {_kind_name(kind)}, found {found}; correct it") from None
 
 
 def _kind_name(kind: Any) -> str:

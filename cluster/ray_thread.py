@@ -47,8 +47,6 @@ class RayThread:
         self.phase = "Ray"
         """What is being started."""
         self.progress: tuple[ReplicaProgress, ...] = ()
-        self.num_sequences = 0
-        """Sequences that were still running when last looked, while draining."""
         self.error: BaseException | None = None
         """Why it ended, unless it was told to."""
         self._session = session
@@ -102,7 +100,6 @@ class RayThread:
         give_up_at = time.monotonic() + self._drain_s
         self._session.drain()
         while time.monotonic() < give_up_at:
-            self.num_sequences = self._session.num_sequences()
-            if not self.num_sequences:
+            if not self._session.num_sequences():
                 return
             time.sleep(_POLL_S)

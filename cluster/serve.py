@@ -67,7 +67,7 @@ class Server:
         adopt_orphans()
         session = RaySession(workspace.folder, self._settings)
         try:
-            code = self._run_ray(RayThread(session, plan, self._endpoints, _DRAIN_S))
+            code = self._run_ray(RayThread(session, plan, self._endpoints, _DRAIN_S), plan.model_name)
             workspace.is_of_use = False
         except ServingError as error:
             error.message += f"\nLogs: {workspace.logs}"
@@ -78,7 +78,7 @@ class Server:
             workspace.close()
         return code
 
-    def _run_ray(self, thread: RayThread) -> int:
+    def _run_ray(self, thread: RayThread, model_name: str) -> int:
         thread.start()
         with StartupDisplay(self._console) as display:
             while thread.state == State.STARTING:
@@ -92,7 +92,7 @@ class Server:
         self._ends.install()
         vital = VitalChildren("raylet", "gcs_server")
         self._console.print(
-            f"herd is ready: {self._endpoints.http} (OpenAI API) and {self._endpoints.grpc} (gRPC); Ctrl-C ends it"
+            f"herd is ready · {self._endpoints.http} (OpenAI) · {self._endpoints.grpc} (gRPC) · model {model_name}"
         )
         while not self._ends.wait(seen=0, timeout_s=1.0):
             if dead := vital.dead():
@@ -103,7 +103,7 @@ class Server:
 
     def _end(self, thread: RayThread) -> int:
         """Drain and stop; a second request to end cuts that short."""
-        self._console.print("ending; Ctrl-C again ends it at once")
+        self._console.print(f"ending: requests that run have {_DRAIN_S:g} s to finish; Ctrl-C again ends them at once")
         thread.tell_to_stop()
         give_up_at = time.monotonic() + _DRAIN_S + _STOP_S
         while thread.state != State.ENDED and time.monotonic() < give_up_at:

@@ -14,7 +14,7 @@ from cluster.cli.server_address import DEFAULT_ADDRESS
 
 app = typer.Typer(
     name="herd",
-    help=r"""Serve Llama 4 mixture-of-experts models with their experts in processes of their own.
+    help="""Serve Llama 4 mixture-of-experts models with their experts in processes of their own.
 
     \b
     herd serve                                    the demo model, on this machine
@@ -53,7 +53,7 @@ def serve(
         ),
     ] = None,
 ) -> None:
-    r"""Serve a model on this machine until Ctrl-C.
+    """Serve a model on this machine until Ctrl-C.
 
     Prints one line that begins `herd is ready`, with both addresses, once the model answers.
 
@@ -61,7 +61,7 @@ def serve(
     herd serve
     herd serve ~/models/Llama-4-Scout-17B-16E-Instruct --set router.dtype=bfloat16
     herd serve --http-port 8080 --set experts.groups=4 --set experts.replicas_per_group=2
-    """
+    """  # noqa: D301  click takes \b for: leave these lines as they are
     from rich.console import Console
 
     from cluster.config_source import load_config
@@ -104,13 +104,15 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer; can be given many times.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the model's own end.")] = False,
 ) -> None:
-    r"""Stream an answer from a running Herd to standard output; counts go to standard error.
+    """Stream an answer from a running Herd.
+
+    The answer goes to standard output, counts go to standard error.
 
     \b
     herd generate "What does str.join do?"
     herd generate --raw "def fibonacci(n):" --max-tokens 64 --temperature 0
     herd generate --token-ids 1,2,3 --max-tokens 8 --address gpu-box:9000
-    """
+    """  # noqa: D301  as above
     from cluster.cli.generate import Options, stream_answer
 
     with explained():
@@ -134,7 +136,10 @@ def generate(
 
 @app.command()
 def status(address: Address = DEFAULT_ADDRESS) -> None:
-    """Show what a running Herd serves, how busy its routers are and which replica holds which experts."""
+    """Show what a running Herd serves, and where.
+
+    How busy its routers are, and which replica holds which experts.
+    """
     from cluster.cli.status import show_status
 
     with explained():

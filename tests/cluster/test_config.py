@@ -1,0 +1,120 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from cluster.config import ClusterConfig
+from cluster.config_source import knobs, load_config
+from protos.errors import BadConfig
+from tests.conftest import ROOT
+
+# Every setting there is: adding one is a decision, made here.
+KNOBS = [
+    "model.path",
+    "model.name",
+    "model.context_length",
+    "http.host",
+    "http.port",
+    "grpc.port",
+    "grpc.max_message_bytes",
+    "router.replicas",
+    "router.dtype",
+    "router.threads",
+    "router.slots",
+    "router.max_waiting",
+    "router.step_tokens",
+    "router.kv_bytes",
+    "router.answer_timeout_s",
+    "router.patience_s",
+    "experts.groups",
+    "experts.replicas_per_group",
+    "experts.threads",
+    "experts.host",
+    "experts.lease_s",
+    "experts.drain_s",
+    "limits.max_body_bytes",
+    "limits.max_sequences",
+    "limits.max_queued_prompt_tokens",
+    "limits.request_timeout_s",
+    "limits.health_timeout_s",
+]
+
+# assignment -> what the refusal says
+WRONG = {
+    "router.slot=8": "did you mean slots?",
+    "rooter.slots=8": "did you mean router?",
+    "router.slots": "expected section.key=value",
+    "slots=8": "expected section.key=value",
+    "router.slots=many": "expected a whole number, found 'many'",
+    "router.slots=1.5": "expected a whole number, found 1.5",
+    "router.slots=yes": "expected a whole number, found true",
+    "router.slots=null": "expected a whole number, found null",
+    "router.slots=0": "expected at least 1, found 0",
+    "router.kv_bytes=-1": "expected at least 1, found -1",
+    "router.dtype=int8": "expected 'auto' or 'float32' or 'bfloat16' or 'float16', found 'int8'",
+    "router.patience_s=.nan": "expected a positive number of seconds, found nan",
+    "router.step_tokens=8": "expected at least router.slots, 16, found 8",
+    "http.port=65536": "expected a port from 1 to 65535, found 65536",
+    "http.port=9000": "found 9000 for both HTTP and gRPC",
+    "model.path=": "model.path: expected text, found null",
+    "experts.lease_s=1": "expected at least 2, found 1",
+    "limits.max_sequences=0": "limits.max_sequences: expected at least 1, found 0",
+    "router.slots={": "expected a value in YAML",
+}
+
+
+def test_every_setting_is_listed():
+    assert knobs() == KNOBS
+
+
+def test_every_setting_is_documented_with_its_default():
+    text = (ROOT / "docs" / "settings.md").read_text()
+    config = ClusterConfig()
+    for knob in KNOBS:
+        section, key = knob.split(".")
+        default = getattr(getattr(config, section), key)
+        assert f"| `{knob}` | `{'null' if default is None else default}` |" in text
+
+
+def test_defaults_are_valid():
+    assert load_config() == ClusterConfig()
+
+
+@pytest.mark.parametrize("assignment", WRONG)
+def test_a_wrong_setting_is_refused_with_what_was_expected(assignment):
+    with pytest.raises(BadConfig) as caught:
+        load_config(assignments=[assignment])
+    assert WRONG[assignment] in caught.value.message
+
+
+def test_assignments_win_over_the_file(tmp_path: Path):
+    file = tmp_path / "herd.yaml"
+    file.write_text("router:\n  slots: 4\n  dtype: bfloat16\nexperts:\n  groups: 8\n")
+    config = load_config(file, ["router.slots=2", "experts.groups=null"])
+    assert (config.router.slots, config.router.dtype, config.experts.groups) == (2, "bfloat16", None)
+
+
+def test_json_is_read_too(tmp_path: Path):
+    file = tmp_path / "herd.json"
+    file.write_text(json.dumps({"limits": {"request_timeout_s": 5}}))
+    assert load_config(file).limits.request_timeout_s == 5
+
+
+@pytest.mark.parametrize("text", ["router: [", "- a", "router: 3", "router:\n  slots: x", "3: {a: 1}"])
+def test_a_broken_file_is_refused_with_its_name(tmp_path: Path, text):
+    file = tmp_path / "herd.yaml"
+    file.write_text(text)
+    with pytest.raises(BadConfig) as caught:
+        load_config(file)
+    assert str(file) in caught.value.message
+
+
+def test_a_missing_file_is_refused(tmp_path: Path):
+    with pytest.raises(BadConfig, match="readable file"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_sections_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ClusterConfig().router.slots = 3  # type: ignore[misc]

@@ -1,0 +1,102 @@
+import asyncio
+
+from cluster.directory import Directory, DirectorySnapshot, ExpertReplica, merge_placements
+from router.placement import ExpertHolder, Placement
+
+LEASE_S = 6.0
+
+
+def replica(name: str, *experts: int) -> ExpertReplica:
+    holder = ExpertHolder(replica_id=name, address=f"{name}:1", expert_ids=experts)
+    return ExpertReplica(holder=holder, group="Experts-0", weight_bytes=1, pid=1)
+
+
+def directory(now: float = 0.0, first_version: int = 100) -> Directory:
+    return Directory(lease_s=LEASE_S, first_version=first_version, now=now)
+
+
+def ids(snapshot: DirectorySnapshot) -> list[str]:
+    return [each.holder.replica_id for each in snapshot.replicas]
+
+
+def test_a_registered_replica_is_in_the_next_version():
+    it = directory()
+    it.register(replica("a", 0, 1), now=0)
+    snapshot = it.snapshot()
+    assert (snapshot.version, ids(snapshot)) == (101, ["a"])
+    assert snapshot.placement().replicas_by_expert == {0: ("a",), 1: ("a",)}
+
+
+def test_registering_again_unchanged_is_no_new_version():
+    it = directory()
+    it.register(replica("a", 0), now=0)
+    it.register(replica("a", 0), now=1)
+    assert it.snapshot().version == 101
+
+
+def test_a_lease_ends_unless_it_is_renewed():
+    it = directory()
+    it.register(replica("a", 0), now=0)
+    it.register(replica("b", 0), now=0)
+    assert it.renew("a", now=5)
+    it.advance(now=6)
+    assert ids(it.snapshot()) == ["a"]
+
+
+def test_renewing_after_the_end_of_the_lease_asks_to_register():
+    it = directory()
+    it.register(replica("a", 0), now=0)
+    assert not it.renew("a", now=LEASE_S)
+    assert not it.renew("stranger", now=0)
+
+
+def test_deregistering_twice_is_one_change():
+    it = directory()
+    it.register(replica("a", 0), now=0)
+    it.deregister("a")
+    it.deregister("a")
+    assert (it.snapshot().version, ids(it.snapshot())) == (102, [])
+
+
+def test_it_settles_after_one_lease_and_says_so_once():
+    it = directory(now=10)
+    it.advance(now=15.9)
+    assert not it.snapshot().is_settled
+    it.advance(now=16)
+    it.advance(now=17)
+    assert (it.snapshot().is_settled, it.snapshot().version) == (True, 101)
+
+
+def test_whoever_waits_is_woken_by_a_change():
+    async def scenario() -> DirectorySnapshot:
+        it = directory()
+        waiting = asyncio.create_task(it.wait_for_change(100, timeout_s=30))
+        await asyncio.sleep(0)
+        it.register(replica("a", 0), now=0)
+        return await waiting
+
+    assert ids(asyncio.run(scenario())) == ["a"]
+
+
+def test_waiting_for_an_old_version_returns_at_once_and_for_this_one_in_time():
+    async def scenario() -> tuple[int, int]:
+        it = directory()
+        old = await it.wait_for_change(7, timeout_s=30)
+        same = await it.wait_for_change(100, timeout_s=0.01)
+        return old.version, same.version
+
+    assert asyncio.run(scenario()) == (100, 100)
+
+
+def test_what_an_unsettled_directory_lacks_is_kept():
+    known = Placement(version=5, holders=(replica("a", 0).holder, replica("b", 1).holder))
+    found = DirectorySnapshot(version=9, is_settled=False, replicas=(replica("b", 1), replica("c", 2)))
+    merged = merge_placements(known, found)
+    assert merged.version == 9
+    assert {holder.replica_id for holder in merged.holders} == {"a", "b", "c"}
+
+
+def test_what_a_settled_directory_lacks_is_gone():
+    known = Placement(version=5, holders=(replica("a", 0).holder,))
+    found = DirectorySnapshot(version=9, is_settled=True, replicas=())
+    assert merge_placements(known, found).holders == ()

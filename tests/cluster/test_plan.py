@@ -1,0 +1,92 @@
+import dataclasses
+
+import pytest
+import torch
+
+from cluster.config_source import load_config
+from cluster.machine import Machine
+from cluster.plan import group_experts, longest_context, make_plan
+from models.checkpoint import open_checkpoint
+from protos.errors import BadConfig, NotEnoughMemory
+from router.kv_cache import CacheLayout
+from tests.tiny import TINY
+
+LAPTOP = Machine(cores=8, free_bytes=8 * 1024**3)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(demo_dir):
+    return open_checkpoint(demo_dir)
+
+
+def plan_for(checkpoint, *assignments, machine=LAPTOP):
+    return make_plan(load_config(assignments=assignments), checkpoint, "demo", machine)
+
+
+@pytest.mark.parametrize(
+    ("num_experts", "num_groups", "sizes"),
+    [(16, None, [8, 8]), (1, None, [1]), (16, 5, [3, 3, 3, 3, 4]), (4, 4, [1, 1, 1, 1]), (0, None, []), (0, 3, [])],
+)
+def test_groups_are_even_and_hold_every_expert_once(num_experts, num_groups, sizes):
+    groups = group_experts(num_experts, num_groups)
+    assert sorted(len(group) for group in groups) == sizes
+    assert [expert for group in groups for expert in group] == list(range(num_experts))
+
+
+def test_more_groups_than_experts_are_refused(checkpoint):
+    with pytest.raises(BadConfig, match="expected at most 8"):
+        plan_for(checkpoint, "experts.groups=9")
+
+
+def test_longest_context_is_the_last_that_fits():
+    layout = CacheLayout(TINY, torch.float32)
+    kv_bytes = layout.sequence_bytes(100) + 1
+    assert longest_context(layout, kv_bytes) == 100
+    assert longest_context(layout, layout.sequence_bytes(TINY.max_positions) * 9) == TINY.max_positions
+
+
+def test_cores_are_shared_by_all_replicas(checkpoint):
+    plan = plan_for(checkpoint, "experts.groups=3")
+    assert (plan.router_threads, plan.expert_threads, plan.num_replicas) == (2, 2, 4)
+
+
+def test_threads_can_be_set(checkpoint):
+    plan = plan_for(checkpoint, "router.threads=5", "experts.threads=6")
+    assert (plan.router_threads, plan.expert_threads) == (5, 6)
+
+
+def test_a_cache_for_every_slot_is_planned_when_it_fits(checkpoint):
+    plan = plan_for(checkpoint)
+    layout = CacheLayout(plan.config, plan.dtype)
+    assert plan.engine_limits.context_length == plan.config.max_positions
+    assert plan.engine_limits.kv_bytes == 16 * layout.sequence_bytes(plan.config.max_positions)
+
+
+def test_a_small_cache_shortens_the_context(checkpoint):
+    plan = plan_for(checkpoint, "router.kv_bytes=2000000")
+    assert 2 < plan.engine_limits.context_length < plan.config.max_positions
+
+
+def test_a_context_beyond_the_model_is_refused(checkpoint):
+    with pytest.raises(BadConfig, match="at most the model's 4096"):
+        plan_for(checkpoint, "model.context_length=4097")
+
+
+def test_a_context_the_cache_cannot_hold_is_refused(checkpoint):
+    with pytest.raises(NotEnoughMemory, match="context of 4096 tokens"):
+        plan_for(checkpoint, "model.context_length=4096", "router.kv_bytes=100000")
+
+
+def test_a_machine_too_small_is_refused_with_both_numbers(checkpoint):
+    machine = dataclasses.replace(LAPTOP, free_bytes=1024**3)
+    with pytest.raises(NotEnoughMemory, match=r"found 1\.0 GiB"):
+        plan_for(checkpoint, machine=machine)
+
+
+def test_weights_are_counted_in_the_dtype_computed_in_and_once_per_replica(checkpoint):
+    stored = checkpoint.total_bytes  # bfloat16
+    experts = stored - checkpoint.router_bytes
+    assert plan_for(checkpoint).weight_bytes == 2 * stored
+    assert plan_for(checkpoint, "router.dtype=bfloat16").weight_bytes == stored
+    two_each = plan_for(checkpoint, "router.dtype=bfloat16", "experts.replicas_per_group=2")
+    assert two_each.weight_bytes == stored + experts
