@@ -42,7 +42,7 @@ def describe_model(info: pb.GetServerInfoResponse) -> str:
 
 def router_table(routers: Sequence[pb.RouterLoad]) -> Table:
     """Return a row per router."""
-    table = Table("router", "running", "waiting", "queued prompt tokens", "KV cache", "tokens generated")
+    table = Table("router", "running", "waiting", "queued tokens", "KV cache", "generated")
     for router in routers:
         table.add_row(
             router.replica_id,

@@ -1,0 +1,60 @@
+"""How the deployments are wired, without starting Ray."""
+
+import pytest
+
+from cluster.config_source import load_config
+from cluster.machine import Machine
+from cluster.plan import make_plan
+from models.checkpoint import open_checkpoint
+from protos.errors import InternalError, NoReplica, Overloaded, ReplicaUnavailable
+
+# Importing Ray Serve warns of its own use of pydantic; so it is imported in here.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def deployments(folder, *assignments):
+    """Return the options of every deployment by its name."""
+    from cluster.application import build_application
+
+    machine = Machine(cores=2, free_bytes=8 * 1024**3)
+    plan = make_plan(load_config(assignments=assignments), open_checkpoint(folder), "demo", machine)
+    ingress = build_application(plan)._bound_deployment
+    bound = [ingress, *(each._bound_deployment for each in ingress.init_args[1:])]
+    return {each.name: each for each in bound}
+
+
+def test_each_expert_group_is_a_deployment(demo_dir):
+    found = deployments(demo_dir, "experts.groups=3", "experts.replicas_per_group=2", "router.replicas=4")
+    assert list(found) == ["FrontDoor", "Router", "Experts-0", "Experts-1", "Experts-2"]
+    assert [each.num_replicas for each in found.values()] == [1, 4, 2, 2, 2]
+
+
+def test_a_dense_model_has_no_expert_deployments(shared_dir):
+    assert list(deployments(shared_dir / "goldens" / "llama3")) == ["FrontDoor", "Router"]
+
+
+def test_a_constructor_that_fails_is_not_tried_again(demo_dir):
+    found = deployments(demo_dir)
+    assert {each._deployment_config.max_constructor_retry_count for each in found.values()} == {1}
+
+
+def test_the_directory_lives_with_the_router(demo_dir):
+    found = deployments(demo_dir)
+    actors = {name: each._deployment_config.deployment_actors or [] for name, each in found.items()}
+    assert [name for name, each in actors.items() if each] == ["Router"]
+    assert actors["Router"][0].init_kwargs == {"lease_s": 6.0}
+
+
+def test_what_ray_raises_becomes_an_error_of_ours():
+    from ray.exceptions import ActorDiedError, GetTimeoutError, RayTaskError
+    from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+    from cluster.serve_router_client import explain
+
+    refused = Overloaded("full", retry_after_ms=7)
+    assert explain(RayTaskError("generate", "traceback", refused)) is refused
+    assert isinstance(explain(RayTaskError("generate", "traceback", KeyError("x"))), InternalError)
+    assert isinstance(explain(ActorDiedError()), ReplicaUnavailable)
+    assert isinstance(explain(BackPressureError(num_queued_requests=1, max_queued_requests=1)), Overloaded)
+    assert isinstance(explain(DeploymentUnavailableError("Router")), NoReplica)
+    assert isinstance(explain(GetTimeoutError()), ReplicaUnavailable)

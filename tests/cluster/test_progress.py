@@ -1,0 +1,40 @@
+import io
+
+from rich.console import Console
+
+from cluster.progress import StartupDisplay
+from cluster.startup_board import ReplicaProgress, StartupBoard
+
+
+def loading(done_bytes: int) -> ReplicaProgress:
+    return ReplicaProgress(
+        replica_id="a", deployment="Experts-0", phase="loading", done_bytes=done_bytes, total_bytes=4 * 1024**2
+    )
+
+
+def show(*, terminal: bool) -> str:
+    text = io.StringIO()
+    with StartupDisplay(Console(file=text, force_terminal=terminal, width=100)) as display:
+        display.phase("Ray")
+        display.phase("Replicas")
+        display.replicas((loading(1024**2),))
+        display.phase("Replicas")
+        display.end_phase()
+        display.phase("Ports")
+    return text.getvalue()
+
+
+def test_without_a_terminal_each_finished_phase_is_a_line():
+    lines = show(terminal=False).splitlines()
+    assert [line.split()[1] for line in lines] == ["Ray", "Replicas"]
+
+
+def test_on_a_terminal_each_replica_has_a_bar_with_its_bytes():
+    assert "1.0 MiB of 4.0 MiB" in show(terminal=True)
+
+
+def test_the_board_keeps_the_last_word_of_each_replica():
+    board = StartupBoard()
+    board.report(loading(1))
+    board.report(loading(2))
+    assert [each.done_bytes for each in board.progress()] == [2]
