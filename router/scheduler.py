@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from router.sequence import Sequence
@@ -59,22 +58,21 @@ class Scheduler:
         """Queue a sequence."""
         self._waiting.append(sequence)
 
-    def admit(self) -> Iterator[Sequence]:
-        """Yield waiting sequences that now hold a slot; the caller gives each its cache."""
+    def admit(self) -> None:
+        """Give waiting sequences the slots and the cache that are free."""
         while self._waiting and len(self._running) < self._limits.slots:
             if self.reserved_bytes + self._waiting[0].reserved_bytes > self._limits.kv_bytes:
                 return
             sequence = self._waiting.popleft()
             self._running.append(sequence)
             self.reserved_bytes += sequence.reserved_bytes
-            yield sequence
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence, wherever it is, and free what was reserved for it."""
         if sequence in self._running:
             self._running.remove(sequence)
             self.reserved_bytes -= sequence.reserved_bytes
-        elif sequence in self._waiting:
+        else:
             self._waiting.remove(sequence)
 
     def next_step(self) -> list[Work]:

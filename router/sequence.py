@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from protos.errors import DeadlineExceeded
 from router.kv_cache import SequenceCache
 from router.request import EngineEvent, GenerationRequest, TokenLogprob
 from router.sampling import SamplingState
+
+_LOG = logging.getLogger(__name__)
 
 Emit = Callable[[EngineEvent], None]
 
@@ -23,20 +27,43 @@ class Sequence:
     """
 
     request: GenerationRequest
-    emit: Emit
+    receiver: Emit
     sampling: SamplingState
     deadline: float | None
     """Monotonic second at which the sequence ends with DeadlineExceeded; None: none."""
     reserved_bytes: int
     """Cache it may grow to."""
     cache: SequenceCache | None = None
-    """Set while the sequence holds a slot."""
+    """Set from its first step until it leaves."""
+    has_left: bool = False
+    """True once it ended or was cancelled: nothing more is computed for it."""
+    is_deaf: bool = False
+    """True once its receiver raised: nothing more is emitted."""
     ids: list[int] = field(default_factory=list)
     num_computed: int = 0
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.ids.extend(self.request.prompt_ids)
+
+    def emit(self, event: EngineEvent) -> None:
+        """Hand an event to the receiver. One that raises hears nothing more, and the step goes on for the others."""
+        if self.is_deaf:
+            return
+        try:
+            self.receiver(event)
+        except Exception:  # noqa: BLE001 the receiver is the caller's: its bug ends this sequence and no other
+            _LOG.exception("the receiver of request %s failed: its sequence is dropped", self.request.request_id)
+            self.is_deaf = True
+
+    def lateness(self, now: float) -> DeadlineExceeded | None:
+        """Return the error to end with if the deadline has passed at a monotonic second."""
+        if self.deadline is None or now < self.deadline:
+            return None
+        return DeadlineExceeded(
+            f"expected the request to finish within {self.request.timeout_s:g} s, found it unfinished after "
+            f"{self.num_output} tokens: allow more time or ask for fewer tokens"
+        )
 
     @property
     def num_output(self) -> int:

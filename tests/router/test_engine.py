@@ -62,6 +62,23 @@ class GatedTransport(LocalTransport):
         return super().dispatch(layer, plan, hidden_ND)
 
 
+class WaitingTransport(GatedTransport):
+    """Waits as a transport does whose replicas are gone: it asks the step loop again and again."""
+
+    def dispatch(self, layer, plan, hidden_ND):
+        self.entered.set()
+        while not self.gate.wait(0.01):
+            self.on_wait()
+        return super().dispatch(layer, plan, hidden_ND)
+
+
+class DyingTransport(LocalTransport):
+    """Ends the thread that dispatches."""
+
+    def dispatch(self, layer, plan, hidden_ND):
+        raise SystemExit
+
+
 def limits(**changes) -> EngineLimits:
     return EngineLimits(**{"context_length": 128, "kv_bytes": 10_000_000, "slots": 4, "step_tokens": 16} | changes)
 
@@ -171,6 +188,56 @@ def test_a_cancelled_sequence_frees_its_slot_and_emits_nothing_more(start_engine
     assert stream.events.qsize() <= 2  # the prompt and the token of the step that was under way
 
 
+def test_a_request_submitted_after_a_cancellation_of_its_name_is_not_cancelled(start_engine):
+    engine, transport = start_engine(GatedTransport)
+    first = ask(engine, request_id="running")
+    assert transport.entered.wait(WAIT_S)
+    cancelled = ask(engine, request_id="twice")
+    engine.cancel("twice")
+    second = ask(engine, request_id="twice")
+    transport.gate.set()
+    assert second.rest()[-1].reason == first.rest()[-1].reason == "length"
+    assert cancelled.events.empty()
+
+
+def test_a_sequence_cancelled_while_its_step_waits_is_free_before_the_wait_ends(start_engine):
+    engine, transport = start_engine(WaitingTransport)
+    stream = ask(engine, max_tokens=100)
+    assert transport.entered.wait(WAIT_S)
+    assert engine.load().running == 1
+    engine.cancel("one")
+    load = wait_for_load(engine, lambda load: load.running == 0)
+    assert load.kv_used_bytes == 0
+    assert not transport.gate.is_set()
+    assert stream.events.empty()
+
+
+def test_a_sequence_is_late_while_its_step_waits_and_its_neighbour_goes_on(start_engine):
+    engine, transport = start_engine(WaitingTransport, slots=2)
+    neighbour = ask(engine, request_id="neighbour", max_tokens=12)
+    assert transport.entered.wait(WAIT_S)
+    late = [ask(engine, request_id=f"late{i}", timeout_s=0.1) for i in range(2)]  # the second one has no slot
+    assert all(isinstance(stream.rest()[-1].error, errors.DeadlineExceeded) for stream in late)
+    assert not transport.gate.is_set()
+    transport.gate.set()
+    assert neighbour.tokens() == reference_tokens((5, 6, 7), 12)
+
+
+def test_neighbours_of_a_sequence_that_leaves_while_their_step_waits_get_their_own_tokens(start_engine):
+    engine, transport = start_engine(WaitingTransport)
+    transport.gate.set()
+    streams = {name: ask(engine, prompt, name, 100) for name, prompt in (("a", (5, 6, 7)), ("b", (9, 8)), ("c", (4,)))}
+    wait_for_load(engine, lambda load: load.generated_tokens > 6)
+    transport.gate.clear()
+    transport.entered.clear()
+    assert transport.entered.wait(WAIT_S)
+    engine.cancel("b")
+    wait_for_load(engine, lambda load: load.running == 2)
+    transport.gate.set()
+    assert streams["a"].tokens() == reference_tokens((5, 6, 7), 100)
+    assert streams["c"].tokens() == reference_tokens((4,), 100)
+
+
 def test_a_late_sequence_ends_with_deadline_exceeded(start_engine):
     engine, transport = start_engine(GatedTransport)
     stream = ask(engine, max_tokens=100, timeout_s=0.01)
@@ -191,6 +258,46 @@ def test_waiting_requests_are_bounded(start_engine):
     assert all(stream.rest()[-1].reason == "length" for stream in waiting)
 
 
+def test_waiting_requests_are_bounded_while_a_step_runs(start_engine):
+    engine, transport = start_engine(WaitingTransport, slots=1, max_waiting=2)
+    ask(engine, request_id="running")
+    assert transport.entered.wait(WAIT_S)
+    for i in range(2):
+        ask(engine, request_id=f"waiting{i}")
+    wait_for_load(engine, lambda load: load.waiting == 2)
+    with pytest.raises(errors.Overloaded):
+        ask(engine, request_id="refused")
+
+
+def test_an_engine_that_lets_nothing_wait_serves_what_has_a_slot(start_engine):
+    engine, transport = start_engine(GatedTransport, slots=1, max_waiting=0)
+    first = ask(engine, request_id="first")
+    with pytest.raises(errors.Overloaded):
+        ask(engine, request_id="refused")
+    transport.gate.set()
+    assert first.rest()[-1].reason == "length"
+    for i in range(5):  # a slot is free as soon as its last sequence's end is known
+        assert ask(engine, request_id=f"next{i}", max_tokens=1).rest()[-1].reason == "length"
+
+
+def test_load_counts_what_was_submitted_during_a_step(start_engine):
+    engine, transport = start_engine(GatedTransport, slots=1)
+    ask(engine, request_id="running")
+    assert transport.entered.wait(WAIT_S)
+    ask(engine, (5, 6, 7, 8), request_id="waiting")
+    load = engine.load()
+    assert (load.running, load.waiting, load.queued_prompt_tokens) == (1, 1, 7)
+
+
+def test_load_is_zero_when_nothing_runs(start_engine):
+    engine, _ = start_engine()
+    ask(engine, request_id="ended").rest()
+    ask(engine, request_id="cancelled", max_tokens=100).next()
+    engine.cancel("cancelled")
+    load = wait_for_load(engine, lambda load: load.running == 0)
+    assert (load.waiting, load.queued_prompt_tokens, load.kv_used_bytes) == (0, 0, 0)
+
+
 def test_sequences_wait_for_cache_instead_of_failing(start_engine):
     one = CacheLayout(TINY, torch.float32).sequence_bytes(3 + 8)
     engine, _ = start_engine(kv_bytes=one)
@@ -206,6 +313,53 @@ def test_a_failed_step_ends_its_sequences_with_the_error_and_spares_later_ones(s
     assert stream.rest()[-1].error is transport.failure
     transport.failure = None
     assert ask(engine, request_id="two").rest()[-1].reason == "length"
+
+
+def test_a_receiver_that_raises_ends_its_own_sequence_only(start_engine):
+    engine, transport = start_engine(GatedTransport)
+    transport.gate.set()
+
+    def broken(event):
+        raise RuntimeError("the receiver is gone")
+
+    before = ask(engine, request_id="before", max_tokens=1)
+    engine.submit(GenerationRequest(request_id="broken", prompt_ids=(5,), max_tokens=100, sampling=GREEDY), broken)
+    after = ask(engine, request_id="after", max_tokens=20)
+    for stream in (before, after):
+        assert [event.reason for event in stream.rest() if isinstance(event, Ended)] == ["length"]
+        assert stream.events.empty()
+    wait_for_load(engine, lambda load: load.running == 0)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_whose_loop_dies_ends_every_sequence_and_takes_no_more(start_engine):
+    engine, _ = start_engine(DyingTransport, slots=1)
+    streams = [ask(engine, request_id="running"), Stream()]
+    try:
+        streams[1] = ask(engine, request_id="waiting")
+    except errors.ReplicaUnavailable:
+        streams.pop()
+    assert all(isinstance(stream.rest()[-1].error, errors.ReplicaUnavailable) for stream in streams)
+    engine.stop()
+    with pytest.raises(errors.ReplicaUnavailable):
+        ask(engine, request_id="late")
+
+
+def test_stopping_does_not_wait_for_replicas_that_a_step_waits_for(start_engine):
+    engine, transport = start_engine(WaitingTransport, slots=1)
+    streams = [ask(engine, request_id=f"r{i}") for i in range(2)]
+    assert transport.entered.wait(WAIT_S)
+    engine.stop()
+    assert not transport.gate.is_set()
+    assert all(isinstance(stream.rest()[-1].error, errors.ReplicaUnavailable) for stream in streams)
+
+
+def test_stopping_an_engine_that_never_started_ends_what_was_submitted():
+    decoder, weights = tiny_decoder()
+    engine = Engine(decoder, LocalTransport(weights.run_experts), limits())
+    stream = ask(engine)
+    engine.stop()
+    assert isinstance(stream.next().error, errors.ReplicaUnavailable)
 
 
 def test_stopping_ends_running_and_waiting_sequences(start_engine):
@@ -228,6 +382,8 @@ def test_stopping_ends_running_and_waiting_sequences(start_engine):
         ({"max_tokens": 0}, errors.InvalidRequest, "max_tokens"),
         ({"max_tokens": 126}, errors.ContextTooLong, r"3 \+ 126"),
         ({"sampling": SamplingParams(temperature=float("nan"))}, errors.InvalidRequest, "temperature"),
+        ({"logprobs": -1}, errors.InvalidRequest, "logprobs"),
+        ({"prompt_logprobs": -1}, errors.InvalidRequest, "prompt_logprobs"),
         ({"stop_ids": frozenset([1000])}, errors.InvalidRequest, "stop token ids"),
     ],
 )

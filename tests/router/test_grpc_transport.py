@@ -128,13 +128,13 @@ def test_a_replica_that_hangs_is_reset_and_another_one_asked(cluster):
 
 
 def test_replicas_that_hang_together_are_waited_for_together(cluster):
-    transport, replicas = cluster([EXPERTS] * 4, answer_s=1.0)
+    transport, replicas = cluster([EXPERTS] * 4, answer_s=1.5)
     for replica in replicas[:3]:
         replica.hanging.set()
     pending, expected = send_to(transport, [replica.replica_id for replica in replicas])
     started = time.monotonic()
     assert torch.equal(pending.wait(), expected)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 4
 
 
 def test_a_replica_that_failed_a_dispatch_is_not_asked_again_while_another_is_left(cluster):

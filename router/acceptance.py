@@ -1,0 +1,76 @@
+"""What an engine can work with: limits that fit its model, requests that fit both."""
+
+from __future__ import annotations
+
+import torch
+
+from models.config import ModelConfig
+from protos import errors
+from protos.codec import MAX_MESSAGE_BYTES
+from router.kv_cache import CacheLayout
+from router.request import GenerationRequest
+from router.sampling_bounds import check_sampling
+from router.scheduler import EngineLimits
+
+
+def check_request(request: GenerationRequest, config: ModelConfig, limits: EngineLimits) -> None:
+    """Check a request against the model.
+
+    Raises:
+        InvalidRequest: a field is wrong.
+        ContextTooLong: prompt and max_tokens exceed the context.
+    """
+    if not request.prompt_ids:
+        raise errors.InvalidRequest("expected a prompt of at least one token, found none: send a prompt")
+    for name, ids in (("prompt", request.prompt_ids), ("stop", request.stop_ids)):
+        if bad := [token for token in ids if not 0 <= token < config.vocab_size]:
+            raise errors.InvalidRequest(
+                f"expected {name} token ids in [0, {config.vocab_size}), found {bad[0]}: use this model's tokenizer"
+            )
+    if request.max_tokens < 1:
+        raise errors.InvalidRequest(f"expected max_tokens of at least 1, found {request.max_tokens}: raise it")
+    for name, count in (("logprobs", request.logprobs), ("prompt_logprobs", request.prompt_logprobs)):
+        if count is not None and count < 0:
+            raise errors.InvalidRequest(f"expected {name} of at least 0, found {count}: raise it or leave it out")
+    num_tokens = len(request.prompt_ids) + request.max_tokens
+    if num_tokens > limits.context_length:
+        raise errors.ContextTooLong(
+            f"expected prompt and max_tokens within the context of {limits.context_length} tokens, found "
+            f"{len(request.prompt_ids)} + {request.max_tokens}: shorten the prompt or lower max_tokens"
+        )
+    check_sampling(request.sampling)
+
+
+def reserve_bytes(request: GenerationRequest, layout: CacheLayout, limits: EngineLimits) -> int:
+    """Return the bytes of cache that a request needs at most.
+
+    Raises:
+        ContextTooLong: there is less in all.
+    """
+    num_bytes = layout.sequence_bytes(len(request.prompt_ids) + request.max_tokens)
+    if num_bytes > limits.kv_bytes:
+        raise errors.ContextTooLong(
+            f"expected a request whose cache fits {limits.kv_bytes} bytes, found one that needs {num_bytes} for "
+            f"{len(request.prompt_ids)} prompt tokens and {request.max_tokens} new ones: lower max_tokens, shorten the "
+            "prompt or raise router.kv_bytes"
+        )
+    return num_bytes
+
+
+def check_limits(limits: EngineLimits, config: ModelConfig, dtype: torch.dtype) -> None:
+    """Check limits against the model and the dtype it computes in.
+
+    Raises:
+        BadConfig: they could not work.
+    """
+    if not 1 <= limits.slots <= limits.step_tokens:
+        raise errors.BadConfig(
+            f"expected 1 <= slots <= step_tokens, found {limits.slots} and {limits.step_tokens}: "
+            "raise router.step_tokens"
+        )
+    dispatch_bytes = limits.step_tokens * max(config.experts_per_token, 1) * config.hidden_size * dtype.itemsize
+    if dispatch_bytes > MAX_MESSAGE_BYTES // 2:
+        raise errors.BadConfig(
+            f"expected a step's dispatch within {MAX_MESSAGE_BYTES // 2} bytes, found {dispatch_bytes} for "
+            f"{limits.step_tokens} tokens: lower router.step_tokens"
+        )

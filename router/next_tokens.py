@@ -1,0 +1,106 @@
+"""What follows a forward pass: every sequence whose ids are all in the cache gets its next token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+
+from torch import Tensor
+
+from protos import errors
+from router.logprobs import prompt_logprobs, token_logprobs
+from router.request import Ended, PromptDone, TokenChosen
+from router.sampling import choose_tokens
+from router.scheduler import Work
+from router.sequence import Sequence
+
+End = Callable[[Sequence, Ended], None]
+"""Takes a sequence that has ended off the engine, then emits the event."""
+
+
+class NextTokens:
+    """Counts what steps put into the cache, chooses tokens and emits them.
+
+    Args:
+        end: called for sequences that end by themselves.
+    """
+
+    def __init__(self, end: End) -> None:
+        self.num_chosen = 0
+        """Tokens emitted so far."""
+        self._end = end
+
+    def advance(self, work: SequenceOf[Work], logits_BV: Tensor) -> None:
+        """Take note of a computed step, and choose the next token of every sequence past its prompt.
+
+        Args:
+            work: of the step. Sequences that have left meanwhile are passed over.
+            logits_BV: for each piece of work in turn the rows that `wants_all_logits` tells of.
+        """
+        choosing: list[Sequence] = []
+        rows: list[int] = []
+        row = 0
+        for item in work:
+            sequence = item.sequence
+            num_rows = item.num_tokens if wants_all_logits(item) else 1
+            item_logits = logits_BV[row : row + num_rows]
+            row += num_rows
+            if sequence.has_left or (wants_all_logits(item) and not self._took_prompt_logprobs(item, item_logits)):
+                continue
+            was_prefilling = sequence.is_prefilling
+            sequence.num_computed += item.num_tokens
+            if sequence.is_prefilling:
+                continue
+            if was_prefilling:
+                self._emit_prompt_done(sequence)
+            choosing.append(sequence)
+            rows.append(row - 1)
+        if choosing:
+            self._choose(choosing, logits_BV[rows])
+
+    def _choose(self, sequences: SequenceOf[Sequence], logits_BV: Tensor) -> None:
+        try:
+            token_ids = choose_tokens(logits_BV, [sequence.sampling for sequence in sequences])
+        except errors.InternalError as error:
+            self._choose_without(error, sequences, logits_BV)
+            return
+        logprobs = token_logprobs(logits_BV, token_ids, [sequence.request.logprobs for sequence in sequences])
+        for sequence, token_id, logprob in zip(sequences, token_ids, logprobs, strict=True):
+            if token_id in sequence.request.stop_ids:
+                self._end(sequence, Ended(reason="stop"))
+                continue
+            sequence.ids.append(token_id)
+            sequence.sampling.append(token_id)
+            self.num_chosen += 1
+            sequence.emit(TokenChosen(token_id=token_id, logprob=logprob))
+            if sequence.num_output == sequence.request.max_tokens:
+                self._end(sequence, Ended(reason="length"))
+
+    def _choose_without(self, error: errors.InternalError, sequences: SequenceOf[Sequence], logits_BV: Tensor) -> None:
+        """End the sequences whose logits are unusable, and go on with the others."""
+        broken = {int(row) for row in error.metadata["rows"].split(",")}
+        for row in broken:
+            self._end(sequences[row], Ended(reason="error", error=error))
+        if sound := [row for row in range(len(sequences)) if row not in broken]:
+            self._choose([sequences[row] for row in sound], logits_BV[sound])
+
+    def _took_prompt_logprobs(self, item: Work, logits_TV: Tensor) -> bool:
+        """Report on a chunk of the prompt; end the sequence and return False if its logits are unusable."""
+        sequence, request = item.sequence, item.sequence.request
+        num_top = request.prompt_logprobs or 0
+        try:
+            reports = prompt_logprobs(logits_TV, request.prompt_ids, sequence.num_computed, num_top)
+        except errors.InternalError as error:
+            self._end(sequence, Ended(reason="error", error=error))
+            return False
+        sequence.prompt_logprobs.extend(reports)
+        return True
+
+    def _emit_prompt_done(self, sequence: Sequence) -> None:
+        wanted = sequence.request.prompt_logprobs is not None
+        sequence.emit(PromptDone(logprobs=tuple(sequence.prompt_logprobs) if wanted else None))
+
+
+def wants_all_logits(work: Work) -> bool:
+    """Tell whether logits are wanted of each token of some work, not of the last one only."""
+    return work.sequence.is_prefilling and work.sequence.request.prompt_logprobs is not None
