@@ -41,9 +41,10 @@ class BatcherLimits:
     """Most dispatches that wait, over all layers; at least 1."""
     retry_after_ms: int = 20
     """What a refused sender is told to wait, in milliseconds."""
-    inline_tokens: int = 64
-    """Largest dispatch computed in the thread that brings it; 0: none. Larger ones would keep their stream from
-    being read for milliseconds, and gain nothing: next to their computing a thread switch is small."""
+    inline_macs: int = 64_000_000
+    """Largest dispatch computed in the thread that brings it, in multiplications; 0: none. This many take about a
+    millisecond of a core. Larger ones would keep their stream from being read for longer, and gain nothing: next to
+    their computing a thread switch is small."""
 
 
 class Batcher:
@@ -52,17 +53,21 @@ class Batcher:
     Args:
         run_experts: computes a batch; called by one thread at a time.
         limits: how much may wait.
+        macs_per_token: multiplications one token takes.
         clock: seconds, monotonic.
     """
 
     def __init__(
         self,
         run_experts: RunExperts,
-        limits: BatcherLimits = BatcherLimits(),
+        limits: BatcherLimits,
+        *,
+        macs_per_token: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run_experts = run_experts
         self._limits = limits
+        self._inline_tokens = limits.inline_macs // macs_per_token
         self._clock = clock
         self._changed = threading.Condition()
         self._waiting: dict[int, list[Work]] = {}  # by layer, the layer whose oldest dispatch came first first
@@ -113,7 +118,7 @@ class Batcher:
             if self._is_draining:
                 raise errors.Draining("expected a replica that takes work, found one that drains: try another holder")
             is_idle = not self._computing and not self._waiting
-            if not is_idle or work.num_tokens > self._limits.inline_tokens:
+            if not is_idle or work.num_tokens > self._inline_tokens:
                 self._enqueue(work)
                 return None
             self._computing = (work,)

@@ -59,7 +59,9 @@ class Replica:
     def __init__(self, held: HeldExperts, *, replica_id: str | None, limits: BatcherLimits) -> None:
         self.replica_id = replica_id or f"{socket.gethostname()}-{secrets.token_hex(6)}"
         self.held = held
-        self.batcher = Batcher(self._run, limits)
+        # Three matrices: gate, up and down.
+        macs_per_token = 3 * held.config.hidden_size * held.config.expert_width
+        self.batcher = Batcher(self._run, limits, macs_per_token=macs_per_token)
         self._tokens_by_expert = dict.fromkeys(held.expert_ids, 0)
 
     def load(self) -> expert_pb2.Load:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from experts.batcher import BatcherLimits
 from experts.server import ExpertServer, ServerLimits
 from experts.weights import ExpertWeights
 from models.checkpoint import open_checkpoint
@@ -17,6 +18,8 @@ from tests.experts.replica_client import WAIT_S, StreamClient
 from tests.models.checkpoint_files import write_hf
 
 HELD = (0, 1, 3)
+# 64 tokens of the tiny model are computed where they are read; tests send 80 to have them wait.
+BATCHER = BatcherLimits(inline_macs=64 * 3 * 32 * 24)
 
 
 class GatedExperts(ExpertWeights):
@@ -57,8 +60,9 @@ def serve(held, tmp_path) -> Iterator[Callable[..., ExpertServer]]:
     """Start a server for `held`, with some limits; it is stopped after the test."""
     servers: list[ExpertServer] = []
 
-    def start(**limits) -> ExpertServer:
-        server = ExpertServer(held, unix_path=tmp_path / "replica.sock", limits=ServerLimits(**limits))
+    def start(batcher=BATCHER, **limits) -> ExpertServer:
+        limits = ServerLimits(batcher=batcher, **limits)
+        server = ExpertServer(held, unix_path=tmp_path / "replica.sock", limits=limits)
         servers.append(server)
         server.start()
         return server

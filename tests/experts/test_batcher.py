@@ -61,8 +61,10 @@ def start(experts, clock):
     """Start a batcher with some limits; it is closed after the test."""
     batchers: list[Batcher] = []
 
-    def make(**limits) -> Batcher:
-        batchers.append(Batcher(experts, BatcherLimits(**limits), clock))
+    def make(*, inline_tokens=64, **limits) -> Batcher:
+        batchers.append(
+            Batcher(experts, BatcherLimits(inline_macs=7 * inline_tokens, **limits), macs_per_token=7, clock=clock)
+        )
         return batchers[-1]
 
     yield make

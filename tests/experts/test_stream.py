@@ -208,7 +208,7 @@ def test_late_dispatch_is_not_computed(serve, connect, held):
 
 def test_full_queue_refuses_one_dispatch_and_not_the_stream(serve, connect, held):
     held.gate.clear()
-    client = connect(serve(batcher=BatcherLimits(max_waiting_dispatches=1, inline_tokens=0)).address)
+    client = connect(serve(batcher=BatcherLimits(max_waiting_dispatches=1, inline_macs=0)).address)
     client.send(dispatch_of(HIDDEN_ND, COUNTS, dispatch_id=1))
     held.begun.get(timeout=WAIT_S)
     client.send(dispatch_of(HIDDEN_ND, COUNTS, dispatch_id=2))
