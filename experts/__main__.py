@@ -72,8 +72,8 @@ def _serve(options: argparse.Namespace) -> int:
         _LoadingProgress(),
     )
     server = ExpertServer(held, host=options.host, port=options.port, unix_path=options.unix)
-    stop = _stop_on_signals()
     server.start()
+    stop = _stop_on_signals()
     ready = {
         "address": server.address,
         "unix_address": server.unix_address,

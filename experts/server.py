@@ -66,6 +66,7 @@ class ExpertServer:
         self.host = host
         self.port = port
         self._unix_path = unix_path
+        self._has_socket = False
         self._servicer = ExpertServicer(
             self.replica, max_streams=limits.max_streams, max_in_flight=limits.max_in_flight
         )
@@ -105,6 +106,16 @@ class ExpertServer:
             BadConfig: the socket's path is too long, or its folder is missing.
         """
         try:
+            self._listen()
+        except BaseException:
+            self.stop()
+            raise
+        for name in ("", SERVICE_NAME):
+            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._server.start()
+
+    def _listen(self) -> None:
+        try:
             self.port = self._server.add_insecure_port(self.address)
         except RuntimeError as error:
             raise PortTaken(
@@ -113,9 +124,7 @@ class ExpertServer:
         if self._unix_path is not None:
             _check_unix_path(self._unix_path)
             self._server.add_insecure_port(f"unix:{self._unix_path}")
-        for name in ("", SERVICE_NAME):
-            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        self._server.start()
+            self._has_socket = True
 
     def drain(self, timeout_s: float | None) -> int:
         """Accept nothing more and end the streams once all is answered; return the dispatches left unanswered."""
@@ -128,7 +137,7 @@ class ExpertServer:
         remaining = self.drain(grace_s)
         self._server.stop(_GOODBYE_S if grace_s else 0).wait()
         self.replica.batcher.close()
-        if self._unix_path is not None:
+        if self._unix_path is not None and self._has_socket:
             self._unix_path.unlink(missing_ok=True)
         return not remaining
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from experts.__main__ import parse_experts
+from experts.__main__ import main, parse_experts
 from models.checkpoint import open_checkpoint
 from protos import errors
 from protos.expert.v1 import expert_pb2
@@ -192,22 +192,31 @@ def test_replica_ends_when_its_parent_is_gone(tiny_folder, tmp_path):
     assert not (tmp_path / "s").exists()
 
 
+def test_start_that_cannot_succeed_is_one_line_and_exit_2(run, tmp_path):
+    replica = run("--checkpoint", tmp_path)
+    assert replica.line == ""
+    code, said = replica.end()
+    assert code == 2
+    assert said.startswith(f"experts: {tmp_path}: expected config.json")
+    assert len(said.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--checkpoint", "/nowhere"), "/nowhere"),
-        (("--experts", "all"), "--checkpoint"),
+        ((), "--checkpoint"),
         (("--checkpoint", "TINY", "--experts", "2-9"), "0 to 3"),
         (("--checkpoint", "TINY", "--experts", "few"), "few"),
+        (("--checkpoint", "TINY", "--experts", "1,1"), "each"),
         (("--checkpoint", "TINY", "--dtype", "int8"), "int8"),
+        (("--checkpoint", "TINY", "--port", "many"), "many"),
         (("--checkpoint", "TINY", "--unix", "/nowhere/s"), "/nowhere"),
     ],
 )
-def test_wrong_arguments_are_one_line_and_exit_2(run, tiny_folder, arguments, words):
-    replica = run(*(tiny_folder if argument == "TINY" else argument for argument in arguments))
-    code, said = replica.end()
-    assert code == 2
-    assert replica.line == ""
+def test_wrong_arguments_are_one_line_and_exit_2(tiny_folder, capsys, arguments, words):
+    code = main([str(tiny_folder) if argument == "TINY" else argument for argument in arguments])
+    told, said = capsys.readouterr()
+    assert (code, told) == (2, "")
     assert words in said
     assert len(said.splitlines()) == 1
 

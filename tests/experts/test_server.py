@@ -134,8 +134,11 @@ def test_taken_port_is_refused(serve, held):
 def test_socket_of_a_living_server_is_not_taken(serve, held):
     server = serve()
     path = Path(server.unix_address.removeprefix("unix:"))
+    before = set(threading.enumerate())
     with pytest.raises(errors.PortTaken, match=r"replica\.sock"):
         ExpertServer(held, unix_path=path).start()
+    assert path.is_socket()
+    assert not [t for t in set(threading.enumerate()) - before if t.name == "experts-compute"]
 
 
 def test_socket_a_dead_server_left_is_replaced(held, tmp_path, connect):
