@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -87,10 +86,9 @@ def attend(q_THC: Tensor, keys_GSC: Tensor, values_GSC: Tensor) -> Tensor:
     num_tokens, num_heads, head_size = q_THC.shape
     num_groups, num_keys, _ = keys_GSC.shape
     if num_tokens == 1:
-        q_GRC = q_THC.reshape(num_groups, num_heads // num_groups, head_size)
-        scores = torch.matmul(q_GRC, keys_GSC.transpose(1, 2)).float() / math.sqrt(head_size)
-        mixed = torch.matmul(torch.softmax(scores, dim=-1).to(values_GSC.dtype), values_GSC)
-        return mixed.reshape(1, num_heads, head_size)
+        # A group's queries are rows of one product: no mask, and keys that are not repeated for every head.
+        q_1GhC = q_THC.reshape(1, num_groups, num_heads // num_groups, head_size)
+        return F.scaled_dot_product_attention(q_1GhC, keys_GSC[None], values_GSC[None]).reshape(1, num_heads, head_size)
     mask = None
     if num_keys > num_tokens:
         mask = torch.ones(num_tokens, num_keys, dtype=torch.bool, device=q_THC.device).tril(num_keys - num_tokens)
