@@ -39,15 +39,15 @@ def check_port(port: int, what: str, setting: str) -> None:
     Raises:
         PortTaken: it cannot be had.
     """
-    family, address = (socket.AF_INET6, "::") if socket.has_ipv6 else (socket.AF_INET, "0.0.0.0")
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # Connections of an earlier server that are still closing do not matter.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    for family, address in ((socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")):
         try:
-            probe.bind((address, port))
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                # Connections of an earlier server that are still closing do not matter.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((address, port))
         except OSError as error:
-            if error.errno == errno.EAFNOSUPPORT:
-                return
+            if error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                continue  # a machine without IPv6
             found = "one in use" if error.errno == errno.EADDRINUSE else os.strerror(error.errno or 0).lower()
             raise PortTaken(
                 f"expected port {port} free for {what}, found {found}: stop what listens there "

@@ -28,6 +28,9 @@ class StartupDisplay:
             TextColumn("{task.fields[detail]}", style="dim"),
             console=console,
             transient=True,
+            # Loggers made meanwhile would keep rich's stand-ins for the standard streams, and print to the terminal.
+            redirect_stdout=False,
+            redirect_stderr=False,
             disable=not console.is_terminal,
         )
         self._bars: dict[str, TaskID] = {}

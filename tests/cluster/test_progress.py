@@ -1,4 +1,5 @@
 import io
+import sys
 
 from rich.console import Console
 
@@ -31,6 +32,12 @@ def test_without_a_terminal_each_finished_phase_is_a_line():
 
 def test_on_a_terminal_each_replica_has_a_bar_with_its_bytes():
     assert "1.0 MiB of 4.0 MiB" in show(terminal=True)
+
+
+def test_the_standard_streams_stay_what_they_are():
+    before = (sys.stdout, sys.stderr)
+    with StartupDisplay(Console(file=io.StringIO(), force_terminal=True)):
+        assert (sys.stdout, sys.stderr) == before
 
 
 def test_the_board_keeps_the_last_word_of_each_replica():
