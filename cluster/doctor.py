@@ -72,7 +72,7 @@ def _imports() -> str:
 
 def _memory(model: str) -> str:
     from cluster.config_source import load_config
-    from cluster.start_checks import plan_start
+    from cluster.launch.start_checks import plan_start
 
     plan = plan_start(load_config(assignments=[f"model.path={model}"]))
     found = format_bytes(read_machine().free_bytes)

@@ -1,4 +1,4 @@
-"""The FrontDoor deployment: the ingress of both APIs. What they do is in `service.py`, `grpc_api.py` and `openai/`."""
+"""The FrontDoor deployment: the ingress of both APIs. What they do is in `service.py`, `grpc/api.py` and `openai/`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ray import serve
 from ray.serve.grpc_util import RayServegRPCContext
 from ray.serve.handle import DeploymentHandle
 
-from cluster.grpc_api import GrpcApi
-from cluster.grpc_health import GrpcHealth
-from cluster.grpc_status import answer_once, answer_stream
+from cluster.grpc.api import GrpcApi
+from cluster.grpc.health import GrpcHealth
+from cluster.grpc.status import answer_once, answer_stream
 from cluster.openai.app import build_app
 from cluster.plan import DeploymentPlan
 from cluster.planned_model import load_planned_model

@@ -65,7 +65,7 @@ def serve(
     from rich.console import Console
 
     from cluster.config_source import load_config
-    from cluster.serve import Server
+    from cluster.launch.server import Server
 
     assignments = list(assign or [])
     for name, value in {"model.path": model, "http.port": http_port, "grpc.port": grpc_port}.items():

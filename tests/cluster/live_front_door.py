@@ -13,8 +13,8 @@ from typing import Any
 import grpc
 import uvicorn
 
-from cluster.grpc_api import GrpcApi
-from cluster.grpc_server import add_to_server
+from cluster.grpc.api import GrpcApi
+from cluster.grpc.server import add_to_server
 from cluster.openai.app import build_app
 from cluster.service import InferenceService
 

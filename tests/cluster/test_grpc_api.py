@@ -158,7 +158,7 @@ def test_text_for_a_model_without_a_tokenizer_is_told_to_send_ids(id_engine_door
         stub = InferenceServiceStub(channel)
         for fields in ({"prompt": "hi"}, {"chat": HELLO}):
             assert "list of token ids" in refusal(lambda fields=fields: generate(stub, **fields)).message
-        answer = deltas(generate(stub, stopping=pb.Stopping(max_tokens=3), logprobs=1))
+        answer = deltas(generate(stub, stopping=pb.Stopping(max_tokens=3, ignore_eos=True), logprobs=1))
         assert not stub.ListModels(pb.ListModelsRequest(), timeout=WAIT_S).models[0].has_tokenizer
     assert [token.text for delta in answer for token in delta.logprobs] == ["", "", ""]
 

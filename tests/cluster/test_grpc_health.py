@@ -3,7 +3,7 @@ import asyncio
 import pytest
 from grpc_health.v1 import health_pb2
 
-from cluster.grpc_health import GrpcHealth
+from cluster.grpc.health import GrpcHealth
 from cluster.service import InferenceService
 from protos.errors import NotFound
 

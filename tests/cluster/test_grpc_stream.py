@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import grpc
 import pytest
 
-from cluster.grpc_stream import corrected_stream
+from cluster.grpc.stream import corrected_stream
 
 METHOD = "/test.Service/Stream"
 WAIT_S = 20

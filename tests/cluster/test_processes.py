@@ -3,7 +3,7 @@ import sys
 
 SCRIPT = """
 import subprocess, sys
-from cluster.processes import adopt_orphans, descendants, kill_descendants, VitalChildren
+from cluster.launch.processes import adopt_orphans, descendants, kill_descendants, VitalChildren
 adopt_orphans()
 # A shell that starts a process in a session of its own, and ends: an orphan.
 subprocess.run(["sh", "-c", "setsid sleep 600 & setsid sleep 600 &"], check=True)

@@ -3,7 +3,7 @@ import sys
 
 from rich.console import Console
 
-from cluster.progress import StartupDisplay
+from cluster.launch.progress import StartupDisplay
 from cluster.startup_board import ReplicaProgress, StartupBoard
 
 

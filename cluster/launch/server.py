@@ -13,14 +13,14 @@ import traceback
 from rich.console import Console
 
 from cluster.config import ClusterConfig
-from cluster.endpoints import Endpoints
-from cluster.processes import VitalChildren, adopt_orphans, kill_descendants
-from cluster.progress import StartupDisplay
-from cluster.ray_session import RaySession
-from cluster.ray_thread import RayThread, State
-from cluster.signals import EndRequests
-from cluster.start_checks import check_start, plan_start
-from cluster.workspace import Workspace
+from cluster.launch.endpoints import Endpoints
+from cluster.launch.processes import VitalChildren, adopt_orphans, kill_descendants
+from cluster.launch.progress import StartupDisplay
+from cluster.launch.ray_session import RaySession
+from cluster.launch.ray_thread import RayThread, State
+from cluster.launch.signals import EndRequests
+from cluster.launch.start_checks import check_start, plan_start
+from cluster.launch.workspace import Workspace
 from protos.errors import InternalError, ServingError
 
 _POLL_S = 0.1

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
-from cluster.grpc_messages import (
+from cluster.grpc.messages import (
     chat_messages,
     generate_response,
     load_response,

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar
 
 import grpc
 
-from cluster.grpc_api import GrpcApi
+from cluster.grpc.api import GrpcApi
 from protos.errors import InternalError, ServingError
 from protos.inference.v1 import inference_pb2 as pb
 from protos.inference.v1.inference_pb2_grpc import InferenceServiceServicer, add_InferenceServiceServicer_to_server

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from cluster.grpc_call import DetachedCall
+from cluster.grpc.call import DetachedCall
 
 Context = grpc.aio.ServicerContext[Any, Any]
 StreamHandler = Callable[[Any, Any], AsyncIterator[bytes]]

@@ -7,8 +7,8 @@ import time
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-from cluster.endpoints import Endpoints
-from cluster.ray_session import RaySession
+from cluster.launch.endpoints import Endpoints
+from cluster.launch.ray_session import RaySession
 from cluster.startup_board import ReplicaProgress
 from protos.errors import InternalError
 

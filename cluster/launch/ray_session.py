@@ -66,7 +66,7 @@ class RaySession:
             http_options=HTTPOptions(host=self._settings.http.host, port=self._settings.http.port),
             grpc_options=gRPCOptions(
                 port=self._settings.grpc.port,
-                grpc_servicer_functions=[f"cluster.grpc_ingress.{name}" for name in _GRPC_SERVICES],
+                grpc_servicer_functions=[f"cluster.grpc.ingress.{name}" for name in _GRPC_SERVICES],
             ),
         )
 

@@ -9,7 +9,7 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from ray.serve._private.grpc_util import gRPCGenericServer
 from ray.serve._private.proxy_request_response import gRPCStreamingType
 
-from cluster.grpc_stream import corrected_stream
+from cluster.grpc.stream import corrected_stream
 from protos.inference.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
 
 
