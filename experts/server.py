@@ -20,6 +20,7 @@ from protos.expert.v1 import expert_pb2, expert_pb2_grpc
 
 SERVICE_NAME: str = expert_pb2.DESCRIPTOR.services_by_name["ExpertService"].full_name
 
+_MAX_PORT = 65_535
 # What Linux keeps of a socket's path, in bytes, less the closing zero.
 _MAX_UNIX_PATH_BYTES = 107
 # Threads for calls that are not Dispatch streams: Describe, Drain, health, reflection.
@@ -86,7 +87,8 @@ class ExpertServer:
     @property
     def address(self) -> str:
         """host:port listened on."""
-        return f"{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
 
     @property
     def unix_address(self) -> str | None:
@@ -102,8 +104,8 @@ class ExpertServer:
         """Listen and serve.
 
         Raises:
-            PortTaken: another process listens there.
-            BadConfig: the socket's path is too long, or its folder is missing.
+            PortTaken: another process listens there, or it is no address of this machine.
+            BadConfig: the port is none, or the socket's path is too long, or its folder is missing.
         """
         try:
             self._listen()
@@ -115,12 +117,11 @@ class ExpertServer:
         self._server.start()
 
     def _listen(self) -> None:
+        _check_port(self.host, self.port)
         try:
             self.port = self._server.add_insecure_port(self.address)
         except RuntimeError as error:
-            raise PortTaken(
-                f"{self.address}: expected a free port of this machine, found none ({error}): choose another"
-            ) from error
+            raise PortTaken(f"{self.address}: expected to listen there, found: {error}: choose another port") from error
         if self._unix_path is not None:
             _check_unix_path(self._unix_path)
             self._server.add_insecure_port(f"unix:{self._unix_path}")
@@ -140,6 +141,23 @@ class ExpertServer:
         if self._unix_path is not None and self._has_socket:
             self._unix_path.unlink(missing_ok=True)
         return not remaining
+
+
+def _check_port(host: str, port: int) -> None:
+    """Check that a port can be listened on: gRPC keeps the system's reason to itself, or rather to the log."""
+    if not 0 <= port <= _MAX_PORT:
+        raise BadConfig(f"port: expected 0 to {_MAX_PORT}, found {port}: choose another, or 0 for a free one")
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            # As every server does: a port whose last connections are still closing is free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+            probe.listen()
+    except OSError as error:
+        raise PortTaken(
+            f"{host}:{port}: expected this machine's address and a free port, found: {error.strerror}: choose another"
+        ) from error
 
 
 def _check_unix_path(path: Path) -> None:

@@ -131,6 +131,20 @@ def test_taken_port_is_refused(serve, held):
         ExpertServer(held, port=port).start()
 
 
+@pytest.mark.parametrize("host", ["nosuchhost.invalid", "203.0.113.1"])
+def test_address_of_another_machine_is_refused(held, host):
+    with pytest.raises(errors.PortTaken, match="this machine.s address"):
+        ExpertServer(held, host=host).start()
+
+
+def test_ipv6_address_can_be_dialled(held, connect):
+    server = ExpertServer(held, host="::1")
+    server.start()
+    assert server.address == f"[::1]:{server.port}"
+    assert outputs_of(connect(server.address).ask(dispatch_of(HIDDEN_ND[:1], {0: 1}))).shape == (1, 32)
+    server.stop()
+
+
 def test_socket_of_a_living_server_is_not_taken(serve, held):
     server = serve()
     path = Path(server.unix_address.removeprefix("unix:"))
