@@ -74,3 +74,13 @@ def test_each_used_expert_chooses_its_replica_once():
 def test_tokens_of_one_expert_keep_their_order():
     plan = plan_dispatch(torch.tensor([[1], [0], [1], [0]]), lambda expert: "only")
     assert plan.token_rows_N.tolist() == [1, 3, 0, 2]
+
+
+@given(routings(), st.randoms(use_true_random=False))
+def test_a_tokens_sum_does_not_depend_on_which_replicas_ran_its_experts(routing, random):
+    expert_ids_TK, holders = routing
+    outputs_SD = torch.randn(expert_ids_TK.numel(), HIDDEN, generator=torch.Generator().manual_seed(1))
+    base_TD = torch.randn(expert_ids_TK.shape[0], HIDDEN, generator=torch.Generator().manual_seed(2))
+    plans = [make_plan(expert_ids_TK, order) for order in (holders, random.sample(holders, len(holders)))]
+    first_TD, second_TD = (combine(base_TD, outputs_SD[plan.slots_N], plan) for plan in plans)
+    assert torch.equal(first_TD, second_TD)
