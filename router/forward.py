@@ -64,7 +64,8 @@ class Forward:
         expert_ids_TK, scores_TK = route(hidden_TD, layer.gate_ED, self.decoder.config.experts_per_token)
         plan = plan_dispatch(expert_ids_TK, self.transport.choose_replica)
         # The score scales the expert's input, not its output: SwiGLU is not linear (llama-models, llama4/moe.py).
-        scaled_ND = hidden_TD[plan.token_rows_N] * scores_TK.reshape(-1)[plan.slots_N, None]
+        scores_N1 = scores_TK.reshape(-1, 1).index_select(0, plan.slots_N)
+        scaled_ND = hidden_TD.index_select(0, plan.token_rows_N) * scores_N1
         pending = self.transport.dispatch(index, plan, scaled_ND)
         shared_TD = layer.shared(hidden_TD)  # computed while the dispatch is in flight
         return combine(shared_TD, pending.wait(), plan)

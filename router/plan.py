@@ -50,22 +50,21 @@ def plan_dispatch(expert_ids_TK: Tensor, choose_replica: Callable[[int], str]) -
     Returns:
         A plan whose slots are sorted by (replica, expert, slot); replicas in the order they were first chosen.
     """
-    num_choices = expert_ids_TK.shape[1]
-    ids_S = expert_ids_TK.reshape(-1).to("cpu", torch.int64)
-    used_S = (ids_S >= 0).nonzero().squeeze(1)
-    counts = torch.bincount(ids_S[used_S]).tolist() if used_S.numel() else []
-    replica_of = {expert: choose_replica(expert) for expert, count in enumerate(counts) if count}
-    experts_of: dict[str, list[int]] = {}
-    for expert, replica_id in replica_of.items():
-        experts_of.setdefault(replica_id, []).append(expert)
-    # rank_E sorts experts by (replica, expert): a stable sort of the slots by rank is the plan's order.
-    shares, rank_E, rank, start = [], torch.zeros(max(len(counts), 1), dtype=torch.int64), 0, 0
-    for replica_id, experts in experts_of.items():
-        share_counts = tuple(counts[expert] for expert in experts)
+    # Plain integers: a step has few slots, and a tensor operation on so few costs more than the loop.
+    slots_by_expert: dict[int, list[int]] = {}
+    for slot, expert in enumerate(expert_ids_TK.reshape(-1).tolist()):
+        if expert >= 0:
+            slots_by_expert.setdefault(expert, []).append(slot)
+    experts_by_replica: dict[str, list[int]] = {}
+    for expert in sorted(slots_by_expert):
+        experts_by_replica.setdefault(choose_replica(expert), []).append(expert)
+    slots: list[int] = []
+    shares: list[ReplicaShare] = []
+    for replica_id, experts in experts_by_replica.items():
+        start = len(slots)
         for expert in experts:
-            rank_E[expert] = rank
-            rank += 1
-        shares.append(ReplicaShare(replica_id, tuple(experts), share_counts, start, start + sum(share_counts)))
-        start += sum(share_counts)
-    order_N = torch.argsort(rank_E[ids_S[used_S]], stable=True)
-    return DispatchPlan(used_S[order_N].to(expert_ids_TK.device), num_choices, tuple(shares))
+            slots += slots_by_expert[expert]
+        token_counts = tuple(len(slots_by_expert[expert]) for expert in experts)
+        shares.append(ReplicaShare(replica_id, tuple(experts), token_counts, start, len(slots)))
+    slots_N = torch.tensor(slots, dtype=torch.int64, device=expert_ids_TK.device)
+    return DispatchPlan(slots_N, expert_ids_TK.shape[1], tuple(shares))

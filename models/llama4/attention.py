@@ -54,13 +54,15 @@ class Attention:
         """
         config = self._config
         qkv = F.linear(hidden_TD, weights.qkv).unflatten(-1, (-1, config.head_size))
-        q_THC, k_TGC, v_TGC = qkv.split((config.num_heads, config.num_kv_heads, config.num_kv_heads), dim=1)
+        num_queries, num_keys = config.num_heads, config.num_kv_heads
+        qk, v_TGC = qkv.split((num_queries + num_keys, num_keys), dim=1)
         if layer not in config.nope_layers:
-            q_THC, k_TGC = self._rope.rotate(q_THC, tables.angles), self._rope.rotate(k_TGC, tables.angles)
+            # Queries and keys in one go: head by head they are treated alike, and each operation has its price.
+            qk = self._rope.rotate(qk, tables.angles)
             if config.qk_norm:
-                q_THC = rms_norm(q_THC, None, config.norm_eps)
-                k_TGC = rms_norm(k_TGC, None, config.norm_eps)
-        elif tables.temperature_T is not None:
+                qk = rms_norm(qk, None, config.norm_eps)
+        q_THC, k_TGC = qk.split((num_queries, num_keys), dim=1)
+        if layer in config.nope_layers and tables.temperature_T is not None:
             q_THC = (q_THC * tables.temperature_T).to(q_THC.dtype)
         return q_THC, k_TGC, v_TGC
 
