@@ -101,10 +101,10 @@ class SequenceCache:
         start = position % (self._layout.config.attention_chunk or 1) if is_local else position
         stop = start + k_TGC.shape[0]
         buffer = self._grown_local(stop) if is_local else self._grown_global(stop)
-        keys_GSC, values_GSC = buffer[self._index[layer]]
-        keys_GSC[:, start:stop] = k_TGC.transpose(0, 1)
-        values_GSC[:, start:stop] = v_TGC.transpose(0, 1)
-        return keys_GSC[:, :stop], values_GSC[:, :stop]
+        own_2GSC = buffer[self._index[layer]]
+        own_2GSC[:, :, start:stop] = torch.stack((k_TGC, v_TGC)).transpose(1, 2)
+        keys_GSC, values_GSC = own_2GSC[:, :, :stop].unbind()
+        return keys_GSC, values_GSC
 
     def _grown_global(self, num_tokens: int) -> Tensor:
         self._global = self._grown(self._global, num_tokens, self._max_tokens)
