@@ -65,7 +65,7 @@ class ExpertServiceServicer(object):
         half-closes to end the stream; the server ends it with UNAVAILABLE / DRAINING once it has drained.
 
         A dispatch is idempotent: it may be sent again, here or to another holder of the same experts.
-        Messages are at most 64 MiB both ways; the router splits above that.
+        Messages are at most 64 MiB both ways; a router refuses settings that could make a step exceed that.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
