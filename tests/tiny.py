@@ -57,11 +57,11 @@ class TinyWeights:
         return (torch.randn(shape, generator=generator) * 1.5 / shape[-1] ** 0.5).to(dtype or torch.float32)
 
     def run_experts(self, layer: int, hidden_ND: Tensor, expert_ids: list[int], counts: list[int]) -> Tensor:
-        """Run experts the obvious way, for LocalTransport."""
-        rows = []
+        """Run experts the obvious way in their tokens' dtype, for LocalTransport."""
+        rows, dtype = [], hidden_ND.dtype
         for expert, part_ND in zip(expert_ids, hidden_ND.split(list(counts)), strict=True):
-            gate, up = (part_ND @ self.read(f"layers.{layer}.experts.{expert}.gate_up")).chunk(2, dim=-1)
-            rows.append((F.silu(gate) * up) @ self.read(f"layers.{layer}.experts.{expert}.down"))
+            gate, up = (part_ND @ self.read(f"layers.{layer}.experts.{expert}.gate_up", dtype)).chunk(2, dim=-1)
+            rows.append((F.silu(gate) * up) @ self.read(f"layers.{layer}.experts.{expert}.down", dtype))
         return torch.cat(rows)
 
 
@@ -87,7 +87,7 @@ def tensor_shape(name: str, config: ModelConfig) -> tuple[int, ...]:
     return shapes.get(part, (d,))
 
 
-def tiny_decoder(**changes: object) -> tuple[Decoder, TinyWeights]:
+def tiny_decoder(dtype: torch.dtype = torch.float32, **changes: object) -> tuple[Decoder, TinyWeights]:
     """Return a decoder over a variation of TINY, and the weights it was read from."""
     weights = TinyWeights(replace(TINY, **changes))  # type: ignore[arg-type]
-    return load_decoder(weights, dtype=torch.float32), weights
+    return load_decoder(weights, dtype=dtype), weights

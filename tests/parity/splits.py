@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 def run_in_splits(forward: Forward, ids_BS: torch.Tensor, steps: list[int]) -> torch.Tensor:
     """Return logits [B, S, V] of sequences computed side by side, so many tokens of each per step."""
-    layout = CacheLayout(forward.decoder.config, torch.float32)
+    layout = CacheLayout(forward.decoder.config, forward.decoder.dtype)
     caches = [SequenceCache(layout, ids_BS.shape[1], CPU) for _ in ids_BS]
     parts, start = [], 0
     for step in steps:
