@@ -51,12 +51,10 @@ class PackedCpuKernel:
         # Applies torch.set_num_threads to this thread. oneDNN's products do not do so themselves: in a thread where
         # nothing else of torch ran before, they take every core, and wait milliseconds for one that is busy.
         torch.get_num_threads()
-        if len(experts) == 1 and token_counts[0]:
+        if len(experts) == 1:
             return _run_expert(experts[0], hidden_ND)
         parts_nD = hidden_ND.split(list(token_counts))
-        # oneDNN has no product of no rows.
-        outputs_nD = [_run_expert(e, part_nD) for e, part_nD in zip(experts, parts_nD, strict=True) if part_nD.shape[0]]
-        return torch.cat(outputs_nD) if outputs_nD else torch.empty_like(hidden_ND)
+        return torch.cat([_run_expert(*pair) for pair in zip(experts, parts_nD, strict=True)])
 
 
 @cache

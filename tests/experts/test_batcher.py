@@ -232,11 +232,25 @@ def test_draining_finishes_what_was_accepted_and_refuses_more(start, experts, cl
     assert batcher.drain(0) == 2
     with pytest.raises(errors.Draining):
         batcher.submit(inbox.work(clock))
-    experts.gate.set()
-    assert batcher.drain(WAIT_S) == 0
+    with ThreadPoolExecutor(1) as pool:
+        draining = pool.submit(batcher.drain, 10 * WAIT_S)
+        experts.gate.set()
+        assert draining.result(WAIT_S) == 0
     assert inbox.next().error is None
     assert batcher.queued_tokens == 0
     assert batcher.total_tokens == 101
+
+
+def test_draining_ends_with_what_a_callers_thread_computes(start, experts, clock):
+    batcher = start()
+    with ThreadPoolExecutor(2) as pool:
+        inline = pool.submit(batcher.submit, Inbox().work(clock))
+        experts.begun.get(timeout=WAIT_S)
+        draining = pool.submit(batcher.drain, 10 * WAIT_S)
+        assert batcher.drain(0) == 1
+        experts.gate.set()
+        assert draining.result(WAIT_S) == 0
+        assert inline.result(WAIT_S).error is None
 
 
 def test_closing_fails_what_waits(start, experts, clock):

@@ -133,7 +133,7 @@ def test_taken_port_is_refused(serve, held):
 
 @pytest.mark.parametrize("host", ["nosuchhost.invalid", "203.0.113.1"])
 def test_address_of_another_machine_is_refused(held, host):
-    with pytest.raises(errors.PortTaken, match="this machine.s address"):
+    with pytest.raises(errors.PortTaken, match="this machine's address"):
         ExpertServer(held, host=host).start()
 
 

@@ -258,6 +258,21 @@ def test_router_that_vanishes_leaves_nothing_behind(serve, connect, held):
     wait_until(lambda: not [t for t in set(threading.enumerate()) - before if t.name == "experts-answers"])
 
 
+def test_router_that_vanishes_after_its_last_dispatch_is_not_waited_for(serve, connect, held):
+    held.gate.clear()
+    server = serve()
+    client = connect(server.address)
+    client.send(dispatch_of(HIDDEN_ND.repeat(20, 1), {0: 80}))
+    held.begun.get(timeout=WAIT_S)
+    client.half_close()
+    # On the same connection: once these are answered, the half-close before them has arrived too.
+    for _ in range(5):
+        client.stub.Describe(expert_pb2.DescribeRequest(), timeout=WAIT_S)
+    client.close()
+    wait_until(lambda: server.num_streams == 0)
+    assert server.replica.batcher.num_unfinished == 1
+
+
 def test_stream_beyond_the_limit_is_refused(serve, connect):
     server = serve(max_streams=1)
     connect(server.address)
