@@ -228,7 +228,6 @@ class Engine:
         self._take_orders()
         for sequence in self._scheduler.running + self._scheduler.waiting:
             self._end(sequence, Ended(reason="error", error=stopping))
-        self._publish_load()
 
     def _end(self, sequence: Sequence, event: Ended) -> None:
         """Take a sequence off the engine and emit its end, unless it has left."""
@@ -240,8 +239,10 @@ class Engine:
         self._scheduler.remove(sequence)
         sequence.has_left = True
         sequence.cache = None
+        load = self._measure_load()
         with self._changed:
             self._num_accepted -= 1
+            self._load = load
 
     def _publish_load(self) -> None:
         load = self._measure_load()

@@ -291,7 +291,9 @@ def test_load_counts_what_was_submitted_during_a_step(start_engine):
 
 def test_load_is_zero_when_nothing_runs(start_engine):
     engine, _ = start_engine()
-    ask(engine, request_id="ended").rest()
+    for i in range(20):
+        ask(engine, request_id=f"ended{i}", max_tokens=1).rest()
+        assert engine.load().running == engine.load().waiting == 0
     ask(engine, request_id="cancelled", max_tokens=100).next()
     engine.cancel("cancelled")
     load = wait_for_load(engine, lambda load: load.running == 0)
