@@ -12,14 +12,21 @@ from protos import errors
 from protos.codec import decode_tensor, encode_tensor
 from protos.expert.v1 import expert_pb2, expert_pb2_grpc
 from router.placement import ExpertHolder
+from router.transport.local import RunExperts
 
 
 class ScriptedReplica(expert_pb2_grpc.ExpertServiceServicer):
-    """Answers with 2·hidden, unless told to refuse, to fail, to hang, or to answer wrongly."""
+    """Answers with 2·hidden, or what `run_experts` makes of it, unless told to refuse, to fail, to hang, or to err."""
 
-    def __init__(self, replica_id: str, expert_ids: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        replica_id: str,
+        expert_ids: tuple[int, ...],
+        run_experts: RunExperts = lambda layer, hidden_ND, *_: hidden_ND * 2,
+    ) -> None:
         self.replica_id = replica_id
         self.expert_ids = expert_ids
+        self.run_experts = run_experts
         self.dispatches: list[expert_pb2.Dispatch] = []
         self.hellos: list[expert_pb2.Hello] = []
         self.failures: list[errors.ServingError] = []
@@ -65,8 +72,10 @@ class ScriptedReplica(expert_pb2_grpc.ExpertServiceServicer):
                 )
                 yield expert_pb2.DispatchResponse(error=error)
                 continue
-            hidden_ND = decode_tensor(request.dispatch.hidden, dtype=torch.float32, shape=(None, None)) * 2
+            dispatch = request.dispatch
+            hidden_ND = decode_tensor(dispatch.hidden, dtype=torch.float32, shape=(None, None))
+            outputs_ND = self.run_experts(dispatch.layer, hidden_ND, dispatch.expert_ids, dispatch.token_counts)
             result = expert_pb2.DispatchResult(
-                dispatch_id=request.dispatch.dispatch_id, hidden=encode_tensor(hidden_ND[self.wrong_rows :])
+                dispatch_id=dispatch.dispatch_id, hidden=encode_tensor(outputs_ND[self.wrong_rows :])
             )
             yield expert_pb2.DispatchResponse(result=result)
