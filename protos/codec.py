@@ -76,9 +76,7 @@ def decode_tensor(
         found = _TORCH_BY_WIRE.get(wire.dtype)
         raise BadTensor(f"{name}: expected dtype {dtype}, found {found or f'code {wire.dtype}'}: send {dtype}")
     found_shape = tuple(wire.shape)
-    if len(found_shape) != len(shape) or any(
-        have != want and (want is not None or have < 0) for have, want in zip(found_shape, shape, strict=True)
-    ):
+    if len(found_shape) != len(shape) or not all(map(_fits, found_shape, shape)):
         expected = "[" + ", ".join("any" if extent is None else str(extent) for extent in shape) + "]"
         raise BadTensor(
             f"{name}: expected shape {expected}, found {list(found_shape)}: check the sender's layout",
@@ -94,7 +92,11 @@ def decode_tensor(
         )
     if not num_bytes:
         return torch.empty(found_shape, dtype=dtype)
-    return torch.frombuffer(data, dtype=dtype).reshape(found_shape)
+    return torch.frombuffer(data, dtype=dtype).view(found_shape)
+
+
+def _fits(found: int, expected: int | None) -> bool:
+    return found == expected or (expected is None and found >= 0)
 
 
 # torch warns once per process that bytes are read-only. That is ours to heed, so it is told here, where nobody hears:
