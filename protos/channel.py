@@ -18,6 +18,10 @@ def _shared_options() -> Options:
         ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS),
         ("grpc.keepalive_permit_without_calls", 1),
+        # Without these two an idle stream pings twice and never again, and a ping may take a minute: a machine that
+        # vanished would be found by the first dispatch, which waits for it in vain.
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.ping_timeout_ms", _KEEPALIVE_MS),
     ]
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
-from protos import errors
+from protos import channel, errors
 from router.placement import Placement
 from router.plan import plan_dispatch
 from router.transport.base import StepAbandoned
 from router.transport.grpc import DispatchTimeouts, GrpcTransport
 from tests.router.scripted_replica import ScriptedReplica
+from tests.router.silent_network import SilentNetwork
 
 EXPERTS = range(4)
 WAIT_S = 20
@@ -287,3 +289,19 @@ def test_a_holder_that_refuses_the_router_is_named_with_its_reason(cluster):
     with pytest.raises(errors.NoReplica, match=r"holds expert 3.*other: model_fingerprint: expected beef"):
         transport.choose_replica(3)
     other.stop()
+
+
+def test_a_stream_over_a_network_that_falls_silent_breaks(cluster, monkeypatch):
+    monkeypatch.setattr(channel, "_KEEPALIVE_MS", 300)
+    replica = ScriptedReplica("far", tuple(EXPERTS))
+    network = SilentNetwork(replica.holder.address)
+    transport, _ = cluster([])
+    transport.update(Placement(version=2, holders=(replace(replica.holder, address=network.address),)))
+    assert transport.wait_ready(EXPERTS, WAIT_S)
+    threading.Event().wait(1.5)  # long enough for a client that pings only a few times to have stopped
+    assert transport.wait_ready(EXPERTS, WAIT_S)
+    network.silence.set()
+    assert wait_until(lambda: not transport.is_ready(EXPERTS))
+    transport.close()
+    network.close()
+    replica.stop()
