@@ -166,16 +166,16 @@ class _Pending:
             raise errors.ReplicaUnavailable(f"replica {share.replica_id} left the placement: try another")
         now = time.monotonic()
         timeout_s = min(self._timeouts.answer_s, self._give_up_at - now)
-        dispatch = expert_pb2.Dispatch(
-            dispatch_id=next(self._dispatch_ids),
-            placement_version=self._streams.placement.version,
-            layer=self._layer,
-            expert_ids=share.expert_ids,
-            token_counts=share.token_counts,
-            deadline_ms=min(max(int(timeout_s * 1000), 1), _MOST_MS),
-        )
+        request = expert_pb2.DispatchRequest()
+        dispatch = request.dispatch
+        dispatch.dispatch_id = next(self._dispatch_ids)
+        dispatch.placement_version = self._streams.placement.version
+        dispatch.layer = self._layer
+        dispatch.expert_ids.extend(share.expert_ids)
+        dispatch.token_counts.extend(share.token_counts)
+        dispatch.deadline_ms = min(max(int(timeout_s * 1000), 1), _MOST_MS)
         write_tensor(dispatch.hidden, self._hidden_ND[share.start : share.stop])
-        self._sent.append(_Sent(share, dispatch.dispatch_id, stream.send(dispatch), timeout_s, now + timeout_s))
+        self._sent.append(_Sent(share, dispatch.dispatch_id, stream.send(request), timeout_s, now + timeout_s))
 
     def _rows(self, sent: _Sent) -> Tensor:
         """Return the outputs of one share, or raise what came instead."""

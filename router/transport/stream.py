@@ -63,8 +63,11 @@ class ReplicaStream:
         """Return why the stream broke or did not open the last time; None while it is ready, or at first."""
         return None if self.is_ready else self._failure
 
-    def send(self, dispatch: expert_pb2.Dispatch) -> Answer:
+    def send(self, request: expert_pb2.DispatchRequest) -> Answer:
         """Send a dispatch; the answer arrives in the future, as a result or a ServingError.
+
+        Args:
+            request: carries the dispatch; put into a request here, its tensor would be copied once more.
 
         Raises:
             ReplicaUnavailable: the stream is not connected.
@@ -73,8 +76,8 @@ class ReplicaStream:
         with self._lock:
             if self._outbox is None:
                 raise errors.ReplicaUnavailable(f"replica {self.holder.replica_id} is not connected: try another")
-            self._pending[dispatch.dispatch_id] = answer
-            self._outbox.put(expert_pb2.DispatchRequest(dispatch=dispatch))
+            self._pending[request.dispatch.dispatch_id] = answer
+            self._outbox.put(request)
         return answer
 
     def forget(self, dispatch_id: int) -> None:
