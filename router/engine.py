@@ -189,10 +189,13 @@ class Engine:
         except StepAbandoned:
             pass  # nobody is left to tell, or everybody is told at the loop's end
         except errors.ServingError as error:
-            self._fail(work, error)
+            # Without the traceback: its frames hold the step's tensors and caches, and who keeps the error keeps them.
+            self._fail(work, error.with_traceback(None))
         except Exception:  # noqa: BLE001 the loop serves others: a bug in one step must not end them all
             _LOG.exception("step failed for %s", [item.sequence.request.request_id for item in work])
             self._fail(work, errors.InternalError("the step that computed this request failed: see the router's log"))
+        finally:
+            self._work = []
 
     def _span(self, item: Work) -> Span:
         sequence = item.sequence

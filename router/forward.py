@@ -34,6 +34,7 @@ class Forward:
 
         Raises:
             ReplicaError: experts could not be reached; the caches of this batch are then undefined.
+            StepAbandoned: the transport's `on_wait` gave up waiting for them; likewise.
         """
         decoder = self.decoder
         tables = decoder.attention.tables(batch.positions_T)

@@ -317,6 +317,13 @@ def test_a_failed_step_ends_its_sequences_with_the_error_and_spares_later_ones(s
     assert ask(engine, request_id="two").rest()[-1].reason == "length"
 
 
+def test_an_error_that_is_kept_keeps_no_cache(start_engine):
+    engine, transport = start_engine(GatedTransport)
+    transport.failure = errors.NoReplica("no replica holds expert 3: start one")
+    transport.gate.set()
+    assert ask(engine).rest()[-1].error.__traceback__ is None
+
+
 def test_a_receiver_that_raises_ends_its_own_sequence_only(start_engine):
     engine, transport = start_engine(GatedTransport)
     transport.gate.set()
