@@ -82,7 +82,7 @@ class RouterSettings:
     answer_timeout_s: float = 20.0
     """Seconds one expert replica has to answer before another one is asked; positive."""
     patience_s: float = 60.0
-    """Seconds a step waits for experts in all, restarts included, before its sequences fail; positive."""
+    """Seconds a layer waits for a holder of an expert, and a dispatch for its answers, restarts included; positive."""
 
     def check(self) -> None:
         """Refuse values that cannot work."""
