@@ -56,7 +56,7 @@ class Forward:
             rows = slice(segment.row_start, segment.row_stop)
             keys_GSC, values_GSC = segment.cache.extend(index, segment.position, k_TGC[rows], v_TGC[rows])
             mixed_THC[rows] = attend(q_THC[rows], keys_GSC, values_GSC)
-        return torch.nn.functional.linear(mixed_THC.flatten(1), layer.attention.o)
+        return layer.attention.o(mixed_THC.flatten(1))
 
     def _feed_forward(self, index: int, layer: DecoderLayer, hidden_TD: Tensor) -> Tensor:
         if layer.gate_ED is None or layer.shared is None:
