@@ -39,8 +39,9 @@ def test_a_chain_that_grows_in_steps_has_the_same_keys(ids, steps, page_tokens):
     assert chain.keys == block_keys(ids[:num_tokens], page_tokens)
 
 
-def test_a_copy_grows_on_its_own():
-    chain = BlockChain(2, [1, 2])
-    twin = chain.copy()
-    twin.extend([1, 2, 3, 4], 4)
-    assert (len(chain.keys), len(twin.keys)) == (1, 2)
+def test_a_copy_grows_its_own_way():
+    chain = BlockChain(2, [1, 2, 3, 4])
+    twin = chain.copy(1)
+    twin.extend([1, 2, 9, 4], 4)
+    assert chain.keys == block_keys([1, 2, 3, 4], 2)
+    assert twin.keys == block_keys([1, 2, 9, 4], 2)

@@ -200,7 +200,7 @@ def test_sequences_stay_in_few_pieces_when_the_pool_is_full_of_kept_pages():
                 kv.release(pages)
     kv.check()
     assert kv.num_evicted > 1000
-    assert sum(runs[60:]) / 60 < 1.5
+    assert sum(runs[60:]) / 60 < 3, "35 where pages are handed out one by one"
 
 
 def compute_quietly(kv: PagedKv, pages: SequencePages, ids: list[int], num_tokens: int) -> None:
