@@ -62,7 +62,7 @@ def _of_the_client(summary: Summary, result: Result) -> list[Caveat]:
     if client.loop_lag_ms and client.loop_lag_ms.p99 > LAG_MS:
         text = (
             f"the LOAD GENERATOR WAS SLOW to read: its event loop woke up to {client.loop_lag_ms.max:.1f} ms late (p99 "
-            f"{client.loop_lag_ms.p99:.1f} ms), which is in every time above; give it a core of its own"
+            f"{client.loop_lag_ms.p99:.1f} ms), which the times include; give it a core of its own"
         )
         found.append(Caveat(text=text, is_severe=True))
     return found

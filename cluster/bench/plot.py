@@ -15,7 +15,7 @@ import numpy as np
 
 from cluster.bench.measurement import Measurement, Status
 from cluster.bench.plot_page import write_page
-from cluster.bench.report import LATENCY_NAMES, describe_outcome, describe_run, throughput_lines
+from cluster.bench.report import LATENCY_NAMES, describe_outcome, describe_run, format_ms, throughput_lines
 from cluster.bench.session import Result
 from cluster.bench.slo import Slo
 from cluster.bench.statistics import Distribution
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ENDINGS = (".html", ".png", ".svg")
-_BINS = 60
+_MOST_BINS, _SHORTEST_BIN_S = 60, 0.25
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0072b2", "#d55e00", "#009e73", "#c1121f", "#666666"
 """Told apart by colour-blind readers, too (Okabe and Ito); red marks what went wrong."""
 _STYLE = {
@@ -40,7 +40,8 @@ _STYLE = {
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "legend.frameon": False,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.85,
     "legend.fontsize": 8,
     "lines.linewidth": 1.4,
 }
@@ -95,7 +96,7 @@ def _draw_panels(figure: Figure, result: Result, summary: Summary) -> None:
     _draw_distribution(
         ttft, "Time to first token", {"TTFT": [each.ttft_s for each in answered]}, summary.latencies.ttft_ms, slo.ttft
     )
-    token_lines = {
+    token_lines: dict[str, list[Any]] = {
         "time per output token": [each.tpot_s for each in answered],
         "gap between messages": [gap for each in answered for gap in each.gaps_s()],
     }
@@ -111,7 +112,7 @@ def _draw_latency(axes: Axes, measurements: list[Measurement], unsent: list[Meas
     failed = [each for each in measurements if each.status is Status.FAILED]
     dots: dict[str, Any] = {"s": 10, "alpha": 0.7, "linewidths": 0, "rasterized": len(measurements) > 2000}
     axes.scatter([e.sent_s for e in answered], [e.e2e_s for e in answered], color=_BLUE, label="end to end", **dots)
-    ttft_s = [each.ttft_s for each in answered]
+    ttft_s = [each.ttft_s or 0.0 for each in answered]
     axes.scatter([each.sent_s for each in answered], ttft_s, color=_ORANGE, label="first token", **dots)
     if failed:
         ends = [each.e2e_s for each in failed]
@@ -119,7 +120,7 @@ def _draw_latency(axes: Axes, measurements: list[Measurement], unsent: list[Meas
     if unsent:
         axes.scatter([e.sent_s for e in unsent], [0.0 for _ in unsent], color=_RED, marker="|", s=40, label="not sent")
     _finish(axes, "Latency of requests", "sent at (s)", "s", duration_s)
-    axes.legend(loc="upper left", bbox_to_anchor=(0.0, 1.0), ncols=2)
+    axes.legend(loc="upper left", ncols=2)
     axes.set_ylim(top=max([each.e2e_s for each in [*answered, *failed]], default=1) * 1.25 or 1)
 
 
@@ -137,8 +138,9 @@ def _draw_distribution(
         for percent in (50, 90, 99):
             value = getattr(found, f"p{percent}")
             axes.plot([value], [percent / 100], "o", color=_BLUE, markersize=4)
-            place = {"textcoords": "offset points", "xytext": (6, -11), "fontsize": 8, "color": _BLUE}
-            axes.annotate(f"p{percent} {value:,.4g}", (value, percent / 100), **place)  # type: ignore[arg-type]
+            place: dict[str, Any] = {"textcoords": "offset points", "xytext": (6, -11), "fontsize": 8, "color": _BLUE}
+            place["bbox"] = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.5}
+            axes.annotate(f"p{percent}  {format_ms(value)}", (value, percent / 100), **place)
         axes.set_xlim(*_limits_ms(lines, bound_s))
     if bound_s is not None:
         axes.axvline(bound_s * 1000, color=_RED, linestyle="--", label="objective")
@@ -152,19 +154,14 @@ def _draw_distribution(
 
 def _limits_ms(lines: dict[str, list[Any]], bound_s: float | None) -> tuple[float, float]:
     """Return an axis that shows all but the longest hundredth: one stall would squeeze everything else to a line."""
-    high = max(
-        (
-            float(np.percentile(found, 99.5))
-            for values in lines.values()
-            if (found := [v for v in values if v is not None])
-        ),
-        default=1.0,
-    )
-    return 0.0, max(high, bound_s or 0.0) * 1000 * 1.15 or 1.0
+    known = [[value for value in values if value is not None] for values in lines.values()]
+    high_s = max((float(np.percentile(values, 99.5)) for values in known if values), default=1.0)
+    return 0.0, max(high_s, bound_s or 0.0) * 1000 * 1.15 or 1.0
 
 
 def _draw_throughput(axes: Axes, measurements: list[Measurement], duration_s: float) -> None:
-    edges = np.linspace(0, max(duration_s, 1e-3), _BINS + 1)
+    num_bins = int(min(max(duration_s / _SHORTEST_BIN_S, 1), _MOST_BINS))
+    edges = np.linspace(0, max(duration_s, 1e-3), num_bins + 1)
     width_s = edges[1] - edges[0]
     times = np.concatenate([np.asarray(each.message_s) for each in measurements] or [np.empty(0)])
     tokens = np.concatenate([np.asarray(each.message_tokens) for each in measurements] or [np.empty(0)])
@@ -175,8 +172,11 @@ def _draw_throughput(axes: Axes, measurements: list[Measurement], duration_s: fl
 
 
 def _draw_flight(axes: Axes, measurements: list[Measurement], duration_s: float) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     steps = [(0.0, 0), *concurrency_steps(measurements)]
     axes.step([at for at, _ in steps], [running for _, running in steps], where="post", color=_BLUE)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     _finish(axes, "Requests in flight", "time (s)", "requests", duration_s)
 
 
@@ -189,7 +189,7 @@ def _write_numbers(axes: Axes, summary: Summary) -> None:
         latencies["sent late"] = summary.client.lateness_ms
     for name, found in latencies.items():
         values = (found.p50, found.p90, found.p99) if found else ()
-        rows.append(f"{name:<22}" + "".join(f"{value:>9,.1f}" for value in values))
+        rows.append(f"{name:<22}" + "".join(f"{format_ms(value):>9}" for value in values))
     rows.append("")
     rows += [f"{name:<17}{value}" for name, value in throughput_lines(summary)]
     rows += [f"{error.count} x {error.kind}" for error in summary.errors[:4]]

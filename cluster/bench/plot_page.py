@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cluster.bench.caveats import find_caveats
 from cluster.bench.record import environment_record, settings_record
-from cluster.bench.report import LATENCY_NAMES, describe_outcome, describe_run, throughput_lines
+from cluster.bench.report import LATENCY_NAMES, describe_outcome, describe_run, format_ms, throughput_lines
 from cluster.bench.session import Result
 from cluster.bench.statistics import Distribution
 from cluster.bench.summary import Summary
@@ -18,7 +18,8 @@ _CSS = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1300px; padding: 0 1em; color: #1a1a1a; }
 h1 { font-size: 1.25em; } h2 { font-size: 1.05em; margin-top: 1.6em; } svg { width: 100%; height: auto; }
 table { border-collapse: collapse; } td, th { padding: .2em .8em; text-align: right; border-bottom: 1px solid #e5e5e5; }
-td:first-child, th:first-child { text-align: left; } .note { color: #8a5a00; } .severe { color: #c1121f; font-weight: bold; }
+td:first-child, th:first-child { text-align: left; }
+.note { color: #8a5a00; } .severe { color: #c1121f; font-weight: bold; }
 pre { background: #f6f6f6; padding: 1em; overflow-x: auto; }
 """
 
@@ -61,7 +62,7 @@ def _latency_rows(summary: Summary) -> str:
 
 
 def _latency_row(name: str, found: Distribution | None) -> str:
-    return _row(name, *(f"{getattr(found, column):,.1f}" if found else "-" for column in _COLUMNS))
+    return _row(name, *(format_ms(getattr(found, column)) if found else "-" for column in _COLUMNS))
 
 
 def _row(*cells: str) -> str:

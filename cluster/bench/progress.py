@@ -47,8 +47,7 @@ class ProgressLine:
 
     def on_warmup(self, facts: ServerFacts) -> None:
         """Show that the server was found."""
-        state = f"{self._settings.warmup} requests" if self._settings.warmup else ""
-        self._bar = self._progress.add_task(f"warming up {facts.model}", total=None, state=state)
+        self._bar = self._progress.add_task(f"warming up {facts.model}", total=None, state="")
         self._progress.refresh()
 
     def on_start(self, load: Load, runner: Runner, clock: Clock) -> None:

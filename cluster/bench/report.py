@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -68,7 +69,8 @@ def describe_outcome(summary: Summary) -> str:
 
 def latency_table(summary: Summary) -> Table:
     """Return a row per latency, in milliseconds."""
-    table = Table("ms")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("milliseconds", no_wrap=True)
     for name in ("mean", "p50", "p90", "p95", "p99", "min", "max"):
         table.add_column(name, justify="right")
     for field, name in LATENCY_NAMES.items():
@@ -107,4 +109,9 @@ def _add_row(table: Table, name: str, found: Distribution | None) -> None:
         table.add_row(name, *["-"] * 7)
         return
     values = (found.mean, found.p50, found.p90, found.p95, found.p99, found.min, found.max)
-    table.add_row(name, *(f"{value:,.1f}" for value in values))
+    table.add_row(name, *(format_ms(value) for value in values))
+
+
+def format_ms(value: float) -> str:
+    """Write milliseconds: "0.12", "34.5", "6,789"."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
