@@ -94,7 +94,7 @@ class Scheduler:
         index = 0
         while index < len(self._waiting):
             sequence = self._waiting[index]
-            if self._shares_prefix(sequence) and self._kv.is_coming(sequence.ids):
+            if self._shares_prefix(sequence) and self._kv.is_coming(sequence.ids, chain=sequence.chain):
                 index += 1
             elif self._can_start(sequence):
                 del self._waiting[index]
@@ -107,22 +107,21 @@ class Scheduler:
     def next_step(self) -> list[Work]:
         """Return the step's work: a token of every sequence that generates, then prompts within the budget."""
         work: list[Work] = []
-        for sequence in [sequence for sequence in self._running if not sequence.is_prefilling]:
-            if sequence in self._running and self._make_room(sequence, 1, work):
-                work.append(Work(sequence, 1))
+        generating = [sequence for sequence in self._running if not sequence.is_prefilling]
+        for sequence in generating:
+            self._add(sequence, 1, work)
         budget = min(self._budget.prompt_tokens(len(work)), self._limits.step_tokens - len(work))
         prefilling = [sequence for sequence in self._running if sequence.is_prefilling]
         for sequence, num_tokens in _share_out(prefilling, budget):
-            num_tokens = self._within_chunk(sequence, num_tokens)
-            if sequence in self._running and self._make_room(sequence, num_tokens, work):
-                work.append(Work(sequence, num_tokens))
+            self._add(sequence, num_tokens, work)
         return work
 
     def _can_start(self, sequence: Sequence) -> bool:
         """Tell whether there is a slot, and pages for what this sequence and those that run have yet to compute."""
         if len(self._running) >= self._limits.slots:
             return False
-        wanted = [self._layout.num_pages(len(sequence.ids)), *map(self._pages_to_come, self._running)]
+        own = self._kv.num_wanted(sequence.ids, use_cached=self._shares_prefix(sequence), chain=sequence.chain)
+        wanted = [own, *map(self._pages_to_come, self._running)]
         return (
             sum(num_global for num_global, _ in wanted) <= self._kv.global_pool.num_available
             and sum(num_local for _, num_local in wanted) <= self._kv.local_pool.num_available
@@ -133,13 +132,14 @@ class Scheduler:
         pages = sequence.pages
         assert pages is not None
         num_global, num_local = self._layout.num_pages(len(sequence.ids))
-        held_local = pages.local_table.num_pages - pages.local_table.first
-        return max(num_global - pages.global_table.num_pages, 0), max(num_local - held_local, 0)
+        return max(num_global - pages.global_table.num_held, 0), max(num_local - pages.local_table.num_held, 0)
 
     def _start(self, sequence: Sequence) -> None:
-        expect = len(sequence.request.prompt_ids) + sequence.request.max_tokens
         sequence.pages = self._kv.admit(
-            sequence.ids, expect_tokens=expect, use_cached=self._shares_prefix(sequence)
+            sequence.ids,
+            expect_tokens=len(sequence.request.prompt_ids) + sequence.request.max_tokens,
+            use_cached=self._shares_prefix(sequence),
+            chain=sequence.chain,
         )
         if not sequence.prompt_is_done:
             sequence.num_cached = sequence.pages.num_cached
@@ -151,16 +151,22 @@ class Scheduler:
     def _shares_prefix(self, sequence: Sequence) -> bool:
         return self._limits.prefix_cache and not sequence.wants_prompt_logits
 
-    def _make_room(self, sequence: Sequence, num_tokens: int, work: list[Work]) -> bool:
-        """Hold pages for a sequence's next tokens; tell whether there were enough, or could be made."""
-        assert sequence.pages is not None
+    def _add(self, sequence: Sequence, num_tokens: int, work: list[Work]) -> None:
+        """Hold pages for a sequence's next tokens and add them to the step, or fewer of them, or none."""
+        if sequence.pages is None:
+            return  # it made room for another a moment ago
+        num_tokens = self._within_chunk(sequence, num_tokens)
+        while num_tokens > self._layout.page_tokens and not self._kv.can_grow(sequence.pages, num_tokens):
+            num_tokens //= 2
         while not self._kv.can_grow(sequence.pages, num_tokens):
-            last = self._running[-1]
-            if last is sequence or any(item.sequence is last for item in work):
-                return False
+            in_step = {item.sequence.arrival for item in work}
+            after = (other for other in reversed(self._running) if other.rank > sequence.rank)
+            last = next((other for other in after if other.arrival not in in_step), None)
+            if last is None:
+                return
             self._preempt(last)
         self._kv.grow(sequence.pages, num_tokens)
-        return True
+        work.append(Work(sequence, num_tokens))
 
     def _preempt(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
@@ -177,12 +183,14 @@ class Scheduler:
     def _within_chunk(self, sequence: Sequence, num_tokens: int) -> int:
         """Cut a step at the end of a chunk: a sequence then never holds more local pages than one chunk has.
 
-        Not where chunks are shorter than steps, as in small models: their steps would be cut to pieces.
+        Chunks shorter than a step, as small models have, may be crossed while there are pages for it.
         """
         chunk = self._layout.chunk
-        if chunk is None or chunk < self._limits.step_tokens:
+        if chunk is None:
             return num_tokens
-        return min(num_tokens, chunk - sequence.num_computed % chunk)
+        within = min(num_tokens, chunk - sequence.num_computed % chunk)
+        assert sequence.pages is not None
+        return num_tokens if chunk < self._limits.step_tokens and self._kv.can_grow(sequence.pages, num_tokens) else within
 
 
 def _rank(sequence: Sequence) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from protos.errors import DeadlineExceeded
 from router.kv_cache.swap import SwappedSequence
+from router.paging.blocks import BlockChain
 from router.paging.sequence_pages import SequencePages
 from router.request import EngineEvent, GenerationRequest, TokenLogprob
 from router.sampling import SamplingState
@@ -35,6 +36,8 @@ class Sequence:
     """Monotonic second at which the sequence ends with DeadlineExceeded; None: none."""
     arrival: int
     """Grows with every request: who came first."""
+    chain: BlockChain
+    """Keys of its pages' content, for the prefix cache."""
     pages: SequencePages | None = None
     """Its part of the cache; set while it holds a slot."""
     swapped: SwappedSequence | None = None

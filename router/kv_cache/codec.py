@@ -31,6 +31,11 @@ class KvCodec(Protocol):
         """Return stored rows [G, S, ...] as [G, S, C] in the dtype the model computes in."""
 
 
+def dtype_name(dtype: torch.dtype) -> KvDtype:
+    """Return the name of the cache that stores a float dtype as it is."""
+    return next(name for name, stored in _FLOATS.items() if stored == dtype)
+
+
 def choose_codec(kv_dtype: KvDtype, dtype: torch.dtype) -> KvCodec:
     """Return the codec between a stored dtype and the one the model computes in."""
     if kv_dtype == "int8":
