@@ -10,8 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from experts.kernels import Kernel, PackedExpert, choose
+from experts.kernels import Kernel, choose
 from models.config import ModelConfig
+from models.llama4.mlp import Mlp
 from protos.errors import BadConfig
 
 Progress = Callable[[int, int], None]
@@ -57,7 +58,7 @@ class ExpertWeights:
         source: ExpertSource,
         expert_ids: tuple[int, ...],
         dtype: torch.dtype,
-        packed: dict[int, dict[int, PackedExpert]],
+        packed: dict[int, dict[int, Mlp]],
         kernel: Kernel,
         loaded_bytes: int,
     ) -> None:
@@ -96,7 +97,7 @@ class ExpertWeights:
         """
         ids = _check_ids(source.config, expert_ids)
         device = device or torch.device("cpu")
-        kernel = choose(device, dtype)
+        kernel = choose(device)
         names = {
             (layer, expert): (f"layers.{layer}.experts.{expert}.gate_up", f"layers.{layer}.experts.{expert}.down")
             for layer in source.config.moe_layers
@@ -104,7 +105,7 @@ class ExpertWeights:
         }
         total_bytes = sum(source.num_bytes(name) for pair in names.values() for name in pair)
         bytes_before, done_bytes = source.bytes_read, 0
-        packed: dict[int, dict[int, PackedExpert]] = {layer: {} for layer in source.config.moe_layers}
+        packed: dict[int, dict[int, Mlp]] = {layer: {} for layer in source.config.moe_layers}
         for (layer, expert), pair in names.items():
             gate_up_D2F, down_FD = (source.read(name, dtype).to(device) for name in pair)
             packed[layer][expert] = kernel.pack(gate_up_D2F, down_FD)
@@ -122,9 +123,8 @@ class ExpertWeights:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of weights in memory."""
-        numels = (weight.numel() for experts in self._packed.values() for pair in experts.values() for weight in pair)
-        return sum(numels) * self.dtype.itemsize
+        """Bytes of weights in memory, as they are held."""
+        return sum(expert.num_bytes for experts in self._packed.values() for expert in experts.values())
 
     def run(self, layer: int, hidden_ND: Tensor, expert_ids: Sequence[int], token_counts: Sequence[int]) -> Tensor:
         """Return the experts' outputs [N, D], in the order of the tokens.

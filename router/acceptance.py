@@ -58,7 +58,9 @@ def check_limits(limits: EngineLimits, layout: CacheLayout, dtype: torch.dtype) 
             "raise router.step_tokens"
         )
     if limits.page_tokens < 1:
-        raise errors.BadConfig(f"expected pages of at least 1 token, found {limits.page_tokens}: raise router.page_tokens")
+        raise errors.BadConfig(
+            f"expected pages of at least 1 token, found {limits.page_tokens}: raise router.page_tokens"
+        )
     if not limits.prefill_stretch >= 1:
         raise errors.BadConfig(
             f"expected a prefill_stretch of at least 1, found {limits.prefill_stretch}: raise router.prefill_stretch"

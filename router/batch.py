@@ -27,8 +27,8 @@ class Span:
     """Absolute position of the first; the cache holds all before it."""
     ids: Sequence[int]
     """Their token ids, at least one."""
-    wants_all_logits: bool = False
-    """True: the logits of every token; False: of the last one only."""
+    num_logits: int = 1
+    """How many of them, from the last one back, need logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,22 +81,20 @@ class Batch:
         for span in spans:
             base = len(ids) - span.start
             stop = span.start + len(span.ids)
-            segments += (_segment(span.pages, low, high, base, layout) for low, high in layout.segments(span.start, stop))
+            for low, high in layout.segments(span.start, stop):
+                segments.append(_segment(span.pages, low, high, base, layout))
             ids.extend(span.ids)
             positions.extend(range(span.start, stop))
             if layout.global_layers:
                 global_slots += span.pages.global_table.slots(span.start, stop)
             if layout.local_layers:
                 local_slots += span.pages.local_table.slots(span.start, stop)
-            logit_rows.extend(range(base + span.start, base + stop) if span.wants_all_logits else [base + stop - 1])
-        return cls(
-            *(
-                torch.tensor(numbers, dtype=torch.int64, device=device)
-                for numbers in (ids, positions, global_slots, local_slots)
-            ),
-            tuple(segments),
-            torch.tensor(logit_rows, dtype=torch.int64, device=device),
+            logit_rows.extend(range(base + stop - span.num_logits, base + stop))
+        ids_T, positions_T, global_slots_T, local_slots_T, rows = (
+            torch.tensor(numbers, dtype=torch.int64, device=device)
+            for numbers in (ids, positions, global_slots, local_slots, logit_rows)
         )
+        return cls(ids_T, positions_T, global_slots_T, local_slots_T, tuple(segments), rows)
 
 
 def split(spans: Sequence[Span], num_parts: int) -> list[list[Span]]:
@@ -125,8 +123,9 @@ def split(spans: Sequence[Span], num_parts: int) -> list[list[Span]]:
 
 
 def _cut(span: Span, num_tokens: int) -> tuple[Span, Span]:
-    first = Span(span.pages, span.start, span.ids[:num_tokens], span.wants_all_logits)
-    return first, Span(span.pages, span.start + num_tokens, span.ids[num_tokens:], span.wants_all_logits)
+    num_second = len(span.ids) - num_tokens
+    first = Span(span.pages, span.start, span.ids[:num_tokens], max(span.num_logits - num_second, 0))
+    return first, Span(span.pages, span.start + num_tokens, span.ids[num_tokens:], min(span.num_logits, num_second))
 
 
 def _segment(pages: SequencePages, low: int, high: int, base: int, layout: CacheLayout) -> Segment:

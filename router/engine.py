@@ -14,8 +14,8 @@ from protos import errors
 from router.acceptance import check_limits, check_request
 from router.batch import Batch, Span, split
 from router.forward import Forward
-from router.kv_cache.layout import CacheLayout
 from router.kv_cache.codec import dtype_name
+from router.kv_cache.layout import CacheLayout
 from router.kv_cache.storage import KvStorage
 from router.kv_cache.swap import SwapSpace
 from router.limits import EngineLimits
@@ -59,12 +59,12 @@ class Engine:
         check_limits(limits, self.layout, decoder.dtype)
         self._device = decoder.device
         self._transport = transport
-        plan = self.layout.plan(limits.kv_bytes, limits.slots)
+        plan = self.layout.plan(limits.kv_bytes, limits.slots, limits.context_length)
         self._longest = min(self.layout.longest_sequence(plan), limits.context_length)
         self._kv = PagedKv(plan)
         self._storage = KvStorage(self.layout, plan, decoder.dtype, decoder.device)
         self._swap = SwapSpace(self._storage, self.layout, limits.swap_bytes)
-        self._forward = Forward(decoder, transport, self._storage)
+        self._forward = Forward(decoder, transport)
         self._budget = StepBudget(
             step_tokens=limits.step_tokens, stretch=limits.prefill_stretch, least_tokens=self.layout.page_tokens
         )
@@ -210,12 +210,11 @@ class Engine:
         num_tokens = sum(item.num_tokens for item in work)
         try:
             parts = split([self._span(item) for item in work], self._overlap.num_batches(num_tokens))
-            logits_BV = self._forward([Batch.of(spans, self.layout, self._device) for spans in parts])
+            batches = [Batch.of(spans, self.layout, self._device) for spans in parts]
+            logits_BV = self._forward(batches, self._storage)
             seconds = time.perf_counter() - started_s
             self._overlap.observe(num_tokens, len(parts), seconds)
-            self._budget.observe(
-                num_generating=num_generating, num_prompt=num_tokens - num_generating, seconds=seconds
-            )
+            self._budget.observe(num_generating=num_generating, num_prompt=num_tokens - num_generating, seconds=seconds)
             self._next_tokens.advance(work, logits_BV)
         except StepAbandoned:
             pass  # nobody is left to tell, or everybody is told at the loop's end
@@ -233,7 +232,7 @@ class Engine:
         assert sequence.pages is not None
         start = sequence.num_computed
         ids = sequence.ids[start : start + item.num_tokens]
-        return Span(sequence.pages, start, ids, wants_all_logits=sequence.wants_prompt_logits)
+        return Span(sequence.pages, start, ids, len(ids) if sequence.wants_prompt_logits else 1)
 
     def _make_way(self, sequence: Sequence) -> None:
         """Save what a preempted sequence has computed if a copy is cheaper than computing it again."""

@@ -8,8 +8,8 @@ from collections.abc import Sequence as SequenceOf
 from torch import Tensor
 
 from protos import errors
-from router.paging.paged_kv import PagedKv
 from router.logprobs import prompt_logprobs, token_logprobs
+from router.paging.paged_kv import PagedKv
 from router.request import Ended, PromptDone, TokenChosen
 from router.sampling import choose_tokens
 from router.scheduler import Work
@@ -48,7 +48,9 @@ class NextTokens:
             num_rows = item.num_tokens if sequence.wants_prompt_logits else 1
             item_logits = logits_BV[row : row + num_rows]
             row += num_rows
-            if sequence.has_left or (sequence.wants_prompt_logits and not self._took_prompt_logprobs(item, item_logits)):
+            if sequence.has_left:
+                continue
+            if sequence.wants_prompt_logits and not self._took_prompt_logprobs(item, item_logits):
                 continue
             assert sequence.pages is not None
             self._kv.advance(sequence.pages, sequence.ids, item.num_tokens)

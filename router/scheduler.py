@@ -188,9 +188,10 @@ class Scheduler:
         chunk = self._layout.chunk
         if chunk is None:
             return num_tokens
-        within = min(num_tokens, chunk - sequence.num_computed % chunk)
         assert sequence.pages is not None
-        return num_tokens if chunk < self._limits.step_tokens and self._kv.can_grow(sequence.pages, num_tokens) else within
+        if chunk < self._limits.step_tokens and self._kv.can_grow(sequence.pages, num_tokens):
+            return num_tokens
+        return min(num_tokens, chunk - sequence.num_computed % chunk)
 
 
 def _rank(sequence: Sequence) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""How an expert is computed: one kernel per kind of device, chosen here and nowhere else.
+"""How experts are computed: one kernel per kind of device, chosen here and nowhere else.
 
 kernel       what a kernel offers
 reference    plain torch, obviously right
@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import torch
 
-from experts.kernels import torch_cpu
-from experts.kernels.kernel import Kernel, PackedExpert
+from experts.kernels.kernel import Kernel
 from experts.kernels.reference import ReferenceKernel
+from experts.kernels.torch_cpu import TorchCpuKernel
 
-__all__ = ["Kernel", "PackedExpert", "choose"]
+__all__ = ["Kernel", "choose"]
 
 
-def choose(device: torch.device, dtype: torch.dtype) -> Kernel:
-    """Return the fastest kernel for weights on a device in a dtype.
+def choose(device: torch.device) -> Kernel:
+    """Return the fastest kernel for weights on a device.
 
     Not by the number of tokens: a kernel owns the layout of the resident weights, so one that knows several ways
     chooses among them itself.
     """
-    if device.type == "cpu" and torch_cpu.is_supported(dtype):
-        return torch_cpu.PackedCpuKernel()
-    return ReferenceKernel()
+    return TorchCpuKernel() if device.type == "cpu" else ReferenceKernel()

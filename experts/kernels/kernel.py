@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
-
-class PackedExpert(NamedTuple):
-    """One expert's weights in the layout its kernel computes with: opaque to everyone else."""
-
-    gate_up: Tensor
-    down: Tensor
+from models.llama4.mlp import Mlp
 
 
 class Kernel(Protocol):
@@ -21,7 +16,7 @@ class Kernel(Protocol):
     A kernel packs the weights it runs: layout and code belong together.
     """
 
-    def pack(self, gate_up_D2F: Tensor, down_FD: Tensor) -> PackedExpert:
+    def pack(self, gate_up_D2F: Tensor, down_FD: Tensor) -> Mlp:
         """Return an expert's weights as this kernel wants them; the arguments may be freed after.
 
         Args:
@@ -29,7 +24,7 @@ class Kernel(Protocol):
             down_FD: [F, D].
         """
 
-    def run(self, experts: Sequence[PackedExpert], token_counts: Sequence[int], hidden_ND: Tensor) -> Tensor:
+    def run(self, experts: Sequence[Mlp], token_counts: Sequence[int], hidden_ND: Tensor) -> Tensor:
         """Return the experts' outputs [N, D], in the dtype and order of the tokens.
 
         Args:

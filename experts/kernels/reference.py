@@ -1,30 +1,29 @@
-"""The expert written down once, in plain torch: what the other kernels are compared with."""
+"""The experts written down once, in plain torch: what the other kernels are compared with."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from experts.kernels.kernel import PackedExpert
+from models.linear.plain import PlainLinear
+from models.llama4.mlp import Mlp
 
 
 class ReferenceKernel:
     """Runs on every device and in every dtype that torch multiplies matrices in."""
 
-    def pack(self, gate_up_D2F: Tensor, down_FD: Tensor) -> PackedExpert:
+    def pack(self, gate_up_D2F: Tensor, down_FD: Tensor) -> Mlp:
         """Keep the weights as the checkpoint has them."""
-        return PackedExpert(gate_up_D2F, down_FD)
+        return Mlp(PlainLinear(gate_up_D2F.t()), PlainLinear(down_FD.t()))
 
-    def run(self, experts: Sequence[PackedExpert], token_counts: Sequence[int], hidden_ND: Tensor) -> Tensor:
+    def run(self, experts: Sequence[Mlp], token_counts: Sequence[int], hidden_ND: Tensor) -> Tensor:
         """Run one expert after the other."""
         outputs_ND = torch.empty_like(hidden_ND)
         start = 0
         for expert, count in zip(experts, token_counts, strict=True):
             rows = slice(start, start + count)
-            gate_nF, up_nF = (hidden_ND[rows] @ expert.gate_up).chunk(2, dim=-1)
-            outputs_ND[rows] = (F.silu(gate_nF) * up_nF) @ expert.down
+            outputs_ND[rows] = expert(hidden_ND[rows])
             start += count
         return outputs_ND

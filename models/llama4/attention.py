@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.config import ModelConfig
+from models.linear import Linear
 from models.llama4.norm import rms_norm
 from models.llama4.rope import RotaryEmbedding
 
@@ -17,8 +18,13 @@ from models.llama4.rope import RotaryEmbedding
 class AttentionWeights:
     """Projections of one layer, [out, in]: qkv [(H + 2G)·C, D] stacked in that order, o [D, H·C]."""
 
-    qkv: Tensor
-    o: Tensor
+    qkv: Linear
+    o: Linear
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the weights in memory."""
+        return self.qkv.num_bytes + self.o.num_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +59,7 @@ class Attention:
         touches queries of NoPE layers only.
         """
         config = self._config
-        qkv = F.linear(hidden_TD, weights.qkv).unflatten(-1, (-1, config.head_size))
+        qkv = weights.qkv(hidden_TD).unflatten(-1, (-1, config.head_size))
         num_queries, num_keys = config.num_heads, config.num_kv_heads
         qk, v_TGC = qkv.split((num_queries + num_keys, num_keys), dim=1)
         if layer not in config.nope_layers:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.config import ModelConfig
+from models.linear import Linear, pack_linear, share_linear
 from models.llama4.attention import Attention, AttentionWeights
 from models.llama4.mlp import Mlp
 from models.llama4.norm import rms_norm
@@ -38,6 +39,13 @@ class DecoderLayer:
     shared: Mlp | None
     dense: Mlp | None
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the weights in memory."""
+        plain = (self.attn_norm, self.ffn_norm, self.gate_ED)
+        packed = (self.attention, self.shared, self.dense)
+        return sum(each.nbytes for each in plain if each is not None) + sum(each.num_bytes for each in packed if each)
+
 
 class Decoder:
     """Embeddings, layers and LM head of one model, on one device in one dtype."""
@@ -48,14 +56,14 @@ class Decoder:
         embed_VD: Tensor,
         layers: tuple[DecoderLayer, ...],
         norm_D: Tensor,
-        lm_head_VD: Tensor,
+        lm_head: Linear,
     ) -> None:
         self.config = config
         self.layers = layers
         self.attention = Attention(config, embed_VD.device)
         self._embed_VD = embed_VD
         self._norm_D = norm_D
-        self._lm_head_VD = lm_head_VD
+        self._lm_head = lm_head
 
     @property
     def device(self) -> torch.device:
@@ -77,16 +85,12 @@ class Decoder:
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Return next-token logits [T, V] float32 from the residual stream after the last layer."""
-        return F.linear(self.normed(hidden_TD, self._norm_D), self._lm_head_VD).float()
+        return self._lm_head(self.normed(hidden_TD, self._norm_D)).float()
 
     def weight_bytes(self) -> int:
-        """Return the bytes of distinct weights in memory."""
-        tensors = [self._embed_VD, self._norm_D, self._lm_head_VD]
-        for layer in self.layers:
-            tensors += [layer.attn_norm, layer.ffn_norm, layer.attention.qkv, layer.attention.o]
-            tensors += [layer.gate_ED] if layer.gate_ED is not None else []
-            tensors += [t for mlp in (layer.shared, layer.dense) if mlp for t in (mlp.gate, mlp.up, mlp.down)]
-        return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+        """Return the bytes of distinct weights in memory, as they are held."""
+        head_bytes = 0 if self.config.tie_embeddings else self._lm_head.num_bytes
+        return self._embed_VD.nbytes + self._norm_D.nbytes + head_bytes + sum(each.num_bytes for each in self.layers)
 
 
 def load_decoder(
@@ -110,7 +114,8 @@ def load_decoder(
         return source.read(name, dtype).to(device)
 
     def read_mlp(prefix: str) -> Mlp:
-        return Mlp(read(f"{prefix}.gate"), read(f"{prefix}.up"), read(f"{prefix}.down"))
+        gate_up = torch.cat([read(f"{prefix}.{part}") for part in ("gate", "up")])
+        return Mlp(pack_linear(gate_up), pack_linear(read(f"{prefix}.down")))
 
     def read_layer(layer: int) -> DecoderLayer:
         name = f"layers.{layer}"
@@ -119,16 +124,16 @@ def load_decoder(
         return DecoderLayer(
             attn_norm=read(f"{name}.attn_norm"),
             ffn_norm=read(f"{name}.ffn_norm"),
-            attention=AttentionWeights(qkv, read(f"{name}.attn.o")),
+            attention=AttentionWeights(pack_linear(qkv), pack_linear(read(f"{name}.attn.o"))),
             gate_ED=read(f"{name}.gate") if is_moe else None,
             shared=read_mlp(f"{name}.shared") if is_moe else None,
             dense=None if is_moe else read_mlp(f"{name}.dense"),
         )
 
     embed_VD = read("embed")
-    lm_head_VD = embed_VD if config.tie_embeddings else read("lm_head")
+    lm_head = share_linear(embed_VD) if config.tie_embeddings else pack_linear(read("lm_head"))
     layers = []
     for layer in range(config.num_layers):
         layers.append(read_layer(layer))
         progress(layer + 1, config.num_layers)
-    return Decoder(config, embed_VD, tuple(layers), read("norm"), lm_head_VD)
+    return Decoder(config, embed_VD, tuple(layers), read("norm"), lm_head)

@@ -1,4 +1,4 @@
-"""The SwiGLU feed-forward block, as dense layers and shared experts use it."""
+"""The SwiGLU feed-forward block, as dense layers, shared and routed experts use it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,26 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.linear import Linear
+
 
 @dataclass(frozen=True, slots=True)
 class Mlp:
     """down(silu(gate(x)) * up(x)). Source: Shazeer 2020.
 
-    Weights are [out, in]: gate and up [F, D], down [D, F].
+    Gate and up are one product, [2F, D], the gate's F rows first: as fast as two with silu and multiplication fused
+    into them from 16 rows on, faster below (oneDNN, D = 768, F = 1536). Down is [D, F].
     """
 
-    gate: Tensor
-    up: Tensor
-    down: Tensor
+    gate_up: Linear
+    down: Linear
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the weights in memory."""
+        return self.gate_up.num_bytes + self.down.num_bytes
 
     def __call__(self, x_TD: Tensor) -> Tensor:
         """Return [T, D] in the dtype of x."""
-        return F.linear(F.silu(F.linear(x_TD, self.gate)) * F.linear(x_TD, self.up), self.down)
+        gate_TF, up_TF = self.gate_up(x_TD).chunk(2, dim=-1)
+        return self.down(F.silu(gate_TF).mul_(up_TF))

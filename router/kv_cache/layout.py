@@ -81,15 +81,17 @@ class CacheLayout:
         """Return the bytes of so many pages of each kind."""
         return self.page_tokens * (num_global * self.global_token_bytes + num_local * self.local_token_bytes)
 
-    def plan(self, kv_bytes: int, slots: int) -> PagingPlan:
+    def plan(self, kv_bytes: int, slots: int, context_length: int | None = None) -> PagingPlan:
         """Share memory out between the two pools.
 
         Sequences within one chunk need as many pages of each kind; beyond it local layers need no more. So the pools
-        are of equal length, until the local one holds a chunk for every slot: global layers get all the rest.
+        are of equal length, until the local one holds a chunk for every slot: global layers get all the rest. Before
+        that, they get what one sequence of `context_length` needs.
 
         Args:
             kv_bytes: memory there is.
             slots: most sequences at once.
+            context_length: most tokens of one sequence; None: whatever comes of it.
 
         Raises:
             BadConfig: not even a page of each kind fits.
@@ -102,6 +104,10 @@ class CacheLayout:
                 f"tokens, found {kv_bytes}: raise router.kv_bytes"
             )
         num_local = min(num_equal, slots * (self.chunk // self.page_tokens)) if self.chunk else 0
+        if context_length is not None and self.chunk:
+            least_global, least_local = self.num_pages(context_length)
+            num_left = (kv_bytes - least_global * global_bytes) // local_bytes
+            num_local = max(min(num_local, num_left), min(least_local, num_local))
         num_global = (kv_bytes - num_local * local_bytes) // global_bytes if global_bytes else 0
         return PagingPlan(
             page_tokens=self.page_tokens,

@@ -102,7 +102,5 @@ class _Rows:
         if len(pieces) == 1:
             first, count = pieces[0]
             return self._codec.decode(*(part.narrow(1, first, count) for part in self._by_head))
-        joined = (
-            torch.cat([part.narrow(1, first, count) for first, count in pieces], dim=1) for part in self._by_head
-        )
+        joined = (torch.cat([part.narrow(1, first, count) for first, count in pieces], dim=1) for part in self._by_head)
         return self._codec.decode(*joined)

@@ -143,7 +143,9 @@ class PagedKv:
         num_blocks = self._num_reusable(keys, len(ids))
         return num_blocks < self._most_blocks(len(ids)) and keys[num_blocks] in self._announced
 
-    def num_wanted(self, ids: Sequence[int], *, use_cached: bool = True, chain: BlockChain | None = None) -> tuple[int, int]:
+    def num_wanted(
+        self, ids: Sequence[int], *, use_cached: bool = True, chain: BlockChain | None = None
+    ) -> tuple[int, int]:
         """Return how many available (global, local) pages a sequence would take until all of `ids` are computed.
 
         Pages that another sequence holds and this one can share cost nothing; kept ones do, like free ones.
