@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from cluster.cli.bench import bench
 from cluster.cli.failure import explained
 from cluster.cli.server_address import DEFAULT_ADDRESS
 
@@ -20,6 +21,7 @@ app = typer.Typer(
     herd serve                                    the demo model, on this machine
     herd generate "What does str.join do?"        ask it, from a second terminal
     herd status                                   see what runs where
+    herd bench                                    put load on it, and measure
     """,
     no_args_is_help=True,
     add_completion=False,
@@ -157,3 +159,6 @@ def doctor(
     from cluster.doctor import examine
 
     raise typer.Exit(print_findings(examine(model, http_port, grpc_port)))
+
+
+app.command()(bench)

@@ -51,8 +51,8 @@ class BlockChain:
             parent = self.keys[-1] if self.keys else b""
             self.keys += block_keys(ids[done:num_tokens], self.page_tokens, parent)
 
-    def copy(self) -> BlockChain:
-        """Return a chain that grows on its own."""
+    def copy(self, num_blocks: int) -> BlockChain:
+        """Return a chain of the first `num_blocks` blocks that grows on its own."""
         chain = BlockChain(self.page_tokens)
-        chain.keys = self.keys.copy()
+        chain.keys = self.keys[:num_blocks]
         return chain

@@ -22,6 +22,11 @@ class Extents:
         """Return how many pages the set holds."""
         return self._num_pages
 
+    @property
+    def longest(self) -> int:
+        """Return the length of the longest range, 0 when the set is empty."""
+        return self._by_size[-1][0] if self._by_size else 0
+
     def ranges(self) -> list[tuple[int, int]]:
         """Return every range (start, stop), ascending."""
         return sorted(self._stop_of.items())

@@ -14,8 +14,12 @@ from collections.abc import Callable
 
 from router.paging.extents import Extents
 
-_EVICTED_AHEAD = 8
-"""At most one kept page in so many is evicted for consecutive pages rather than for want of any page."""
+_FREE_SHARE = 8
+"""One page in so many may be free while others are evicted, where no free range is long enough.
+
+Without it the pages of a cache that has filled up once are handed out one by one, wherever the least recently used
+one lies: 32 sequences of 600 tokens in a pool of 3,125 pages of 16 had 35 runs each, and have 2.2 with it.
+"""
 
 
 class OutOfPages(Exception):
@@ -161,6 +165,10 @@ class PagePool:
             assert start < stop, f"the reservation at page {start} is empty"
             assert self._num_holders[start - 1], f"pages from {start} are reserved for nobody"
 
+    @property
+    def _num_free(self) -> int:
+        return self.num_pages - self._num_held - len(self._kept)
+
     def _follow(self, first: int, count: int) -> list[int]:
         """Return up to `count` pages from `first` on: those reserved there, then free ones."""
         stop = self._reserved.pop(first, first)
@@ -190,7 +198,9 @@ class PagePool:
                 self._reserved[first] = first + length
 
     def _make_room(self, count: int, expect: int) -> None:
-        """See to it that a page is open: first at the cost of a reservation, then of kept pages."""
+        """See to it that a page is open, at best a long enough range: reservations go before kept pages."""
+        while self._open.longest < count + expect and self._num_free < self.num_pages // _FREE_SHARE and self._kept:
+            self._evict()
         if self._open.num_pages:
             return
         if self._reserved:
@@ -201,9 +211,7 @@ class PagePool:
             else:
                 self._reserved[start] = middle
             self._open.add(middle, stop)
-            return
-        # A table given back is kept back to front: one page at a time would be handed out in descending order.
-        for _ in range(min(len(self._kept), count + min(expect, len(self._kept) // _EVICTED_AHEAD))):
+        else:
             self._evict()
 
     def _evict(self) -> None:

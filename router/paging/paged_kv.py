@@ -310,12 +310,12 @@ class PagedKv:
         twin = SequencePages(
             global_table=tables.get(False, PageTable(self.plan.page_tokens)),
             local_table=tables.get(True, PageTable(self.plan.page_tokens)),
-            chain=pages.chain.copy(),
+            chain=pages.chain.copy(num_full),  # what comes next may differ
             num_tokens=pages.num_tokens,
             num_cached=pages.num_cached,
             num_reserved=(num_full + bool(partial)) * self.plan.page_tokens,
-            num_prompt=pages.num_prompt,
             expect_tokens=pages.expect_tokens,
+            num_prompt=pages.num_prompt,
             is_current=pages.is_current,
         )
         self._live.add(twin)

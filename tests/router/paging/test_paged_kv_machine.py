@@ -1,0 +1,254 @@
+"""Any interleaving of requests: every sequence reads back its own tokens, and no page is lost, doubled or mixed up.
+
+Instead of keys and values, each slot of either pool holds a hash of all tokens up to the one written there: what the
+keys and values of a real model are a function of.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+
+from router.paging.page_pool import OutOfPages
+from router.paging.paged_kv import PagedKv, PagingPlan
+from router.paging.sequence_pages import SequencePages
+
+PAGE = 4
+CHUNK = 16
+PREFIXES = [list(range(first, first + 45)) for first in (100, 200, 200)]
+PREFIXES[2][21:] = range(500, 524)  # parts from the second one in the middle of a page of its second chunk
+
+
+@dataclass(eq=False)
+class Running:
+    """A sequence, its tokens and what it holds."""
+
+    ids: list[int]
+    num_prompt: int
+    pages: SequencePages
+    forks: int = 0
+    hashes: list[int] = field(default_factory=list)
+
+    def content(self, position: int) -> int:
+        """Return the hash of the tokens up to this position."""
+        while len(self.hashes) <= position:
+            self.hashes.append(hash((self.hashes[-1] if self.hashes else 0, self.ids[len(self.hashes)])))
+        return self.hashes[position]
+
+
+class PagedKvMachine(RuleBasedStateMachine):
+    """Drives the books as a scheduler would, and plays the tensors."""
+
+    sequences = Bundle("sequences")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: dict[tuple[bool, int], int] = {}
+        self.running: list[Running] = []
+        self.num_admitted = 0
+
+    @initialize(
+        kinds=st.sampled_from([(CHUNK, True), (CHUNK, True), (None, True), (CHUNK, False)]),
+        num_global=st.integers(6, 40),
+        num_local=st.integers(4, 24),
+        uses_cache=st.sampled_from([True, True, True, False]),
+    )
+    def start(self, kinds: tuple[int | None, bool], num_global: int, num_local: int, uses_cache: bool) -> None:
+        self.kv = PagedKv(PagingPlan(PAGE, *kinds, num_global, num_local))
+        self.uses_cache = uses_cache
+
+    # What a scheduler does.
+
+    @rule(
+        target=sequences,
+        prefix=st.sampled_from(PREFIXES),
+        length=st.integers(1, 45),
+        own=st.lists(st.integers(0, 1), max_size=3),
+        expect=st.integers(0, 80),
+    )
+    def admit(self, prefix: list[int], length: int, own: list[int], expect: int) -> object:
+        return self.admitted(prefix[:length] + own, expect)
+
+    @rule(target=sequences, sequence=consumes(sequences), expect=st.integers(0, 80))
+    def preempt_and_admit_again(self, sequence: Running, expect: int) -> object:
+        self.cancel(sequence)
+        return self.admitted(sequence.ids, expect)
+
+    @rule(sequence=sequences, num_tokens=st.integers(1, 40))
+    def compute(self, sequence: Running, num_tokens: int) -> None:
+        kv, pages = self.kv, sequence.pages
+        before = self.state(sequence)
+        can_grow = kv.can_grow(pages, num_tokens)
+        try:
+            kv.grow(pages, num_tokens)
+        except OutOfPages:
+            assert not can_grow
+            assert self.state(sequence) == before
+            return
+        assert can_grow
+        self.write_and_advance(sequence, num_tokens)
+
+    @rule(sequence=sequences, grown=st.integers(1, 40), computed=st.integers(0, 40))
+    def compute_less_than_grown(self, sequence: Running, grown: int, computed: int) -> None:
+        if self.kv.can_grow(sequence.pages, grown):
+            self.kv.grow(sequence.pages, grown)
+            self.kv.check()
+            self.write_and_advance(sequence, min(grown, computed))
+
+    @rule(num_tokens=st.integers(1, 3))
+    def compute_a_batch(self, num_tokens: int) -> None:
+        grown = []
+        for sequence in self.running:
+            try:
+                self.kv.grow(sequence.pages, num_tokens)
+            except OutOfPages:
+                continue
+            grown.append(sequence)
+        for sequence in grown:
+            self.write_and_advance(sequence, num_tokens)
+
+    @rule(target=sequences, sequence=sequences)
+    def fork(self, sequence: Running) -> object:
+        before = self.state(sequence)
+        try:
+            pages, copies = self.kv.fork(sequence.pages)
+        except OutOfPages:
+            assert sequence.pages.num_tokens % PAGE
+            assert self.state(sequence) == before
+            return multiple()
+        for copy in copies:
+            for offset in range(PAGE):
+                content = self.written.get((copy.is_local, copy.source * PAGE + offset), 0)
+                self.written[copy.is_local, copy.target * PAGE + offset] = content
+        # From here on both go different ways: what was known of the future is cut off.
+        sequence.forks += 1
+        ids = [*sequence.ids[: max(1, pages.num_tokens)], 7000 + sequence.forks]
+        twin = Running(ids, min(sequence.num_prompt, len(ids)), pages)
+        self.running.append(twin)
+        return twin
+
+    @rule(sequence=consumes(sequences))
+    def cancel(self, sequence: Running) -> None:
+        self.kv.release(sequence.pages)
+        self.kv.release(sequence.pages)
+        self.running.remove(sequence)
+
+    @rule()
+    def clear_cache(self) -> None:
+        self.kv.clear_cache()
+        assert self.kv.num_kept_pages() == (0, 0)
+
+    # What must hold after each step.
+
+    @invariant()
+    def the_books_are_right(self) -> None:
+        if hasattr(self, "kv"):
+            self.kv.check()
+            assert self.kv.num_sequences == len(self.running)
+
+    @invariant()
+    def every_sequence_reads_back_its_own_tokens(self) -> None:
+        for sequence in self.running:
+            self.read(sequence, sequence.pages.num_tokens, sequence.pages.num_tokens)
+
+    @invariant()
+    def what_is_announced_is_not_computed_yet(self) -> None:
+        for sequence in self.running:
+            done = sequence.pages.chain.keys[: sequence.pages.num_tokens // PAGE]
+            assert not sequence.pages.announced & set(done)
+
+    def teardown(self) -> None:
+        for sequence in self.running:
+            self.kv.release(sequence.pages)
+        if hasattr(self, "kv"):
+            self.kv.check()
+            assert self.kv.num_used_pages() == (0, 0)
+            self.kv.clear_cache()
+            plan = self.kv.plan
+            pages = self.kv.admit(list(range(9)), expect_tokens=9)
+            assert pages.num_cached in ((0,) if plan.has_global else (0, 8))
+            assert self.kv.global_pool.num_available == self.kv.global_pool.num_pages
+            assert self.kv.local_pool.num_available == self.kv.local_pool.num_pages
+
+    # The tensors.
+
+    def kinds(self, sequence: Running) -> list[tuple[bool, object]]:
+        tables = []
+        if self.kv.plan.has_global:
+            tables.append((False, sequence.pages.global_table))
+        if self.kv.plan.chunk is not None:
+            tables.append((True, sequence.pages.local_table))
+        return tables
+
+    def admitted(self, ids: list[int], expect: int) -> Running:
+        was_coming = self.kv.is_coming(ids)
+        used, queried = self.kv.num_used_pages(), self.kv.queried_tokens
+        available = self.kv.global_pool.num_available + self.kv.global_pool.num_held
+        pages = self.kv.admit(ids, expect_tokens=expect, use_cached=self.uses_cache)
+        assert available == self.kv.global_pool.num_pages
+        assert self.kv.queried_tokens == queried
+        assert all(now >= before for now, before in zip(self.kv.num_used_pages(), used, strict=True))
+        assert pages.num_cached <= len(ids) - 1
+        assert pages.num_cached % PAGE == 0
+        if was_coming and self.uses_cache:
+            assert pages.num_cached // PAGE < (len(ids) - 1) // PAGE
+        sequence = Running(list(ids), len(ids), pages)
+        self.running.append(sequence)
+        return sequence
+
+    def write_and_advance(self, sequence: Running, num_tokens: int) -> None:
+        pages = sequence.pages
+        start, stop = pages.num_tokens, pages.num_tokens + num_tokens
+        while len(sequence.ids) < stop:  # "sampled", the same for the same past
+            sequence.ids.append(sequence.content(len(sequence.ids) - 1) % 3)
+        for is_local, table in self.kinds(sequence):
+            pool = self.kv.local_pool if is_local else self.kv.global_pool
+            for position, slot in zip(range(start, stop), table.slots(start, stop), strict=True):
+                assert pool.num_holders(slot // PAGE) == 1
+                assert not pool.is_published(slot // PAGE)
+                self.written[is_local, slot] = sequence.content(position)
+        self.read(sequence, start, stop)
+        self.kv.advance(pages, sequence.ids, num_tokens, publish=self.uses_cache)
+
+    def read(self, sequence: Running, first: int, stop: int) -> None:
+        """Check what the queries from `first` on and before `stop` see."""
+        for is_local, table in self.kinds(sequence):
+            start = first // CHUNK * CHUNK if is_local else 0
+            if not is_local or self.kv.plan.has_global or start < stop:
+                slots = table.slots(start, stop)
+                assert [self.written[is_local, slot] for slot in slots] == [
+                    sequence.content(position) for position in range(start, stop)
+                ]
+
+    def state(self, sequence: Running) -> tuple[object, ...]:
+        kv, pages = self.kv, sequence.pages
+        tables = (pages.global_table.pages(), pages.local_table.pages())
+        return tables, pages.num_reserved, kv.num_used_pages(), kv.num_kept_pages(), kv.num_evicted, kv.num_sequences
+
+
+@pytest.mark.parametrize("steps", [15, 60])
+def test_any_interleaving_of_requests_keeps_pages_and_contents_apart(steps):
+    run_state_machine_as_test(
+        PagedKvMachine,
+        settings=settings(
+            max_examples=2400 // steps,
+            stateful_step_count=steps,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
