@@ -9,6 +9,7 @@ from cluster.limits import FrontDoorLimits
 from protos.errors import BadConfig
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+KvDtypeName = Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,10 +76,23 @@ class RouterSettings:
     max_waiting: int = 256
     """Most sequences one router accepts beyond that; at least 0. More are refused as Overloaded."""
     step_tokens: int = 512
-    """Most tokens computed in one step; at least `slots`. Smaller: a long prompt delays others less."""
+    """Most tokens computed in one step; at least `slots`."""
+    prefill_stretch: float = 2.0
+    """How many times longer a step may take because prompts share it with sequences that generate; at least 1. Smaller:
+    a long prompt delays the others' tokens less, and takes longer itself."""
     kv_bytes: int | None = None
     """Bytes of KV cache of one router; at least 1. None: what `slots` full contexts need, within a quarter of the
     memory that is free when Herd starts."""
+    kv_dtype: KvDtypeName = "auto"
+    """What keys and values are stored in; auto: the dtype of the model. int8 and fp8 take a quarter of float32's bytes
+    and cost accuracy."""
+    page_tokens: int = 16
+    """Most tokens per page of the KV cache, at least 1; pages divide the model's attention chunk."""
+    prefix_cache: bool = True
+    """Keep computed pages after a request, for prompts that begin alike."""
+    swap_bytes: int | None = None
+    """Bytes of memory for sequences that have to leave the KV cache for a while; 0: they are computed again. None: a
+    quarter of `kv_bytes`, taken only when needed."""
     answer_timeout_s: float = 20.0
     """Seconds one expert replica has to answer before another one is asked; positive."""
     patience_s: float = 60.0
@@ -89,6 +103,9 @@ class RouterSettings:
         for name in ("replicas", "threads", "slots", "kv_bytes"):
             _check_floor(f"router.{name}", getattr(self, name), 1)
         _check_floor("router.max_waiting", self.max_waiting, 0)
+        _check_floor("router.swap_bytes", self.swap_bytes, 0)
+        _check_floor("router.page_tokens", self.page_tokens, 1)
+        _check_floor("router.prefill_stretch", self.prefill_stretch, 1)
         if self.step_tokens < self.slots:
             raise BadConfig(
                 f"router.step_tokens: expected at least router.slots, {self.slots}, found {self.step_tokens}; raise it"

@@ -14,8 +14,9 @@ from cluster.machine import Machine
 from models.checkpoint import Checkpoint
 from models.config import ModelConfig
 from protos.errors import BadConfig, NotEnoughMemory
-from router.kv_cache import CacheLayout
-from router.scheduler import EngineLimits
+from router.kv_cache.codec import dtype_name
+from router.kv_cache.layout import CacheLayout
+from router.limits import EngineLimits
 
 PROCESS_BYTES = 370 * 1024**2
 """Memory of a replica besides weights and cache: Python, torch, Ray. Measured as 340 to 375 MB with torch 2.13."""
@@ -95,7 +96,7 @@ def make_plan(settings: ClusterConfig, checkpoint: Checkpoint, name: str, machin
         fingerprint=checkpoint.fingerprint,
         config=config,
         dtype=dtype,
-        engine_limits=_engine_limits(settings, CacheLayout(config, dtype), machine),
+        engine_limits=_engine_limits(settings, config, dtype, machine),
         expert_groups=groups,
         router_threads=settings.router.threads or shared_threads,
         expert_threads=settings.experts.threads or shared_threads,
@@ -127,34 +128,32 @@ def group_experts(num_experts: int, num_groups: int | None) -> tuple[tuple[int, 
     return tuple(tuple(range(start, stop)) for start, stop in itertools.pairwise(bounds))
 
 
-def longest_context(layout: CacheLayout, kv_bytes: int) -> int:
-    """Return the most tokens a sequence can have whose cache takes at most `kv_bytes`, within the model's context."""
-    low, high = 0, layout.config.max_positions
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if layout.sequence_bytes(middle) <= kv_bytes else (low, middle - 1)
-    return low
-
-
-def _engine_limits(settings: ClusterConfig, layout: CacheLayout, machine: Machine) -> EngineLimits:
-    asked, most = settings.model.context_length, layout.config.max_positions
+def _engine_limits(settings: ClusterConfig, config: ModelConfig, dtype: torch.dtype, machine: Machine) -> EngineLimits:
+    router = settings.router
+    stored = dtype_name(dtype) if router.kv_dtype == "auto" else router.kv_dtype
+    layout = CacheLayout(config, stored, router.page_tokens)
+    asked, most = settings.model.context_length, config.max_positions
     if asked is not None and asked > most:
         raise BadConfig(f"model.context_length: expected at most the model's {most} tokens, found {asked}; lower it")
-    full_bytes = settings.router.slots * layout.sequence_bytes(asked or most)
-    kv_bytes = settings.router.kv_bytes or min(full_bytes, int(machine.free_bytes * MAX_KV_SHARE))
-    context_length = asked or longest_context(layout, kv_bytes)
-    if context_length < 2 or layout.sequence_bytes(context_length) > kv_bytes:
+    full_bytes = router.slots * layout.sequence_bytes(asked or most)
+    kv_bytes = router.kv_bytes or min(full_bytes, int(machine.free_bytes * MAX_KV_SHARE))
+    least_bytes = layout.sequence_bytes(asked or 2)
+    if least_bytes > kv_bytes:
         raise NotEnoughMemory(
-            f"expected a KV cache that holds one context of {asked or 2} tokens, "
-            f"{format_bytes(layout.sequence_bytes(asked or 2))}, found room for {format_bytes(kv_bytes)}; "
-            "lower model.context_length, raise router.kv_bytes or free memory"
+            f"expected a KV cache that holds one context of {asked or 2} tokens, {format_bytes(least_bytes)}, found "
+            f"room for {format_bytes(kv_bytes)}; lower model.context_length, raise router.kv_bytes or free memory"
         )
     return EngineLimits(
-        context_length=context_length,
+        context_length=asked or layout.longest_sequence(layout.plan(kv_bytes, router.slots)),
         kv_bytes=kv_bytes,
-        slots=settings.router.slots,
-        max_waiting=settings.router.max_waiting,
-        step_tokens=settings.router.step_tokens,
+        kv_dtype=stored,
+        page_tokens=router.page_tokens,
+        prefix_cache=router.prefix_cache,
+        swap_bytes=kv_bytes // 4 if router.swap_bytes is None else router.swap_bytes,
+        slots=router.slots,
+        max_waiting=router.max_waiting,
+        step_tokens=router.step_tokens,
+        prefill_stretch=router.prefill_stretch,
     )
 
 

@@ -7,14 +7,19 @@ import torch
 from models.config import ModelConfig
 from protos import errors
 from protos.codec import MAX_MESSAGE_BYTES
-from router.kv_cache import CacheLayout
+from router.kv_cache.layout import CacheLayout
+from router.limits import EngineLimits
 from router.request import GenerationRequest
 from router.sampling_bounds import check_sampling
-from router.scheduler import EngineLimits
 
 
-def check_request(request: GenerationRequest, config: ModelConfig, limits: EngineLimits) -> None:
-    """Check a request against the model.
+def check_request(request: GenerationRequest, config: ModelConfig, longest: int) -> None:
+    """Check a request against the model and the cache.
+
+    Args:
+        request: as submitted.
+        config: of the model.
+        longest: most tokens of prompt and output together that the engine's context and whole cache allow.
 
     Raises:
         InvalidRequest: a field is wrong.
@@ -33,32 +38,16 @@ def check_request(request: GenerationRequest, config: ModelConfig, limits: Engin
         if count is not None and count < 0:
             raise errors.InvalidRequest(f"expected {name} of at least 0, found {count}: raise it or leave it out")
     num_tokens = len(request.prompt_ids) + request.max_tokens
-    if num_tokens > limits.context_length:
+    if num_tokens > longest:
         raise errors.ContextTooLong(
-            f"expected prompt and max_tokens within the context of {limits.context_length} tokens, found "
+            f"expected prompt and max_tokens within the context of {longest} tokens, found "
             f"{len(request.prompt_ids)} + {request.max_tokens}: shorten the prompt or lower max_tokens"
         )
     check_sampling(request.sampling)
 
 
-def reserve_bytes(request: GenerationRequest, layout: CacheLayout, limits: EngineLimits) -> int:
-    """Return the bytes of cache that a request needs at most.
-
-    Raises:
-        ContextTooLong: there is less in all.
-    """
-    num_bytes = layout.sequence_bytes(len(request.prompt_ids) + request.max_tokens)
-    if num_bytes > limits.kv_bytes:
-        raise errors.ContextTooLong(
-            f"expected a request whose cache fits {limits.kv_bytes} bytes, found one that needs {num_bytes} for "
-            f"{len(request.prompt_ids)} prompt tokens and {request.max_tokens} new ones: lower max_tokens, shorten the "
-            "prompt or raise router.kv_bytes"
-        )
-    return num_bytes
-
-
-def check_limits(limits: EngineLimits, config: ModelConfig, dtype: torch.dtype) -> None:
-    """Check limits against the model and the dtype it computes in.
+def check_limits(limits: EngineLimits, layout: CacheLayout, dtype: torch.dtype) -> None:
+    """Check limits against the model's cache and the dtype it computes in.
 
     Raises:
         BadConfig: they could not work.
@@ -68,6 +57,15 @@ def check_limits(limits: EngineLimits, config: ModelConfig, dtype: torch.dtype) 
             f"expected 1 <= slots <= step_tokens, found {limits.slots} and {limits.step_tokens}: "
             "raise router.step_tokens"
         )
+    if limits.page_tokens < 1:
+        raise errors.BadConfig(
+            f"expected pages of at least 1 token, found {limits.page_tokens}: raise router.page_tokens"
+        )
+    if not limits.prefill_stretch >= 1:
+        raise errors.BadConfig(
+            f"expected a prefill_stretch of at least 1, found {limits.prefill_stretch}: raise router.prefill_stretch"
+        )
+    config = layout.config
     dispatch_bytes = limits.step_tokens * max(config.experts_per_token, 1) * config.hidden_size * dtype.itemsize
     if dispatch_bytes > MAX_MESSAGE_BYTES // 2:
         raise errors.BadConfig(

@@ -7,18 +7,27 @@ import threading
 import time
 from collections import deque
 from dataclasses import replace
+from itertools import count
 
 from models.llama4.decoder import Decoder
 from protos import errors
-from router.acceptance import check_limits, check_request, reserve_bytes
-from router.batch import Batch, Span
+from router.acceptance import check_limits, check_request
+from router.batch import Batch, Span, split
 from router.forward import Forward
-from router.kv_cache import CacheLayout, SequenceCache
-from router.next_tokens import NextTokens, wants_all_logits
+from router.kv_cache.codec import dtype_name
+from router.kv_cache.layout import CacheLayout
+from router.kv_cache.storage import KvStorage
+from router.kv_cache.swap import SwapSpace
+from router.limits import EngineLimits
+from router.next_tokens import NextTokens
+from router.overlap import Overlap
+from router.paging.blocks import BlockChain
+from router.paging.paged_kv import PagedKv
 from router.request import Ended, EngineLoad, GenerationRequest
 from router.sampling import SamplingState
-from router.scheduler import EngineLimits, Scheduler, Work
+from router.scheduler import Scheduler, Work
 from router.sequence import Emit, Sequence
+from router.step_budget import StepBudget
 from router.transport.base import StepAbandoned, Transport
 
 _LOG = logging.getLogger(__name__)
@@ -44,15 +53,27 @@ class Engine:
     """
 
     def __init__(self, decoder: Decoder, transport: Transport, limits: EngineLimits) -> None:
-        check_limits(limits, decoder.config, decoder.dtype)
         self.config = decoder.config
         self.limits = limits
+        self.layout = CacheLayout(decoder.config, limits.kv_dtype or dtype_name(decoder.dtype), limits.page_tokens)
+        check_limits(limits, self.layout, decoder.dtype)
         self._device = decoder.device
-        self._layout = CacheLayout(decoder.config, decoder.dtype)
         self._transport = transport
+        plan = self.layout.plan(limits.kv_bytes, limits.slots, limits.context_length)
+        self._longest = min(self.layout.longest_sequence(plan), limits.context_length)
+        self._kv = PagedKv(plan)
+        self._storage = KvStorage(self.layout, plan, decoder.dtype, decoder.device)
+        self._swap = SwapSpace(self._storage, self.layout, limits.swap_bytes)
         self._forward = Forward(decoder, transport)
-        self._scheduler = Scheduler(limits)
-        self._next_tokens = NextTokens(self._end)
+        self._budget = StepBudget(
+            step_tokens=limits.step_tokens, stretch=limits.prefill_stretch, least_tokens=self.layout.page_tokens
+        )
+        self._overlap = Overlap()
+        self._scheduler = Scheduler(
+            limits, self.layout, self._kv, self._budget, make_way=self._make_way, come_back=self._come_back
+        )
+        self._next_tokens = NextTokens(self._kv, self._end)
+        self._arrivals = count()
         self._work: list[Work] = []
         # Shared between threads, under the condition's lock:
         self._changed = threading.Condition()
@@ -93,13 +114,14 @@ class Engine:
             Overloaded: the queue is full.
             ReplicaUnavailable: the engine is stopping.
         """
-        check_request(request, self.config, self.limits)
+        check_request(request, self.config, self._longest)
         sequence = Sequence(
             request=request,
             receiver=emit,
             sampling=SamplingState(request),
             deadline=None if request.timeout_s is None else time.monotonic() + request.timeout_s,
-            reserved_bytes=reserve_bytes(request, self._layout, self.limits),
+            arrival=next(self._arrivals),
+            chain=BlockChain(self.layout.page_tokens),
         )
         most = self.limits.slots + self.limits.max_waiting
         with self._changed:
@@ -183,8 +205,16 @@ class Engine:
         if not work:
             return
         self._work = work
+        started_s = time.perf_counter()
+        num_generating = sum(not item.sequence.is_prefilling for item in work)
+        num_tokens = sum(item.num_tokens for item in work)
         try:
-            logits_BV = self._forward(Batch.of([self._span(item) for item in work], self._layout, self._device))
+            parts = split([self._span(item) for item in work], self._overlap.num_batches(num_tokens))
+            batches = [Batch.of(spans, self.layout, self._device) for spans in parts]
+            logits_BV = self._forward(batches, self._storage)
+            seconds = time.perf_counter() - started_s
+            self._overlap.observe(num_tokens, len(parts), seconds)
+            self._budget.observe(num_generating=num_generating, num_prompt=num_tokens - num_generating, seconds=seconds)
             self._next_tokens.advance(work, logits_BV)
         except StepAbandoned:
             pass  # nobody is left to tell, or everybody is told at the loop's end
@@ -199,11 +229,29 @@ class Engine:
 
     def _span(self, item: Work) -> Span:
         sequence = item.sequence
-        if sequence.cache is None:
-            most = len(sequence.request.prompt_ids) + sequence.request.max_tokens
-            sequence.cache = SequenceCache(self._layout, most, self._device)
-        ids = sequence.ids[sequence.num_computed : sequence.num_computed + item.num_tokens]
-        return Span(sequence.cache, sequence.num_computed, ids, wants_all_logits=wants_all_logits(item))
+        assert sequence.pages is not None
+        start = sequence.num_computed
+        ids = sequence.ids[start : start + item.num_tokens]
+        return Span(sequence.pages, start, ids, len(ids) if sequence.wants_prompt_logits else 1)
+
+    def _make_way(self, sequence: Sequence) -> None:
+        """Save what a preempted sequence has computed if a copy is cheaper than computing it again."""
+        assert sequence.pages is not None
+        if self._swap.is_worth(sequence.pages, self._budget.prompt_tokens_per_s):
+            sequence.swapped = self._swap.save(sequence.pages)
+
+    def _come_back(self, sequence: Sequence) -> None:
+        """Put back what was saved of a sequence, as far as the prefix cache does not have it."""
+        saved, pages = sequence.swapped, sequence.pages
+        assert saved is not None
+        assert pages is not None
+        sequence.swapped = None
+        start = pages.num_tokens
+        if start >= saved.num_tokens:
+            self._swap.drop(saved)
+            return
+        self._kv.restore(pages, sequence.ids, saved.num_tokens)
+        self._swap.restore(saved, pages, start)
 
     def _drop(self, request_ids: set[str]) -> None:
         if not request_ids:
@@ -241,7 +289,9 @@ class Engine:
     def _release(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence)
         sequence.has_left = True
-        sequence.cache = None
+        if sequence.swapped is not None:
+            self._swap.drop(sequence.swapped)
+            sequence.swapped = None
         load = self._measure_load()
         with self._changed:
             self._num_accepted -= 1
@@ -258,8 +308,13 @@ class Engine:
             running=len(running),
             waiting=len(waiting),
             queued_prompt_tokens=sum(s.num_uncomputed for s in (*running, *waiting) if s.is_prefilling),
-            kv_used_bytes=sum(s.cache.num_bytes for s in running if s.cache is not None),
-            kv_total_bytes=self.limits.kv_bytes,
+            kv_used_bytes=self.layout.pages_bytes(*self._kv.num_used_pages()),
+            kv_total_bytes=self.layout.pages_bytes(self._kv.plan.num_global_pages, self._kv.plan.num_local_pages),
             slots=self.limits.slots,
             generated_tokens=self._next_tokens.num_chosen,
+            kv_cached_bytes=self.layout.pages_bytes(*self._kv.num_kept_pages()),
+            kv_swapped_bytes=self._swap.used_bytes,
+            prompt_tokens=self._kv.queried_tokens,
+            cached_tokens=self._kv.cached_tokens,
+            preemptions=self._scheduler.num_preemptions,
         )

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from models.llama4.attention import PositionTables, attend
+from models.llama4.attention import PositionTables
 from models.llama4.decoder import Decoder, DecoderLayer
-from router.batch import Batch
+from models.llama4.softmax import KeysValues, attend_causal, attend_past
+from router.batch import Batch, Seen
 from router.combine import combine
 from router.gate import route
+from router.kv_cache.storage import KvStorage, Piece
 from router.plan import plan_dispatch
 from router.transport.base import Transport
 
@@ -22,43 +25,71 @@ LayerProbe = Callable[[int, Tensor], None]
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Computes logits for a batch and fills its caches. Not thread-safe: one step at a time."""
+    """Computes logits for batches and fills the cache. Not thread-safe: one step at a time."""
 
     decoder: Decoder
     transport: Transport
     probe: LayerProbe = field(default=lambda layer, hidden_TD: None)
 
     @torch.inference_mode()
-    def __call__(self, batch: Batch) -> Tensor:
-        """Return the logits [rows, V] float32 of `batch.logit_rows`.
+    def __call__(self, batches: Sequence[Batch], storage: KvStorage) -> Tensor:
+        """Return the logits [rows, V] float32 of all `logit_rows`, batch after batch.
+
+        Args:
+            batches: the step's tokens.
+            storage: the cache; it has what these tokens see, and takes their own keys and values.
+
+        Several batches take turns: while one waits for its experts, the next computes. In each layer a batch's keys
+        are written before those after it read, so one may continue a sequence of another before it.
 
         Raises:
-            ReplicaError: experts could not be reached; the caches of this batch are then undefined.
+            ReplicaError: experts could not be reached; the cache of these tokens is then undefined.
             StepAbandoned: the transport's `on_wait` gave up waiting for them; likewise.
         """
+        rows: list[Tensor] = [torch.empty(0)] * len(batches)
+        turns = {index: self._layers(batch, storage) for index, batch in enumerate(batches)}
+        while turns:
+            for index, turn in list(turns.items()):
+                try:
+                    next(turn)
+                except StopIteration as end:
+                    rows[index] = end.value
+                    del turns[index]
+        return self.decoder.logits(rows[0] if len(rows) == 1 else torch.cat(rows))
+
+    def _layers(self, batch: Batch, storage: KvStorage) -> Generator[None, None, Tensor]:
+        """Run a batch through the layers; yields while its experts compute. Returns the wanted rows [rows, D]."""
         decoder = self.decoder
         tables = decoder.attention.tables(batch.positions_T)
         hidden_TD = decoder.embed(batch.ids_T)
         for index, layer in enumerate(decoder.layers):
             normed_TD = decoder.normed(hidden_TD, layer.attn_norm)
-            hidden_TD = hidden_TD + self._attention(index, layer, normed_TD, tables, batch)
+            hidden_TD = hidden_TD + self._attention(index, layer, normed_TD, tables, batch, storage)
             normed_TD = decoder.normed(hidden_TD, layer.ffn_norm)
-            hidden_TD = hidden_TD + self._feed_forward(index, layer, normed_TD)
+            hidden_TD = hidden_TD + (yield from self._feed_forward(index, layer, normed_TD))
             self.probe(index, hidden_TD)
-        return decoder.logits(hidden_TD[batch.logit_rows])
+        return hidden_TD[batch.logit_rows]
 
     def _attention(
-        self, index: int, layer: DecoderLayer, hidden_TD: Tensor, tables: PositionTables, batch: Batch
+        self,
+        index: int,
+        layer: DecoderLayer,
+        hidden_TD: Tensor,
+        tables: PositionTables,
+        batch: Batch,
+        storage: KvStorage,
     ) -> Tensor:
         q_THC, k_TGC, v_TGC = self.decoder.attention.project(index, hidden_TD, layer.attention, tables)
+        is_local = self.decoder.config.is_local(index)
+        storage.write(index, batch.local_slots_T if is_local else batch.global_slots_T, k_TGC, v_TGC)
         mixed_THC = torch.empty_like(q_THC)
         for segment in batch.segments:
             rows = slice(segment.row_start, segment.row_stop)
-            keys_GSC, values_GSC = segment.cache.extend(index, segment.position, k_TGC[rows], v_TGC[rows])
-            mixed_THC[rows] = attend(q_THC[rows], keys_GSC, values_GSC)
+            seen = segment.locally if is_local else segment.globally
+            mixed_THC[rows] = _attend(q_THC[rows], seen, partial(storage.read, index))
         return layer.attention.o(mixed_THC.flatten(1))
 
-    def _feed_forward(self, index: int, layer: DecoderLayer, hidden_TD: Tensor) -> Tensor:
+    def _feed_forward(self, index: int, layer: DecoderLayer, hidden_TD: Tensor) -> Generator[None, None, Tensor]:
         if layer.gate_ED is None or layer.shared is None:
             assert layer.dense is not None
             return layer.dense(hidden_TD)
@@ -69,4 +100,10 @@ class Forward:
         scaled_ND = hidden_TD.index_select(0, plan.token_rows_N) * scores_N1
         pending = self.transport.dispatch(index, plan, scaled_ND)
         shared_TD = layer.shared(hidden_TD)  # computed while the dispatch is in flight
+        yield
         return combine(shared_TD, pending.wait(), plan)
+
+
+def _attend(q_THC: Tensor, seen: Seen, read: Callable[[Sequence[Piece]], KeysValues]) -> Tensor:
+    past = [read(pieces) for pieces in seen.past]
+    return attend_causal(q_THC, past, read(seen.own)) if seen.own else attend_past(q_THC, past)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from protos import errors
 from router.logprobs import prompt_logprobs, token_logprobs
+from router.paging.paged_kv import PagedKv
 from router.request import Ended, PromptDone, TokenChosen
 from router.sampling import choose_tokens
 from router.scheduler import Work
@@ -22,12 +23,14 @@ class NextTokens:
     """Counts what steps put into the cache, chooses tokens and emits them.
 
     Args:
+        kv: whose pages the steps fill.
         end: called for sequences that end by themselves.
     """
 
-    def __init__(self, end: End) -> None:
+    def __init__(self, kv: PagedKv, end: End) -> None:
         self.num_chosen = 0
         """Tokens emitted so far."""
+        self._kv = kv
         self._end = end
 
     def advance(self, work: SequenceOf[Work], logits_BV: Tensor) -> None:
@@ -35,23 +38,25 @@ class NextTokens:
 
         Args:
             work: of the step. Sequences that have left meanwhile are passed over.
-            logits_BV: for each piece of work in turn the rows that `wants_all_logits` tells of.
+            logits_BV: for each piece of work in turn its last row, or all of them for prompt logprobs.
         """
         choosing: list[Sequence] = []
         rows: list[int] = []
         row = 0
         for item in work:
             sequence = item.sequence
-            num_rows = item.num_tokens if wants_all_logits(item) else 1
+            num_rows = item.num_tokens if sequence.wants_prompt_logits else 1
             item_logits = logits_BV[row : row + num_rows]
             row += num_rows
-            if sequence.has_left or (wants_all_logits(item) and not self._took_prompt_logprobs(item, item_logits)):
+            if sequence.has_left:
                 continue
-            was_prefilling = sequence.is_prefilling
-            sequence.num_computed += item.num_tokens
-            if sequence.is_prefilling:
+            if sequence.wants_prompt_logits and not self._took_prompt_logprobs(item, item_logits):
                 continue
-            if was_prefilling:
+            assert sequence.pages is not None
+            self._kv.advance(sequence.pages, sequence.ids, item.num_tokens)
+            if sequence.num_uncomputed:
+                continue
+            if not sequence.prompt_is_done:
                 self._emit_prompt_done(sequence)
             choosing.append(sequence)
             rows.append(row - 1)
@@ -97,10 +102,7 @@ class NextTokens:
         return True
 
     def _emit_prompt_done(self, sequence: Sequence) -> None:
-        wanted = sequence.request.prompt_logprobs is not None
-        sequence.emit(PromptDone(logprobs=tuple(sequence.prompt_logprobs) if wanted else None))
-
-
-def wants_all_logits(work: Work) -> bool:
-    """Tell whether logits are wanted of each token of some work, not of the last one only."""
-    return work.sequence.is_prefilling and work.sequence.request.prompt_logprobs is not None
+        wanted = sequence.wants_prompt_logits
+        sequence.prompt_is_done = True
+        logprobs = tuple(sequence.prompt_logprobs) if wanted else None
+        sequence.emit(PromptDone(num_cached=sequence.num_cached, logprobs=logprobs))

@@ -48,6 +48,8 @@ class GenerationRequest:
     """Likeliest alternatives to report per generated token; None: report no logprobs at all."""
     prompt_logprobs: int | None = None
     """The same for the prompt's tokens."""
+    priority: int = 0
+    """Lower numbers are served first; among equals, who came first."""
     timeout_s: float | None = None
     """Seconds from submission after which the sequence ends with DeadlineExceeded; None: no limit."""
 
@@ -104,8 +106,19 @@ class EngineLoad:
     queued_prompt_tokens: int
     """Prompt tokens accepted and not yet computed."""
     kv_used_bytes: int
+    """Bytes of cache that sequences hold; pages that several share count once."""
     kv_total_bytes: int
     slots: int
     """Most sequences that generate at once."""
     generated_tokens: int
     """Tokens generated since the start."""
+    kv_cached_bytes: int = 0
+    """Bytes of cache that nobody holds and that are kept for prompts that begin alike; free for whoever needs them."""
+    kv_swapped_bytes: int = 0
+    """Bytes outside the cache that sequences which made room will take back."""
+    prompt_tokens: int = 0
+    """Prompt tokens of sequences that got a slot since the start."""
+    cached_tokens: int = 0
+    """Those of them that the prefix cache had."""
+    preemptions: int = 0
+    """Times a running sequence made room for another since the start."""

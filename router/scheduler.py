@@ -1,27 +1,26 @@
-"""Which sequences hold a slot, and which of their tokens the next step computes. Pure bookkeeping: no tensors."""
+"""Which sequences hold a slot, and which of their tokens the next step computes. No tensors here.
+
+Everything goes by rank: priority first, then arrival. A sequence that finds no page takes those of one that ranks
+after it and is not in the step already; one that ranks after all others waits a step. So the first in rank always gets
+on, and every sequence becomes the first in rank at last.
+"""
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from router.kv_cache.layout import CacheLayout
+from router.limits import EngineLimits
+from router.paging.paged_kv import PagedKv
 from router.sequence import Sequence
+from router.step_budget import StepBudget
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EngineLimits:
-    """What an engine takes on."""
-
-    context_length: int
-    """Most tokens of prompt and output together, per sequence."""
-    kv_bytes: int
-    """Bytes of key/value cache all sequences share."""
-    slots: int = 16
-    """Most sequences that generate at once."""
-    max_waiting: int = 256
-    """Most sequences accepted beyond that; more are refused with Overloaded."""
-    step_tokens: int = 512
-    """Most tokens computed in one step: bounds how long one prompt delays the others' next token."""
+MakeWay = Callable[[Sequence], None]
+"""Takes a running sequence's pages, and saves their content if that is worth it."""
+ComeBack = Callable[[Sequence], None]
+"""Puts saved content back into the pages of a sequence that runs again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +32,40 @@ class Work:
 
 
 class Scheduler:
-    """First come, first served: slots and cache are reserved for a sequence's whole length before it starts.
+    """Shares slots, pages and steps out.
 
-    So a sequence that runs never runs out, and none waits for one that waits.
+    Args:
+        limits: of the engine.
+        layout: of the cache.
+        kv: the cache's books.
+        budget: how many prompt tokens a step may take.
+        make_way: called for a sequence that is preempted, before it waits again.
+        come_back: called for a sequence that gets a slot again after its content was saved.
     """
 
-    def __init__(self, limits: EngineLimits) -> None:
+    def __init__(
+        self,
+        limits: EngineLimits,
+        layout: CacheLayout,
+        kv: PagedKv,
+        budget: StepBudget,
+        *,
+        make_way: MakeWay,
+        come_back: ComeBack,
+    ) -> None:
         self._limits = limits
-        self._waiting: deque[Sequence] = deque()
+        self._layout = layout
+        self._kv = kv
+        self._budget = budget
+        self._make_way = make_way
+        self._come_back = come_back
+        self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
-        self.reserved_bytes = 0
+        self.num_preemptions = 0
 
     @property
     def running(self) -> tuple[Sequence, ...]:
-        """Return the sequences that hold a slot, oldest first."""
+        """Return the sequences that hold a slot, first in rank first."""
         return tuple(self._running)
 
     @property
@@ -56,33 +75,145 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence."""
-        self._waiting.append(sequence)
-
-    def admit(self) -> None:
-        """Give waiting sequences the slots and the cache that are free."""
-        while self._waiting and len(self._running) < self._limits.slots:
-            if self.reserved_bytes + self._waiting[0].reserved_bytes > self._limits.kv_bytes:
-                return
-            sequence = self._waiting.popleft()
-            self._running.append(sequence)
-            self.reserved_bytes += sequence.reserved_bytes
+        insort(self._waiting, sequence, key=_rank)
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence, wherever it is, and free what was reserved for it."""
+        """Forget a sequence, wherever it is, and give its pages back."""
         if sequence in self._running:
             self._running.remove(sequence)
-            self.reserved_bytes -= sequence.reserved_bytes
+            self._free(sequence)
         else:
             self._waiting.remove(sequence)
 
+    def admit(self) -> None:
+        """Give waiting sequences slots, as long as there are pages for all they have to compute.
+
+        One whose prompt begins like another's that is being computed waits for that, and lets others pass. A sequence
+        of better priority takes the slot or the pages of the last in rank.
+        """
+        index = 0
+        while index < len(self._waiting):
+            sequence = self._waiting[index]
+            if self._shares_prefix(sequence) and self._kv.is_coming(sequence.ids, chain=sequence.chain):
+                index += 1
+            elif self._can_start(sequence):
+                del self._waiting[index]
+                self._start(sequence)
+            elif self._running and self._running[-1].request.priority > sequence.request.priority:
+                self._preempt(self._running[-1])
+            else:
+                return
+
     def next_step(self) -> list[Work]:
-        """Return the step's work: one token of every sequence that generates, then prompts, oldest first."""
-        budget = self._limits.step_tokens
-        work = [Work(sequence, 1) for sequence in self._running if not sequence.is_prefilling]
-        budget -= len(work)
-        for sequence in self._running:
-            if sequence.is_prefilling and budget > 0:
-                num_tokens = min(sequence.num_uncomputed, budget)
-                work.append(Work(sequence, num_tokens))
-                budget -= num_tokens
+        """Return the step's work: a token of every sequence that generates, then prompts within the budget."""
+        work: list[Work] = []
+        generating = [sequence for sequence in self._running if not sequence.is_prefilling]
+        for sequence in generating:
+            self._add(sequence, 1, work)
+        budget = min(self._budget.prompt_tokens(len(work)), self._limits.step_tokens - len(work))
+        prefilling = [sequence for sequence in self._running if sequence.is_prefilling]
+        for sequence, num_tokens in _share_out(prefilling, budget):
+            self._add(sequence, num_tokens, work)
         return work
+
+    def _can_start(self, sequence: Sequence) -> bool:
+        """Tell whether there is a slot, and pages for what this sequence and those that run have yet to compute."""
+        if len(self._running) >= self._limits.slots:
+            return False
+        own = self._kv.num_wanted(sequence.ids, use_cached=self._shares_prefix(sequence), chain=sequence.chain)
+        wanted = [own, *map(self._pages_to_come, self._running)]
+        return (
+            sum(num_global for num_global, _ in wanted) <= self._kv.global_pool.num_available
+            and sum(num_local for _, num_local in wanted) <= self._kv.local_pool.num_available
+        )
+
+    def _pages_to_come(self, sequence: Sequence) -> tuple[int, int]:
+        """Return the (global, local) pages that a running sequence still needs for the tokens it has."""
+        pages = sequence.pages
+        assert pages is not None
+        num_global, num_local = self._layout.num_pages(len(sequence.ids))
+        return max(num_global - pages.global_table.num_held, 0), max(num_local - pages.local_table.num_held, 0)
+
+    def _start(self, sequence: Sequence) -> None:
+        sequence.pages = self._kv.admit(
+            sequence.ids,
+            expect_tokens=len(sequence.request.prompt_ids) + sequence.request.max_tokens,
+            use_cached=self._shares_prefix(sequence),
+            chain=sequence.chain,
+        )
+        if not sequence.prompt_is_done:
+            sequence.num_cached = sequence.pages.num_cached
+            sequence.prompt_logprobs.clear()
+        insort(self._running, sequence, key=_rank)
+        if sequence.swapped is not None:
+            self._come_back(sequence)
+
+    def _shares_prefix(self, sequence: Sequence) -> bool:
+        return self._limits.prefix_cache and not sequence.wants_prompt_logits
+
+    def _add(self, sequence: Sequence, num_tokens: int, work: list[Work]) -> None:
+        """Hold pages for a sequence's next tokens and add them to the step, or fewer of them, or none."""
+        if sequence.pages is None:
+            return  # it made room for another a moment ago
+        num_tokens = self._within_chunk(sequence, num_tokens)
+        while num_tokens > self._layout.page_tokens and not self._kv.can_grow(sequence.pages, num_tokens):
+            num_tokens //= 2
+        while not self._kv.can_grow(sequence.pages, num_tokens):
+            in_step = {item.sequence.arrival for item in work}
+            after = (other for other in reversed(self._running) if other.rank > sequence.rank)
+            last = next((other for other in after if other.arrival not in in_step), None)
+            if last is None:
+                return
+            self._preempt(last)
+        self._kv.grow(sequence.pages, num_tokens)
+        work.append(Work(sequence, num_tokens))
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._running.remove(sequence)
+        self._make_way(sequence)
+        self._free(sequence)
+        self.num_preemptions += 1
+        self.add(sequence)
+
+    def _free(self, sequence: Sequence) -> None:
+        if sequence.pages is not None:
+            self._kv.release(sequence.pages)
+            sequence.pages = None
+
+    def _within_chunk(self, sequence: Sequence, num_tokens: int) -> int:
+        """Cut a step at the end of a chunk: a sequence then never holds more local pages than one chunk has.
+
+        Chunks shorter than a step, as small models have, may be crossed while there are pages for it.
+        """
+        chunk = self._layout.chunk
+        if chunk is None:
+            return num_tokens
+        assert sequence.pages is not None
+        if chunk < self._limits.step_tokens and self._kv.can_grow(sequence.pages, num_tokens):
+            return num_tokens
+        return min(num_tokens, chunk - sequence.num_computed % chunk)
+
+
+def _rank(sequence: Sequence) -> tuple[int, int]:
+    return sequence.rank
+
+
+def _share_out(prefilling: list[Sequence], budget: int) -> Iterator[tuple[Sequence, int]]:
+    """Yield sequences with the tokens each may compute.
+
+    Half of the budget is for the first in rank, so that it gets on whatever else comes. The rest goes to those that
+    have least to do, so that a short prompt does not wait for a long one; what they leave is for the first again.
+    """
+    if not prefilling or budget <= 0:
+        return
+    first, others = prefilling[0], sorted(prefilling[1:], key=lambda sequence: sequence.num_uncomputed)
+    left = budget - min(first.num_uncomputed, -(-budget // 2))
+    shares: list[tuple[Sequence, int]] = []
+    for sequence in others:
+        share = min(sequence.num_uncomputed, left)
+        left -= share
+        if share:
+            shares.append((sequence, share))
+    taken = sum(share for _, share in shares)
+    yield first, min(first.num_uncomputed, budget - taken)
+    yield from shares

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from protos.errors import DeadlineExceeded
-from router.kv_cache import SequenceCache
+from router.kv_cache.swap import SwappedSequence
+from router.paging.blocks import BlockChain
+from router.paging.sequence_pages import SequencePages
 from router.request import EngineEvent, GenerationRequest, TokenLogprob
 from router.sampling import SamplingState
 
@@ -21,9 +23,10 @@ class Sequence:
     """A request, what it has produced, and what it holds.
 
         ids       [ prompt ............ | output ... ]
-        computed  [ in the cache ..... )               num_computed <= len(ids)
+        computed  [ in the cache ..... )               num_computed < len(ids) while it runs
 
-    The prompt is being filled in while num_computed < len(prompt); afterwards exactly the last id is not computed.
+    While more than one id is not computed, it is being filled in: its prompt, or all it had if it made room for others.
+    Afterwards exactly the last id is not computed.
     """
 
     request: GenerationRequest
@@ -31,16 +34,23 @@ class Sequence:
     sampling: SamplingState
     deadline: float | None
     """Monotonic second at which the sequence ends with DeadlineExceeded; None: none."""
-    reserved_bytes: int
-    """Cache it may grow to."""
-    cache: SequenceCache | None = None
-    """Set from its first step until it leaves."""
+    arrival: int
+    """Grows with every request: who came first."""
+    chain: BlockChain
+    """Keys of its pages' content, for the prefix cache."""
+    pages: SequencePages | None = None
+    """Its part of the cache; set while it holds a slot."""
+    swapped: SwappedSequence | None = None
+    """What it had computed, if that was saved when it made room for others."""
     has_left: bool = False
     """True once it ended or was cancelled: nothing more is computed for it."""
     is_deaf: bool = False
     """True once its receiver raised: nothing more is emitted."""
+    prompt_is_done: bool = False
+    """True once PromptDone was emitted."""
+    num_cached: int = 0
+    """Prompt tokens that the prefix cache had when it first got a slot."""
     ids: list[int] = field(default_factory=list)
-    num_computed: int = 0
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -66,16 +76,31 @@ class Sequence:
         )
 
     @property
+    def rank(self) -> tuple[int, int]:
+        """Return what decides who is served first: the lower priority number, then the earlier arrival."""
+        return self.request.priority, self.arrival
+
+    @property
+    def num_computed(self) -> int:
+        """Return the ids that are in the cache."""
+        return 0 if self.pages is None else self.pages.num_tokens
+
+    @property
     def num_output(self) -> int:
         """Return the tokens generated so far."""
         return len(self.ids) - len(self.request.prompt_ids)
 
     @property
     def num_uncomputed(self) -> int:
-        """Return the ids not in the cache: the rest of the prompt, or the newest token."""
+        """Return the ids not in the cache."""
         return len(self.ids) - self.num_computed
 
     @property
     def is_prefilling(self) -> bool:
-        """Tell whether part of the prompt is still to be computed."""
-        return self.num_computed < len(self.request.prompt_ids)
+        """Tell whether more than its newest id is still to be computed."""
+        return self.num_uncomputed > 1
+
+    @property
+    def wants_prompt_logits(self) -> bool:
+        """Tell whether the logits of all its tokens are still wanted, not of the last one only."""
+        return self.request.prompt_logprobs is not None and not self.prompt_is_done

@@ -143,6 +143,74 @@ class PagedKv:
         num_blocks = self._num_reusable(keys, len(ids))
         return num_blocks < self._most_blocks(len(ids)) and keys[num_blocks] in self._announced
 
+    def num_wanted(
+        self, ids: Sequence[int], *, use_cached: bool = True, chain: BlockChain | None = None
+    ) -> tuple[int, int]:
+        """Return how many available (global, local) pages a sequence would take until all of `ids` are computed.
+
+        Pages that another sequence holds and this one can share cost nothing; kept ones do, like free ones.
+
+        Args:
+            ids: as for `admit`.
+            use_cached: as for `admit`.
+            chain: as for `is_coming`.
+        """
+        size = self.plan.page_tokens
+        num_pages = -(-len(ids) // size)
+        chunk_pages = num_pages if self.plan.chunk is None else self.plan.chunk // size
+        num_global = num_pages if self.plan.has_global else 0
+        num_local = 0 if self.plan.chunk is None else min(num_pages, chunk_pages)
+        if not use_cached:
+            return num_global, num_local
+        keys = self._chain(ids, chain).keys
+        num_blocks = self._num_reusable(keys, len(ids))
+        first_local = self._chunk_start(num_blocks * size) // size
+        held_global = self._num_held(self.global_pool, keys[:num_blocks])
+        held_local = self._num_held(self.local_pool, keys[first_local:num_blocks])
+        # Once the chunk is over its shared pages go, and the next chunk's are this sequence's own.
+        is_last_chunk = num_pages - first_local <= chunk_pages
+        return max(num_global - held_global, 0), max(num_local - held_local, 0) if is_last_chunk else num_local
+
+    def restore(self, pages: SequencePages, ids: Sequence[int], num_tokens: int) -> None:
+        """Hold pages for tokens that were computed before and whose content the caller puts back at once.
+
+        Afterwards the sequence is as if it had just computed `num_tokens`: of local layers it holds the current chunk.
+
+        Args:
+            pages: of the sequence, just admitted.
+            ids: its tokens.
+            num_tokens: how many are restored; more than the cache had.
+
+        Raises:
+            OutOfPages: a pool has too few; nothing was changed.
+        """
+        size = self.plan.page_tokens
+        first_local = self._chunk_start(num_tokens) // size
+        num_pages = -(-num_tokens // size)
+        held_local = pages.local_table.num_pages if pages.local_table.first == first_local else first_local
+        num_global = num_pages - pages.global_table.num_pages if self.plan.has_global else 0
+        num_local = num_pages - held_local if self.plan.chunk is not None else 0
+        if num_global > self.global_pool.num_available or num_local > self.local_pool.num_available:
+            raise OutOfPages(f"expected {num_global} global and {num_local} local pages: release a sequence")
+        if pages.local_table.first != first_local:
+            _give_back(self.local_pool, pages.local_table.pages())
+            pages.local_table = PageTable(size, first_local)
+        first = pages.num_tokens // size
+        _extend(self.global_pool, pages.global_table, num_global, 0)
+        _extend(self.local_pool, pages.local_table, num_local, 0)
+        pages.num_tokens, pages.num_reserved = num_tokens, num_pages * size
+        if not pages.is_current:
+            return
+        pages.chain.extend(ids, num_tokens)
+        last = num_tokens // size
+        for is_local, pool, table in self._kinds(pages):
+            for index in range(max(first, first_local) if is_local else first, last):
+                pool.publish(table.page(index), pages.chain.keys[index])
+        self._withdraw(pages, pages.chain.keys[first:last])
+
+    def _num_held(self, pool: PagePool, keys: Sequence[bytes]) -> int:
+        return sum(pool.num_holders(page) > 0 for key in keys if (page := pool.find(key)) is not None)
+
     def num_missing(self, pages: SequencePages, num_tokens: int) -> tuple[int, int]:
         """Return how many new (global, local) pages the next `num_tokens` positions need."""
         needed = -(-(pages.num_tokens + num_tokens) // self.plan.page_tokens)

@@ -15,7 +15,7 @@ from cluster.served_model import ServedModel
 from cluster.service import InferenceService
 from models.tokenizer import Tokenizer
 from router.engine import Engine
-from router.scheduler import EngineLimits
+from router.limits import EngineLimits
 from router.transport.local import LocalTransport
 from tests.cluster.live_front_door import LiveFrontDoor
 from tests.cluster.scripted_router import ScriptedRouter, says

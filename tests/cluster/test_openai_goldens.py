@@ -13,7 +13,7 @@ from cluster.service import InferenceService
 from models.checkpoint import open_checkpoint
 from models.llama4.decoder import load_decoder
 from router.engine import Engine
-from router.scheduler import EngineLimits
+from router.limits import EngineLimits
 from tests.cluster.conftest import openai_client
 from tests.cluster.live_front_door import LiveFrontDoor
 from tests.parity.transports import open_transport

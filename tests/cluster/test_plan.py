@@ -1,15 +1,13 @@
 import dataclasses
 
 import pytest
-import torch
 
 from cluster.config_source import load_config
 from cluster.machine import Machine
-from cluster.plan import group_experts, longest_context, make_plan
+from cluster.plan import group_experts, make_plan
 from models.checkpoint import open_checkpoint
 from protos.errors import BadConfig, NotEnoughMemory
-from router.kv_cache import CacheLayout
-from tests.tiny import TINY
+from router.kv_cache.layout import CacheLayout
 
 LAPTOP = Machine(cores=8, free_bytes=8 * 1024**3)
 
@@ -38,13 +36,6 @@ def test_more_groups_than_experts_are_refused(checkpoint):
         plan_for(checkpoint, "experts.groups=9")
 
 
-def test_longest_context_is_the_last_that_fits():
-    layout = CacheLayout(TINY, torch.float32)
-    kv_bytes = layout.sequence_bytes(100) + 1
-    assert longest_context(layout, kv_bytes) == 100
-    assert longest_context(layout, layout.sequence_bytes(TINY.max_positions) * 9) == TINY.max_positions
-
-
 def test_cores_are_shared_by_all_replicas(checkpoint):
     plan = plan_for(checkpoint, "experts.groups=3")
     assert (plan.router_threads, plan.expert_threads, plan.num_replicas) == (2, 2, 4)
@@ -57,7 +48,7 @@ def test_threads_can_be_set(checkpoint):
 
 def test_a_cache_for_every_slot_is_planned_when_it_fits(checkpoint):
     plan = plan_for(checkpoint)
-    layout = CacheLayout(plan.config, plan.dtype)
+    layout = CacheLayout(plan.config, "float32")
     assert plan.engine_limits.context_length == plan.config.max_positions
     assert plan.engine_limits.kv_bytes == 16 * layout.sequence_bytes(plan.config.max_positions)
 

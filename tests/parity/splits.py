@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
-from router.batch import Batch, Span
+from router.batch import Batch, Span, split
 from router.forward import Forward
-from router.kv_cache import CacheLayout, SequenceCache
+from router.kv_cache.codec import dtype_name
+from router.kv_cache.layout import CacheLayout, KvDtype
+from router.kv_cache.storage import KvStorage
+from router.paging.paged_kv import PagedKv, PagingPlan
 
 CPU = torch.device("cpu")
 
 
-def run_in_splits(forward: Forward, ids_BS: torch.Tensor, steps: list[int]) -> torch.Tensor:
+def run_in_splits(
+    forward: Forward,
+    ids_BS: torch.Tensor | Sequence[Sequence[int]],
+    steps: list[int],
+    *,
+    num_batches: int = 1,
+    kv_dtype: KvDtype | None = None,
+    page_tokens: int = 4,
+) -> torch.Tensor:
     """Return logits [B, S, V] of sequences computed side by side, so many tokens of each per step."""
-    layout = CacheLayout(forward.decoder.config, forward.decoder.dtype)
-    caches = [SequenceCache(layout, ids_BS.shape[1], CPU) for _ in ids_BS]
+    decoder = forward.decoder
+    layout = CacheLayout(decoder.config, kv_dtype or dtype_name(decoder.dtype), page_tokens)
+    rows = [[int(token) for token in ids] for ids in ids_BS]
+    num_pages = len(rows) * (len(rows[0]) // layout.page_tokens + 1)
+    plan = PagingPlan(layout.page_tokens, layout.chunk, bool(layout.global_layers), num_pages, num_pages)
+    kv, storage = PagedKv(plan), KvStorage(layout, plan, decoder.dtype, CPU)
+    sequences = [kv.admit(ids, expect_tokens=len(ids), use_cached=False) for ids in rows]
     parts, start = [], 0
     for step in steps:
         stop = start + step
+        for pages in sequences:
+            kv.grow(pages, step)
         spans = [
-            Span(cache, start, ids[start:stop].tolist(), wants_all_logits=True)
-            for cache, ids in zip(caches, ids_BS, strict=True)
+            Span(pages, start, ids[start:stop], num_logits=step) for pages, ids in zip(sequences, rows, strict=True)
         ]
-        parts.append(forward(Batch.of(spans, layout, CPU)).unflatten(0, (len(caches), step)))
+        batches = [Batch.of(part, layout, CPU) for part in split(spans, num_batches)]
+        parts.append(forward(batches, storage).unflatten(0, (len(rows), step)))
+        for pages, ids in zip(sequences, rows, strict=True):
+            kv.advance(pages, ids, step)
         start = stop
     return torch.cat(parts, dim=1)

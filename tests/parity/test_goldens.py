@@ -17,8 +17,8 @@ from models.checkpoint import open_checkpoint
 from models.llama4.decoder import load_decoder
 from router.engine import Engine
 from router.forward import Forward
+from router.limits import EngineLimits
 from router.request import Ended, GenerationRequest, SamplingParams, TokenChosen
-from router.scheduler import EngineLimits
 from tests.parity.splits import run_in_splits
 from tests.parity.transports import open_transport
 

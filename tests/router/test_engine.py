@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from protos import errors
-from router.batch import Batch, Span
 from router.engine import Engine
 from router.forward import Forward
-from router.kv_cache import CacheLayout, SequenceCache
+from router.kv_cache.layout import CacheLayout
+from router.limits import EngineLimits
 from router.request import Ended, GenerationRequest, PromptDone, SamplingParams, TokenChosen
-from router.scheduler import EngineLimits
 from router.transport.local import LocalTransport
+from tests.parity.splits import run_in_splits
 from tests.tiny import TINY, tiny_decoder
 
 CPU = torch.device("cpu")
@@ -114,11 +114,10 @@ def ask(engine: Engine, prompt=(5, 6, 7), request_id="one", max_tokens=8, **fiel
 def reference_tokens(prompt, num_tokens: int) -> list[int]:
     """Generate greedily without a cache: the whole sequence anew for every token."""
     decoder, weights = tiny_decoder()
-    forward, layout = Forward(decoder, LocalTransport(weights.run_experts)), CacheLayout(TINY, torch.float32)
+    forward = Forward(decoder, LocalTransport(weights.run_experts))
     ids = list(prompt)
     for _ in range(num_tokens):
-        batch = Batch.of([Span(SequenceCache(layout, len(ids), CPU), 0, ids)], layout, CPU)
-        ids.append(int(forward(batch)[0].argmax()))
+        ids.append(int(run_in_splits(forward, [ids], [len(ids)])[0, -1].argmax()))
     return ids[len(prompt) :]
 
 
@@ -166,9 +165,7 @@ def test_prompt_logprobs_score_every_prompt_token_even_when_the_prompt_takes_sev
     prompt = tuple(range(3, 40))
     done = ask(engine, prompt, prompt_logprobs=2, max_tokens=1).next()
     decoder, weights = tiny_decoder()
-    layout = CacheLayout(TINY, torch.float32)
-    span = Span(SequenceCache(layout, len(prompt), CPU), 0, prompt, wants_all_logits=True)
-    logits_TV = Forward(decoder, LocalTransport(weights.run_experts))(Batch.of([span], layout, CPU))
+    logits_TV = run_in_splits(Forward(decoder, LocalTransport(weights.run_experts)), [prompt], [len(prompt)])[0]
     expected = logits_TV.log_softmax(-1)[range(len(prompt) - 1), prompt[1:]]
     assert len(done.logprobs) == len(prompt)
     assert done.logprobs[0].logprob == 0
@@ -301,7 +298,7 @@ def test_load_is_zero_when_nothing_runs(start_engine):
 
 
 def test_sequences_wait_for_cache_instead_of_failing(start_engine):
-    one = CacheLayout(TINY, torch.float32).sequence_bytes(3 + 8)
+    one = CacheLayout(TINY, "float32").sequence_bytes(3 + 8)
     engine, _ = start_engine(kv_bytes=one)
     streams = [ask(engine, request_id=f"r{i}") for i in range(3)]
     assert all(stream.rest()[-1].reason == "length" for stream in streams)

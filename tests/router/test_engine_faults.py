@@ -10,9 +10,9 @@ import pytest
 
 from protos import errors
 from router.engine import Engine
+from router.limits import EngineLimits
 from router.placement import Placement
 from router.request import Ended, GenerationRequest, SamplingParams, TokenChosen
-from router.scheduler import EngineLimits
 from router.transport.grpc import DispatchTimeouts, GrpcTransport
 from router.transport.local import LocalTransport
 from tests.router.scripted_replica import ScriptedReplica

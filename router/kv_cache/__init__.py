@@ -1,0 +1,13 @@
+"""Keys and values of past tokens, in pages: local layers keep the current chunk only.
+
+    position      0 ........ C-1 | C ........ 2C-1 | 2C .... p
+    global layer  [ every token from 0 to p                  ]
+    local layer                                     [2C .. p ]   the chunks before are dead: no later token sees them
+
+layout       which layers keep what, and the bytes of it
+storage      the tensors, written and read by slot
+quantized    the same in 8 bits
+swap         pages of sequences that made room, outside the cache
+
+Which page belongs to whom is router/paging's: plain integers.
+"""

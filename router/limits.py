@@ -1,0 +1,33 @@
+"""What one engine takes on. Plain data without torch, so that whoever plans for an engine need not load it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from router.kv_cache.layout import KvDtype
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineLimits:
+    """What an engine takes on."""
+
+    context_length: int
+    """Most tokens of prompt and output together, per sequence."""
+    kv_bytes: int
+    """Bytes of key/value cache all sequences share."""
+    kv_dtype: KvDtype | None = None
+    """What keys and values are stored in; None: the dtype the model computes in."""
+    page_tokens: int = 16
+    """Tokens per page of the cache; the greatest divisor it shares with the attention chunk is taken."""
+    prefix_cache: bool = True
+    """Keep computed pages after their sequence ends, for prompts that begin alike."""
+    swap_bytes: int = 0
+    """Bytes of memory outside the cache for sequences that had to make room; 0: compute them again instead."""
+    slots: int = 16
+    """Most sequences that generate at once."""
+    max_waiting: int = 256
+    """Most sequences accepted beyond that; more are refused with Overloaded."""
+    step_tokens: int = 512
+    """Most tokens computed in one step."""
+    prefill_stretch: float = 2.0
+    """How many times longer a step may take because prompts share it with sequences that generate; at least 1."""
