@@ -326,6 +326,14 @@ def test_a_chain_hashed_before_gives_the_same_answer():
     assert admit(kv, IDS[:40], chain=chain).num_cached == 36
 
 
+def test_the_end_of_a_prefix_is_evicted_before_its_beginning():
+    kv = paged(GLOBAL_ONLY, num_global_pages=7)
+    cache(kv, IDS[:24])
+    run(kv, IDS[60:68])
+    assert kv.num_evicted == 1
+    assert found(kv, IDS[:24]) == 20
+
+
 # What is worth waiting for.
 
 
@@ -351,6 +359,12 @@ def test_a_block_that_two_compute_is_coming_until_both_gave_up():
     assert kv.is_coming(IDS[:20])
     kv.release(second)
     kv.check()
+    assert not kv.is_coming(IDS[:20])
+
+
+def test_what_was_computed_and_not_kept_is_not_coming():
+    kv = paged()
+    compute(kv, admit(kv, IDS[:20]), IDS[:16], publish=False)
     assert not kv.is_coming(IDS[:20])
 
 
@@ -422,6 +436,14 @@ def test_forks_go_different_ways():
     kv.release(twin)
     kv.check()
     assert kv.num_used_pages() == (0, 0)
+
+
+def test_a_fork_in_the_middle_of_a_prompt_may_go_another_way():
+    kv, other = paged(), [*IDS[:10], *range(20)]
+    pages = compute(kv, admit(kv, IDS[:30]), IDS[:10])
+    twin, _ = kv.fork(pages)
+    compute(kv, twin, other)
+    assert (found(kv, IDS[:30]), found(kv, other)) == (8, 28)
 
 
 # What check finds.
