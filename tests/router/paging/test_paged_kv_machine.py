@@ -22,7 +22,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from router.paging.page_pool import OutOfPages
+from router.paging.page_pool import OutOfPages, PagePool
+from router.paging.page_table import PageTable
 from router.paging.paged_kv import PagedKv, PagingPlan
 from router.paging.sequence_pages import SequencePages
 
@@ -62,8 +63,8 @@ class PagedKvMachine(RuleBasedStateMachine):
 
     @initialize(
         kinds=st.sampled_from([(CHUNK, True), (CHUNK, True), (None, True), (CHUNK, False)]),
-        num_global=st.integers(6, 40),
-        num_local=st.integers(4, 24),
+        num_global=st.integers(8, 80),
+        num_local=st.integers(5, 50),
         uses_cache=st.sampled_from([True, True, True, False]),
     )
     def start(self, kinds: tuple[int | None, bool], num_global: int, num_local: int, uses_cache: bool) -> None:
@@ -87,7 +88,45 @@ class PagedKvMachine(RuleBasedStateMachine):
         self.cancel(sequence)
         return self.admitted(sequence.ids, expect)
 
-    @rule(sequence=sequences, num_tokens=st.integers(1, 40))
+    @rule(target=sequences, sequence=consumes(sequences))
+    def swap_out_and_in(self, sequence: Running) -> object:
+        num_tokens = sequence.pages.num_tokens
+        self.cancel(sequence)
+        again = self.admitted(sequence.ids, 0)
+        start = again.pages.num_tokens
+        if start >= num_tokens:
+            return again
+        before = self.state(again)
+        try:
+            self.kv.restore(again.pages, again.ids, num_tokens)
+        except OutOfPages:
+            assert self.state(again) == before
+            return again
+        for is_local, table in self.kinds(again):
+            first = max(start, num_tokens // CHUNK * CHUNK) if is_local else start
+            for position, slot in zip(range(first, num_tokens), table.slots(first, num_tokens), strict=True):
+                assert self.pool(is_local).num_holders(slot // PAGE) == 1
+                self.written[is_local, slot] = again.content(position)
+        return again
+
+    @rule(prefix=st.sampled_from(PREFIXES), length=st.integers(1, 45), step=st.integers(1, 24))
+    def start_with_as_many_pages_as_wanted(self, prefix: list[int], length: int, step: int) -> None:
+        """A sequence that may start by `num_wanted` can compute all it has, and wants no more than that."""
+        kv, ids = self.kv, prefix[:length]
+        wanted = kv.num_wanted(ids, use_cached=self.uses_cache)
+        available = kv.global_pool.num_available, kv.local_pool.num_available
+        if wanted[0] > available[0] or wanted[1] > available[1]:
+            return
+        sequence = self.admitted(ids, length)
+        while sequence.pages.num_tokens < length:
+            # Local pages of one chunk are counted: a step must not cross into the next one.
+            num_tokens = min(step, length - sequence.pages.num_tokens, CHUNK - sequence.pages.num_tokens % CHUNK)
+            kv.grow(sequence.pages, num_tokens)
+            self.write_and_advance(sequence, num_tokens)
+        assert available[0] - kv.global_pool.num_available == wanted[0]
+        self.cancel(sequence)
+
+    @rule(sequence=sequences, num_tokens=st.integers(1, 24))
     def compute(self, sequence: Running, num_tokens: int) -> None:
         kv, pages = self.kv, sequence.pages
         before = self.state(sequence)
@@ -101,7 +140,7 @@ class PagedKvMachine(RuleBasedStateMachine):
         assert can_grow
         self.write_and_advance(sequence, num_tokens)
 
-    @rule(sequence=sequences, grown=st.integers(1, 40), computed=st.integers(0, 40))
+    @rule(sequence=sequences, grown=st.integers(1, 24), computed=st.integers(0, 24))
     def compute_less_than_grown(self, sequence: Running, grown: int, computed: int) -> None:
         if self.kv.can_grow(sequence.pages, grown):
             self.kv.grow(sequence.pages, grown)
@@ -185,7 +224,10 @@ class PagedKvMachine(RuleBasedStateMachine):
 
     # The tensors.
 
-    def kinds(self, sequence: Running) -> list[tuple[bool, object]]:
+    def pool(self, is_local: bool) -> PagePool:
+        return self.kv.local_pool if is_local else self.kv.global_pool
+
+    def kinds(self, sequence: Running) -> list[tuple[bool, PageTable]]:
         tables = []
         if self.kv.plan.has_global:
             tables.append((False, sequence.pages.global_table))
@@ -196,9 +238,7 @@ class PagedKvMachine(RuleBasedStateMachine):
     def admitted(self, ids: list[int], expect: int) -> Running:
         was_coming = self.kv.is_coming(ids)
         used, queried = self.kv.num_used_pages(), self.kv.queried_tokens
-        available = self.kv.global_pool.num_available + self.kv.global_pool.num_held
         pages = self.kv.admit(ids, expect_tokens=expect, use_cached=self.uses_cache)
-        assert available == self.kv.global_pool.num_pages
         assert self.kv.queried_tokens == queried
         assert all(now >= before for now, before in zip(self.kv.num_used_pages(), used, strict=True))
         assert pages.num_cached <= len(ids) - 1
@@ -215,10 +255,9 @@ class PagedKvMachine(RuleBasedStateMachine):
         while len(sequence.ids) < stop:  # "sampled", the same for the same past
             sequence.ids.append(sequence.content(len(sequence.ids) - 1) % 3)
         for is_local, table in self.kinds(sequence):
-            pool = self.kv.local_pool if is_local else self.kv.global_pool
             for position, slot in zip(range(start, stop), table.slots(start, stop), strict=True):
-                assert pool.num_holders(slot // PAGE) == 1
-                assert not pool.is_published(slot // PAGE)
+                assert self.pool(is_local).num_holders(slot // PAGE) == 1
+                assert not self.pool(is_local).is_published(slot // PAGE)
                 self.written[is_local, slot] = sequence.content(position)
         self.read(sequence, start, stop)
         self.kv.advance(pages, sequence.ids, num_tokens, publish=self.uses_cache)
@@ -244,7 +283,7 @@ def test_any_interleaving_of_requests_keeps_pages_and_contents_apart(steps):
     run_state_machine_as_test(
         PagedKvMachine,
         settings=settings(
-            max_examples=2400 // steps,
+            max_examples=4800 // steps,
             stateful_step_count=steps,
             deadline=None,
             derandomize=True,
