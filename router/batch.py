@@ -9,12 +9,8 @@ import torch
 from torch import Tensor
 
 from router.kv_cache.layout import CacheLayout
-from router.kv_cache.storage import Piece
-from router.paging.page_table import PageTable
 from router.paging.sequence_pages import SequencePages
-
-_WORTH_ITS_OWN = 512
-"""Tokens from which a piece of cache is attended to by itself: shorter neighbours are cheaper to copy together."""
+from router.seen import Place, Seen, look_up
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,35 +28,15 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What a segment's tokens see in the layers of one kind."""
-
-    past: tuple[tuple[Piece, ...], ...]
-    """Groups of pieces, each read at once; every token sees all of them. A lone token's own slot is among them."""
-    own: tuple[Piece, ...]
-    """The tokens' own slots: each sees those up to itself. Empty for a lone token."""
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Rows [row_start, row_stop) of the step: consecutive tokens in one chunk of one sequence."""
-
-    row_start: int
-    row_stop: int
-    globally: Seen
-    locally: Seen
-
-
-@dataclass(frozen=True, slots=True)
 class Batch:
     """Tokens laid end to end."""
 
     ids_T: Tensor
     positions_T: Tensor
-    global_slots_T: Tensor
-    """[T] int64: where global layers keep each token. Empty if the model has none, as below."""
-    local_slots_T: Tensor
-    segments: tuple[Segment, ...]
+    globally: Seen | None
+    """What they see in global layers; None if the model has none."""
+    locally: Seen | None
+    """The same of local layers."""
     logit_rows: Tensor
     """[rows] int64, the rows whose logits are wanted, in the order of the spans."""
 
@@ -74,27 +50,31 @@ class Batch:
         """Lay out the spans in the order given."""
         ids: list[int] = []
         positions: list[int] = []
-        global_slots: list[int] = []
-        local_slots: list[int] = []
-        segments: list[Segment] = []
+        global_places: list[Place] = []
+        local_places: list[Place] = []
         logit_rows: list[int] = []
         for span in spans:
             base = len(ids) - span.start
             stop = span.start + len(span.ids)
-            for low, high in layout.segments(span.start, stop):
-                segments.append(_segment(span.pages, low, high, base, layout))
+            if layout.global_layers:
+                global_places.append(Place(span.pages.global_table, 0, span.start, stop, base + span.start))
+            if layout.chunk:
+                for low, high in layout.segments(span.start, stop):
+                    chunk_start = low // layout.chunk * layout.chunk
+                    local_places.append(Place(span.pages.local_table, chunk_start, low, high, base + low))
             ids.extend(span.ids)
             positions.extend(range(span.start, stop))
-            if layout.global_layers:
-                global_slots += span.pages.global_table.slots(span.start, stop)
-            if layout.local_layers:
-                local_slots += span.pages.local_table.slots(span.start, stop)
             logit_rows.extend(range(base + stop - span.num_logits, base + stop))
-        ids_T, positions_T, global_slots_T, local_slots_T, rows = (
-            torch.tensor(numbers, dtype=torch.int64, device=device)
-            for numbers in (ids, positions, global_slots, local_slots, logit_rows)
+        ids_T, positions_T, rows = (
+            torch.tensor(numbers, dtype=torch.int64, device=device) for numbers in (ids, positions, logit_rows)
         )
-        return cls(ids_T, positions_T, global_slots_T, local_slots_T, tuple(segments), rows)
+        return cls(
+            ids_T,
+            positions_T,
+            look_up(global_places, device) if layout.global_layers else None,
+            look_up(local_places, device) if layout.chunk else None,
+            rows,
+        )
 
 
 def split(spans: Sequence[Span], num_parts: int) -> list[list[Span]]:
@@ -126,35 +106,3 @@ def _cut(span: Span, num_tokens: int) -> tuple[Span, Span]:
     num_second = len(span.ids) - num_tokens
     first = Span(span.pages, span.start, span.ids[:num_tokens], max(span.num_logits - num_second, 0))
     return first, Span(span.pages, span.start + num_tokens, span.ids[num_tokens:], min(span.num_logits, num_second))
-
-
-def _segment(pages: SequencePages, low: int, high: int, base: int, layout: CacheLayout) -> Segment:
-    nothing = Seen((), ())
-    chunk_start = low // layout.chunk * layout.chunk if layout.chunk else 0
-    return Segment(
-        row_start=base + low,
-        row_stop=base + high,
-        globally=_seen(pages.global_table, 0, low, high) if layout.global_layers else nothing,
-        locally=_seen(pages.local_table, chunk_start, low, high) if layout.local_layers else nothing,
-    )
-
-
-def _seen(table: PageTable, first: int, low: int, high: int) -> Seen:
-    if high - low == 1:
-        return Seen(_groups(table.pieces(first, high)), ())
-    return Seen(_groups(table.pieces(first, low)) if low > first else (), tuple(table.pieces(low, high)))
-
-
-def _groups(pieces: Sequence[Piece]) -> tuple[tuple[Piece, ...], ...]:
-    """Put short neighbours together."""
-    if len(pieces) == 1:
-        return (tuple(pieces),)
-    groups: list[list[Piece]] = []
-    is_open = False
-    for piece in pieces:
-        if is_open and piece[1] < _WORTH_ITS_OWN:
-            groups[-1].append(piece)
-        else:
-            groups.append([piece])
-        is_open = piece[1] < _WORTH_ITS_OWN
-    return tuple(tuple(group) for group in groups)

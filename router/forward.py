@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from models.llama4.attention import PositionTables
 from models.llama4.decoder import Decoder, DecoderLayer
-from models.llama4.softmax import KeysValues, attend_causal, attend_past
-from router.batch import Batch, Seen
+from models.llama4.softmax import attend_causal, attend_padded, attend_past
+from router.batch import Batch
 from router.combine import combine
 from router.gate import route
-from router.kv_cache.storage import KvStorage, Piece
+from router.kv_cache.storage import KvStorage
 from router.plan import plan_dispatch
+from router.seen import Seen
 from router.transport.base import Transport
 
 LayerProbe = Callable[[int, Tensor], None]
@@ -80,14 +80,10 @@ class Forward:
         storage: KvStorage,
     ) -> Tensor:
         q_THC, k_TGC, v_TGC = self.decoder.attention.project(index, hidden_TD, layer.attention, tables)
-        is_local = self.decoder.config.is_local(index)
-        storage.write(index, batch.local_slots_T if is_local else batch.global_slots_T, k_TGC, v_TGC)
-        mixed_THC = torch.empty_like(q_THC)
-        for segment in batch.segments:
-            rows = slice(segment.row_start, segment.row_stop)
-            seen = segment.locally if is_local else segment.globally
-            mixed_THC[rows] = _attend(q_THC[rows], seen, partial(storage.read, index))
-        return layer.attention.o(mixed_THC.flatten(1))
+        seen = batch.locally if self.decoder.config.is_local(index) else batch.globally
+        assert seen is not None
+        storage.write(index, seen.slots_T, k_TGC, v_TGC)
+        return layer.attention.o(_attend(q_THC, seen, index, storage).flatten(1))
 
     def _feed_forward(self, index: int, layer: DecoderLayer, hidden_TD: Tensor) -> Generator[None, None, Tensor]:
         if layer.gate_ED is None or layer.shared is None:
@@ -104,6 +100,17 @@ class Forward:
         return combine(shared_TD, pending.wait(), plan)
 
 
-def _attend(q_THC: Tensor, seen: Seen, read: Callable[[Sequence[Piece]], KeysValues]) -> Tensor:
-    past = [read(pieces) for pieces in seen.past]
-    return attend_causal(q_THC, past, read(seen.own)) if seen.own else attend_past(q_THC, past)
+def _attend(q_THC: Tensor, seen: Seen, layer: int, storage: KvStorage) -> Tensor:
+    """Return attention [T, H, C] of a step's tokens over what they see in the cache."""
+    mixed_THC = torch.empty_like(q_THC)
+    for group in seen.together:
+        keys_values = storage.gather(layer, group.slots_BS)
+        mixed_THC[group.rows_B] = attend_padded(q_THC[group.rows_B], *keys_values, group.mask_BS)
+    for segment in seen.segments:
+        rows = slice(segment.row_start, segment.row_stop)
+        past = [storage.read(layer, pieces) for pieces in segment.past]
+        if segment.own:
+            mixed_THC[rows] = attend_causal(q_THC[rows], past, storage.read(layer, segment.own))
+        else:
+            mixed_THC[rows] = attend_past(q_THC[rows], past)
+    return mixed_THC

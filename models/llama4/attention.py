@@ -1,11 +1,10 @@
-"""Grouped-query attention: projections, rotation, QK norm, position temperature, and the softmax itself."""
+"""Grouped-query attention up to the softmax: projections, rotation, QK norm, position temperature."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from models.config import ModelConfig
@@ -31,10 +30,10 @@ class AttentionWeights:
 class PositionTables:
     """What depends on this step's positions only, so that all layers share it.
 
-    `angles` are RotaryEmbedding.angles; `temperature_T` is [T, 1, 1] float32, None where the model has none.
+    `turns` are RotaryEmbedding.turns; `temperature_T` is [T, 1, 1] float32, None where the model has none.
     """
 
-    angles: tuple[Tensor, Tensor]
+    turns: Tensor
     temperature_T: Tensor | None
 
 
@@ -48,7 +47,7 @@ class Attention:
     def tables(self, positions_T: Tensor) -> PositionTables:
         """Return what the layers need to know of absolute positions [T] int64."""
         temperature = position_temperature(positions_T, self._config) if self._config.attn_temperature else None
-        return PositionTables(self._rope.angles(positions_T), temperature)
+        return PositionTables(self._rope.turns(positions_T), temperature)
 
     def project(
         self, layer: int, hidden_TD: Tensor, weights: AttentionWeights, tables: PositionTables
@@ -64,7 +63,7 @@ class Attention:
         qk, v_TGC = qkv.split((num_queries + num_keys, num_keys), dim=1)
         if layer not in config.nope_layers:
             # Queries and keys in one go: head by head they are treated alike, and each operation has its price.
-            qk = self._rope.rotate(qk, tables.angles)
+            qk = self._rope.rotate(qk, tables.turns)
             if config.qk_norm:
                 qk = rms_norm(qk, None, config.norm_eps)
         q_THC, k_TGC = qk.split((num_queries, num_keys), dim=1)
@@ -81,31 +80,3 @@ def position_temperature(positions_T: Tensor, config: ModelConfig) -> Tensor:
     """
     steps = torch.floor((positions_T.to(torch.float32) + 1) / config.temperature_floor)
     return (torch.log1p(steps) * config.temperature_scale + 1)[:, None, None]
-
-
-def attend(q_THC: Tensor, keys_GSC: Tensor, values_GSC: Tensor) -> Tensor:
-    """Return causal attention [T, H, C] of the last T of S positions over all S.
-
-    Args:
-        q_THC: [T, H, C], queries of the positions S-T .. S-1.
-        keys_GSC: [G, S, C], every key the queries may see; query head h reads group h // (H / G).
-        values_GSC: [G, S, C].
-    """
-    num_tokens, num_heads, head_size = q_THC.shape
-    num_groups, num_keys, _ = keys_GSC.shape
-    if num_tokens == 1:
-        # A group's queries are rows of one product: no mask, and keys that are not repeated for every head.
-        q_1GhC = q_THC.reshape(1, num_groups, num_heads // num_groups, head_size)
-        return F.scaled_dot_product_attention(q_1GhC, keys_GSC[None], values_GSC[None]).reshape(1, num_heads, head_size)
-    mask = None
-    if num_keys > num_tokens:
-        mask = torch.ones(num_tokens, num_keys, dtype=torch.bool, device=q_THC.device).tril(num_keys - num_tokens)
-    mixed = F.scaled_dot_product_attention(
-        q_THC.transpose(0, 1)[None],
-        keys_GSC[None],
-        values_GSC[None],
-        attn_mask=mask,
-        is_causal=mask is None,
-        enable_gqa=num_groups != num_heads,
-    )
-    return mixed[0].transpose(0, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -16,6 +16,5 @@ def rms_norm(x_TD: Tensor, weight_D: Tensor | None, eps: float) -> Tensor:
 
     Source: Zhang and Sennrich 2019; the order cast-then-weight is Llama's (llama-models, `RMSNorm`).
     """
-    x32_TD = x_TD.float()
-    normed_TD = (x32_TD * torch.rsqrt(x32_TD.pow(2).mean(-1, keepdim=True) + eps)).to(x_TD.dtype)
+    normed_TD = F.rms_norm(x_TD, x_TD.shape[-1:], eps=eps)
     return normed_TD if weight_D is None else normed_TD * weight_D

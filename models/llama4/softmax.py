@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 KeysValues = tuple[Tensor, Tensor]
@@ -36,6 +37,21 @@ def attend_causal(q_THC: Tensor, past: Sequence[KeysValues], own: KeysValues) ->
         own: the T tokens' keys and values: query t sees the first t + 1.
     """
     return _merge([*(_over_past(q_THC, *piece) for piece in past), _over_own(q_THC, *own)])
+
+
+def attend_padded(q_BHC: Tensor, keys_BGSC: Tensor, values_BGSC: Tensor, mask_BS: Tensor) -> Tensor:
+    """Return attention [B, H, C] of lone tokens, each over a past of its own.
+
+    Args:
+        q_BHC: [B, H, C].
+        keys_BGSC: [B, G, S, C], padded to one length.
+        values_BGSC: the same.
+        mask_BS: [B, S] float32, added to the scores: 0, or -inf where it pads.
+    """
+    num_groups, num_keys = keys_BGSC.shape[1:3]
+    q_BGhC = q_BHC.unflatten(1, (num_groups, -1))
+    mask_B11S = mask_BS.to(q_BHC.dtype).view(-1, 1, 1, num_keys)
+    return F.scaled_dot_product_attention(q_BGhC, keys_BGSC, values_BGSC, attn_mask=mask_B11S).flatten(1, 2)
 
 
 _Partial = tuple[Tensor, Tensor]
@@ -75,9 +91,7 @@ def _merge(partials: Sequence[_Partial]) -> Tensor:
 def _flash(q_1HTC: Tensor, k_1HSC: Tensor, v_1HSC: Tensor, *, is_causal: bool) -> tuple[Tensor, Tensor]:
     """Return attention [1, H, T, C] and log-sum-exp [1, H, T] float32; causal only where T equals S."""
     if q_1HTC.device.type == "cpu":
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q_1HTC, k_1HSC, v_1HSC, 0.0, is_causal
-        )
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q_1HTC, k_1HSC, v_1HSC, 0.0, is_causal)
         return out, lse
     scores = (q_1HTC @ k_1HSC.transpose(-1, -2)).float() * q_1HTC.shape[-1] ** -0.5
     if is_causal:

@@ -65,6 +65,11 @@ class KvStorage:
         store = self._layers[layer]
         return store.keys.read(pieces), store.values.read(pieces)
 
+    def gather(self, layer: int, slots_BS: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values [B, G, S, C] of any slots [B, S]. Cost: copies them."""
+        store = self._layers[layer]
+        return store.keys.gather(slots_BS), store.values.gather(slots_BS)
+
     def copy_page(self, is_local: bool, source: int, target: int) -> None:
         """Copy a page of one kind in every layer."""
         size = self.page_tokens
@@ -104,3 +109,8 @@ class _Rows:
             return self._codec.decode(*(part.narrow(1, first, count) for part in self._by_head))
         joined = (torch.cat([part.narrow(1, first, count) for first, count in pieces], dim=1) for part in self._by_head)
         return self._codec.decode(*joined)
+
+    def gather(self, slots_BS: Tensor) -> Tensor:
+        flat = slots_BS.flatten()
+        rows = (part.index_select(0, flat).unflatten(0, slots_BS.shape).transpose(1, 2) for part in self.parts)
+        return self._codec.decode(*rows)

@@ -7,10 +7,19 @@ import math
 import pytest
 import torch
 
-from models.llama4.attention import attend
+from models.llama4.softmax import attend_causal, attend_padded, attend_past
 
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 NUM_HEADS, NUM_GROUPS, HEAD_SIZE = 6, 2, 16
+
+
+def attend(q_THC, keys_GSC, values_GSC):
+    """Attend as a step does: the past, then the tokens themselves."""
+    start = keys_GSC.shape[1] - q_THC.shape[0]
+    if q_THC.shape[0] == 1:
+        return attend_past(q_THC, [(keys_GSC, values_GSC)])
+    past = [(keys_GSC[:, :start], values_GSC[:, :start])] if start else []
+    return attend_causal(q_THC, past, (keys_GSC[:, start:], values_GSC[:, start:]))
 
 
 def attend_slowly(q_THC, keys_GSC, values_GSC):
@@ -47,3 +56,19 @@ def test_products_beyond_float16_do_not_overflow(num_tokens):
     keys_GSC = torch.full((NUM_GROUPS, 3, HEAD_SIZE), 80.0, dtype=torch.float16)
     values_GSC = torch.ones(NUM_GROUPS, 3, HEAD_SIZE, dtype=torch.float16)
     assert torch.equal(attend(q_THC, keys_GSC, values_GSC), torch.ones_like(q_THC))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_lone_tokens_attended_to_together_see_their_own_past_only(dtype):
+    generator = torch.Generator().manual_seed(3)
+    lengths = [3, 7, 1]
+    q_BHC = torch.randn(3, NUM_HEADS, HEAD_SIZE, generator=generator).to(dtype)
+    keys_BGSC = torch.randn(3, NUM_GROUPS, 7, HEAD_SIZE, generator=generator).to(dtype)
+    values_BGSC = torch.randn(3, NUM_GROUPS, 7, HEAD_SIZE, generator=generator).to(dtype)
+    mask_BS = torch.zeros(3, 7)
+    for row, length in enumerate(lengths):
+        mask_BS[row, length:] = -torch.inf
+    together_BHC = attend_padded(q_BHC, keys_BGSC, values_BGSC, mask_BS)
+    for row, length in enumerate(lengths):
+        alone_1HC = attend_slowly(q_BHC[row : row + 1], keys_BGSC[row, :, :length], values_BGSC[row, :, :length])
+        torch.testing.assert_close(together_BHC[row : row + 1].double(), alone_1HC, atol=TOLERANCE[dtype], rtol=0)
