@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +40,6 @@ def run_command(settings: Settings, outputs: Outputs) -> int:
         ServingError: the run cannot begin, or a file cannot be written.
     """
     _check_outputs(outputs)
-    # gRPC's core reports a server that goes away on standard error, in the middle of the progress line.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     with ProgressLine(settings, Console(stderr=True, highlight=False)) as progress:
         result = asyncio.run(_run(settings, progress))
     summary = summarise(result)
