@@ -155,7 +155,7 @@ def _draw_distribution(
 def _limits_ms(lines: dict[str, list[Any]], bound_s: float | None) -> tuple[float, float]:
     """Return an axis that shows all but the longest hundredth: one stall would squeeze everything else to a line."""
     known = [[value for value in values if value is not None] for values in lines.values()]
-    high_s = max((float(np.percentile(values, 99.5)) for values in known if values), default=1.0)
+    high_s = max((float(np.percentile(values, 99)) for values in known if values), default=1.0)
     return 0.0, max(high_s, bound_s or 0.0) * 1000 * 1.15 or 1.0
 
 
