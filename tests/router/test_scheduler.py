@@ -271,7 +271,7 @@ def test_whatever_comes_every_sequence_ends_as_if_alone_and_every_page_comes_bac
         saves=saves,
         prefix_cache=prefix_cache,
     )
-    requests.sort(key=lambda request: request["step"])
+    requests = sorted(requests, key=lambda request: request["step"])
     added, cancelled, step = [], set(), 0
     while len(added) < len(requests) or simulation.scheduler.running or simulation.scheduler.waiting:
         while len(added) < len(requests) and requests[len(added)]["step"] <= step:
