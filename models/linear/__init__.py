@@ -16,9 +16,9 @@ from models.linear import int4, int8, onednn
 from models.linear.dequantized import DequantizedInt4, DequantizedInt8
 from models.linear.linear import Linear
 from models.linear.plain import PlainLinear
-from models.linear.quantization import Quantization, quantize_int4, quantize_int8
+from models.linear.quantization import BITS_PER_WEIGHT, Quantization, quantize_int4, quantize_int8
 
-__all__ = ["Linear", "Quantization", "pack_linear", "share_linear"]
+__all__ = ["BITS_PER_WEIGHT", "Linear", "Quantization", "pack_linear", "share_linear"]
 
 
 def pack_linear(weight_OI: Tensor, quantize: Quantization | None = None) -> Linear:

@@ -12,6 +12,9 @@ from torch import Tensor
 Quantization = Literal["int8", "int4"]
 """int8: one scale for each output. int4: a scale and a zero for each group of `INT4_GROUP` inputs of an output."""
 
+BITS_PER_WEIGHT: dict[Quantization, int] = {"int8": 8, "int4": 5}
+"""With int4's scales and zeros; int8's are few."""
+
 INT8_LEVELS = 127
 INT4_GROUP = 32
 """Inputs that share a scale; the last group is filled up with zeros. A scale and a zero add 1 bit to each weight."""
