@@ -20,14 +20,15 @@ Why it is fair. Each engine has the settings that were found fastest for it on t
 `peers/engines.py`, repeated in the results), the same room for its cache, no prefix cache (prompts differ in every
 round anyway), and every processor. In a round each workload is put to one engine after the other, so that a ratio is
 of figures taken seconds apart; every other round goes backwards; the first round warms up and is thrown away. Workers
-stay loaded between turns while memory allows; one that is busy when idle is stopped meanwhile. Ratios are taken round
-by round, between each engine's best of float32 and bfloat16. And the engines do compute the same model: each is first
-asked for 64 greedy tokens, and how many are those of transformers in float32 is part of the results.
+stay loaded between turns if memory allows (else each engine does all its workloads in turn); one that is busy when
+idle is stopped meanwhile. Ratios are taken round by round, between each engine's best of float32 and bfloat16 (and of
+the ways to bind vLLM's threads). And the engines do compute the same model: each is first asked for 64 greedy tokens,
+and how many are those of transformers in float32 is part of the results.
 
     python benchmarks/peers.py setup                       make the peers' environments (20 minutes, 3 GB)
     python benchmarks/peers.py run                         everything, 3 rounds
     python benchmarks/peers.py run --quick --rounds 1      a few minutes, to see that it works
-    python benchmarks/peers.py run --engines herd-split-fp32 vllm-fp32 --workloads decode-32
+    python benchmarks/peers.py run --engines herd-split-fp32 vllm-all-fp32 --workloads decode-32
     python benchmarks/peers.py run --engines 'herd-*' llama-q8_0 --router-threads 1
 """
 
@@ -79,35 +80,45 @@ class Bench:
         self._vocab_size = json.loads((self._checkpoint / "config.json").read_text())["vocab_size"]
         self._weight_bytes = sum(file.stat().st_size for file in self._checkpoint.glob("*.safetensors"))
         self.run = Run(variants=variants, workloads=workloads)
+        self._memory_bytes = available_bytes()
         self.pool = WorkerPool(self._start, self._need_bytes, available_bytes, self._note_idle)
 
     def measure_rounds(self, after_round: Callable[[], None]) -> None:
         """Check agreement, warm up and measure; a variant that fails is left out from there on."""
         self._compare_tokens()
         for number in range(self._options.rounds + 1):
-            names = [name for name in self.run.variants if name not in self.run.failures]
-            for workload in self.run.workloads:
-                for name in names if number % 2 else reversed(names):
-                    if name not in self.run.failures:
-                        self._turn(number, name, workload)
+            for name, workload in self._turns(number):
+                if name not in self.run.failures:
+                    self._turn(number, name, workload)
             if number:
                 after_round()
 
+    def _turns(self, number: int) -> list[tuple[str, Workload]]:
+        """Return who is asked what in a round: workload by workload if all engines fit in memory, else by engine."""
+        names = [name for name in self.run.variants if name not in self.run.failures]
+        if number % 2 == 0:
+            names.reverse()
+        if sum(self._need_bytes(name) for name in names) < self._memory_bytes:
+            return [(name, workload) for workload in self.run.workloads for name in names]
+        return [(name, workload) for name in names for workload in self.run.workloads]
+
     def _compare_tokens(self) -> None:
+        """Ask every engine for the same greedy tokens, the reference first; then warm it up."""
         prompts = AGREEMENT.make_prompts(self._vocab_size, "agreement")
-        names = sorted(self.run.variants, key=lambda name: name != REFERENCE)
-        expected: list[list[int]] | None = None
-        for name in names:
-            tokens = self._ask(name, prompts, AGREEMENT.max_tokens)
-            if tokens is None:
+        kept = self._options.peers_home / f"{self._checkpoint.name}.greedy.json"
+        expected = json.loads(kept.read_text()) if kept.is_file() else None
+        for name in sorted(self.run.variants, key=lambda name: name != REFERENCE):
+            answer = self._ask(name, prompts, AGREEMENT.max_tokens)
+            if answer is None:
                 continue
-            self._ask(name, WARM_UP.make_prompts(self._vocab_size, name), WARM_UP.max_tokens)
             if name == REFERENCE:
-                expected = tokens["tokens"]
+                expected = answer["tokens"]
+                kept.write_text(json.dumps(expected))
             if expected is not None:
-                num_tokens = AGREEMENT.prompts * AGREEMENT.max_tokens
-                self.run.agreement[name] = f"{count_agreeing(expected, tokens['tokens'])} of {num_tokens}"
+                agreeing = count_agreeing(expected, answer["tokens"])
+                self.run.agreement[name] = f"{agreeing} of {AGREEMENT.prompts * AGREEMENT.max_tokens}"
                 self._say(f"{name}: {self.run.agreement[name]} greedy tokens as {REFERENCE}")
+            self._ask(name, WARM_UP.make_prompts(self._vocab_size, name), WARM_UP.max_tokens)
             self.pool.rest(name)
 
     def _turn(self, number: int, name: str, workload: Workload) -> None:
@@ -138,7 +149,7 @@ class Bench:
 
     def _start(self, name: str) -> WorkerProcess:
         variant = self.run.variants[name]
-        variables = dict(variant.variables)
+        variables = variant.environment(self._options.peers_home)
         if variant.environment_name == "herd":
             variables["PYTHONPATH"] = str(self._options.herd_checkout)
         logs = self._options.peers_home / "logs"
@@ -307,7 +318,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 # llama-f32 is there to show that the export is right; it is slower than its other types everywhere.
-_DEFAULT_ENGINES = ["herd-*", "vllm-*", "llama-bf16", "llama-q8_0", "transformers-*"]
+_DEFAULT_ENGINES = ["herd-*", "vllm-auto-*", "vllm-all-*", "llama-bf16", "llama-q8_0", "transformers-*"]
 
 
 def _setup(options: argparse.Namespace) -> int:

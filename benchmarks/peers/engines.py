@@ -19,10 +19,18 @@ EXPERT_THREADS = max(1, CORES // 2)
 EXPERT_REPLICAS = 2
 STEP_TOKENS = 512
 
-# vLLM as it comes: compiled, an engine and a worker process beside the caller, their OpenMP threads bound to cores. In
-# one process (VLLM_ENABLE_V1_MULTIPROCESSING=0) nothing binds them, and it decodes several times slower.
+# vLLM compiled, an engine and a worker process beside the caller, as it comes. How its threads are bound matters more
+# than anything else: "auto" leaves a core to the other processes (of two cores, it computes on one), "all" takes every
+# core, "iomp" also replaces GNU's OpenMP by Intel's, as vLLM's manual advises. Which is fastest depends on the machine
+# and its load, so they take part as engines of one family. In one process (VLLM_ENABLE_V1_MULTIPROCESSING=0) nothing
+# binds them, and on loaded cores it decoded several times slower.
 VLLM_BATCHED_TOKENS = 2048
-VLLM_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "auto"}
+_ALL_CORES = f"0-{CORES - 1}"
+VLLM_BINDINGS = {
+    "auto": {"VLLM_CPU_OMP_THREADS_BIND": "auto"},
+    "all": {"VLLM_CPU_OMP_THREADS_BIND": _ALL_CORES},
+    "iomp": {"VLLM_CPU_OMP_THREADS_BIND": _ALL_CORES, "LD_PRELOAD": "{environment}/lib/libiomp5.so"},
+}
 
 LLAMA_BATCH, LLAMA_UBATCH = 2048, 512
 
@@ -55,7 +63,12 @@ class Variant:
     gguf: str | None = None
     """What the model is exported as for it; None: it reads the checkpoint."""
     variables: dict[str, str] = field(default_factory=dict)
-    """Environment variables."""
+    """Environment variables; {environment} stands for the folder of its virtual environment."""
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """Return the variables, filled in."""
+        folder = home / self.environment_name
+        return {name: value.format(environment=folder) for name, value in self.variables.items()}
 
     def command(self, home: Path, checkpoint: Path, python: Path) -> list[str]:
         """Return how to start its worker.
@@ -95,17 +108,17 @@ def _herd(experts: str, dtype: str, router_threads: int, expert_threads: int, st
     )
 
 
-def _vllm(dtype: str) -> Variant:
+def _vllm(binding: str, dtype: str) -> Variant:
     options = ["--dtype", DTYPES[dtype], "--max-seqs", str(SLOTS), "--batched-tokens", str(VLLM_BATCHED_TOKENS)]
     options += ["--context", str(CONTEXT), "--kv-gib", str(KV_GIB)]
     return Variant(
-        name=f"vllm-{dtype}",
+        name=f"vllm-{binding}-{dtype}",
         family="vllm",
         is_exact=dtype == "fp32",
         environment_name="vllm",
         script="vllm_worker.py",
         options=tuple(options),
-        variables=VLLM_ENVIRONMENT,
+        variables=VLLM_BINDINGS[binding],
     )
 
 
@@ -156,7 +169,7 @@ def all_variants(
         for dtype in herd_dtypes
         for experts in ("split", "local")
     ]
-    vllm = [_vllm("fp32"), _vllm("bf16")]
+    vllm = [_vllm(binding, dtype) for dtype in ("fp32", "bf16") for binding in VLLM_BINDINGS]
     llama = [_llama("f32"), _llama("bf16"), _llama("q8_0")]
     transformers = [_transformers("fp32"), _transformers("bf16")]
     return {variant.name: variant for variant in [*herd, *vllm, *llama, *transformers]}

@@ -27,8 +27,8 @@ def test_spread_is_the_median_with_the_least_and_the_most():
 
 
 def test_the_best_variant_is_chosen_by_its_median():
-    run = run_of(vllm__fp32=[10, 40, 20], vllm__bf16=[21, 22, 23])
-    assert run.best("vllm", "decode-8") == "vllm-bf16"
+    run = run_of(vllm__all__fp32=[10, 40, 20], vllm__all__bf16=[21, 22, 23])
+    assert run.best("vllm", "decode-8") == "vllm-all-bf16"
     assert run.best("vllm", "decode-1") is None
 
 
@@ -39,13 +39,13 @@ def test_quantised_variants_are_kept_apart():
 
 
 def test_ratios_are_taken_round_by_round_where_both_were_measured():
-    run = run_of(herd__split__fp32=[20, 60, 90], vllm__fp32=[10, 20])
-    assert run.ratios("herd-split-fp32", "vllm-fp32", "decode-8") == [2.0, 3.0]
+    run = run_of(herd__split__fp32=[20, 60, 90], vllm__all__fp32=[10, 20])
+    assert run.ratios("herd-split-fp32", "vllm-all-fp32", "decode-8") == [2.0, 3.0]
 
 
 def test_the_page_says_which_goals_were_met_missed_and_not_measured():
-    page = as_markdown(run_of(herd__split__fp32=[20, 60], vllm__fp32=[20, 30]), "# Title", {"date": "today"})
-    assert "| decode-8 | herd-split-fp32 | vllm-fp32 | 1.5 | 1.50 (1.00 to 2.00) | met |" in page
+    page = as_markdown(run_of(herd__split__fp32=[20, 60], vllm__all__fp32=[20, 30]), "# Title", {"date": "today"})
+    assert "| decode-8 | herd-split-fp32 | vllm-all-fp32 | 1.5 | 1.50 (1.00 to 2.00) | met |" in page
     assert page.count("not measured") == len(GOALS) - 1
 
 
@@ -56,9 +56,9 @@ def test_goals_name_families_and_workloads_that_exist():
 
 
 def test_everything_can_be_written_as_json():
-    run = run_of(vllm__fp32=[1.5])
-    run.note_peak("vllm-fp32", {"vllm": 5})
-    run.note_peak("vllm-fp32", {"vllm": 3})
-    found = json.loads(json.dumps(as_json(run, {})))["engines"]["vllm-fp32"]
+    run = run_of(vllm__all__fp32=[1.5])
+    run.note_peak("vllm-all-fp32", {"vllm": 5})
+    run.note_peak("vllm-all-fp32", {"vllm": 3})
+    found = json.loads(json.dumps(as_json(run, {})))["engines"]["vllm-all-fp32"]
     assert found["rounds"]["decode-8"]["1"]["rate"] == 1.5
     assert found["peak_rss_bytes"] == {"vllm": 5}
