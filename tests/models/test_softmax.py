@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.llama4.softmax import attend_causal, attend_past
+from models.llama4.softmax import attend_causal, attend_padded, attend_past
 
 HEAD_SIZE = 16
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
@@ -73,6 +73,20 @@ def test_no_cut_of_the_past_changes_the_result(sizes, num_tokens, seed):
     whole_THC = attend_past(q_THC, [(keys_GSC, values_GSC)])
     cut_THC = attend_past(q_THC, pieces(keys_GSC, values_GSC, sizes))
     torch.testing.assert_close(cut_THC, whole_THC, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("lengths", [[5], [1, 9, 4]])
+def test_lone_tokens_attended_to_together_see_their_own_pasts_only(lengths, dtype):
+    q_BHC, keys_GSC, values_GSC = random_inputs(len(lengths), len(lengths) * 9, dtype=dtype)
+    keys_BGSC, values_BGSC = (torch.stack(part.split(9, dim=1)) for part in (keys_GSC, values_GSC))
+    mask_BS = torch.zeros(len(lengths), 9)
+    for row, length in enumerate(lengths):
+        mask_BS[row, length:] = -torch.inf
+    mixed_BHC = attend_padded(q_BHC, keys_BGSC, values_BGSC, mask_BS)
+    for row, length in enumerate(lengths):
+        expected_THC = attend_slowly(q_BHC[row : row + 1], keys_BGSC[row], values_BGSC[row], [length])
+        assert_near(mixed_BHC[row : row + 1], expected_THC, dtype)
 
 
 def test_scores_far_apart_between_pieces_do_not_overflow():
