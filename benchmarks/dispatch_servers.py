@@ -1,4 +1,6 @@
-"""The processes `dispatch.py` measures: an expert replica with random weights, and a bare gRPC echo.
+"""The processes `dispatch.py` and `dispatch_lanes.py` measure.
+
+An expert replica with random weights, one that only doubles its tokens, and a bare gRPC echo.
 
 Each prints one line of JSON once it serves, and ends when its standard input is closed.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent import futures
 from dataclasses import replace
 from pathlib import Path
@@ -89,6 +91,23 @@ def serve_experts(unix_path: Path, source: RandomExperts, dtype: torch.dtype) ->
     server.stop()
 
 
+class DoublingExperts(ExpertWeights):
+    """Experts that double their tokens: next to nothing to compute."""
+
+    def run(self, layer: int, hidden_ND: Tensor, expert_ids: Sequence[int], token_counts: Sequence[int]) -> Tensor:
+        """Return the tokens, doubled."""
+        return hidden_ND * 2
+
+
+def serve_doubling(unix_path: Path, source: RandomExperts, dtype: torch.dtype) -> None:
+    """Serve experts that only double."""
+    held = DoublingExperts.load(source, range(source.config.num_experts), dtype)
+    server = ExpertServer(held, unix_path=unix_path)
+    server.start()
+    _tell_and_wait(server.address, str(server.unix_address))
+    server.stop()
+
+
 def _tell_and_wait(address: str, unix_address: str) -> None:
     print(json.dumps({"tcp": address, "unix": unix_address}), flush=True)
     sys.stdin.read()
@@ -97,7 +116,7 @@ def _tell_and_wait(address: str, unix_address: str) -> None:
 def main() -> None:
     """Run one of the servers."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kind", choices=["echo", "experts"])
+    parser.add_argument("kind", choices=["echo", "experts", "doubling"])
     parser.add_argument("--unix", type=Path, required=True)
     parser.add_argument("--sizes", type=int, nargs=3, metavar=("D", "F", "E"))
     parser.add_argument("--dtype", default="float32")
@@ -106,8 +125,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if options.kind == "echo":
         serve_echo(options.unix)
-    else:
-        serve_experts(options.unix, RandomExperts(*options.sizes), getattr(torch, options.dtype))
+        return
+    serve = serve_experts if options.kind == "experts" else serve_doubling
+    serve(options.unix, RandomExperts(*options.sizes), getattr(torch, options.dtype))
 
 
 if __name__ == "__main__":

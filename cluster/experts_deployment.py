@@ -47,7 +47,11 @@ class Experts:
     def _start(self, plan: DeploymentPlan, group: int) -> None:
         torch.set_num_threads(plan.expert_threads)
         weights = ExpertWeights.load(
-            open_planned_checkpoint(plan), plan.expert_groups[group], plan.dtype, progress=self._report.loading
+            open_planned_checkpoint(plan),
+            plan.expert_groups[group],
+            plan.dtype,
+            progress=self._report.loading,
+            quantize=plan.settings.model.quantize,
         )
         self._server = ExpertServer(
             weights,

@@ -13,6 +13,7 @@ from cluster.config import ClusterConfig
 from cluster.machine import Machine
 from models.checkpoint import Checkpoint
 from models.config import ModelConfig
+from models.linear import BITS_PER_WEIGHT
 from protos.errors import BadConfig, NotEnoughMemory
 from router.kv_cache.codec import dtype_name
 from router.kv_cache.layout import CacheLayout
@@ -158,10 +159,18 @@ def _engine_limits(settings: ClusterConfig, config: ModelConfig, dtype: torch.dt
 
 
 def _weight_bytes(settings: ClusterConfig, checkpoint: Checkpoint, dtype: torch.dtype) -> int:
-    stored_size: int = getattr(torch, checkpoint.config.dtype).itemsize
-    experts = checkpoint.total_bytes - checkpoint.router_bytes
-    stored = checkpoint.router_bytes * settings.router.replicas + experts * settings.experts.replicas_per_group
-    return stored * dtype.itemsize // stored_size
+    config, quantize = checkpoint.config, settings.model.quantize
+    stored_size: int = getattr(torch, config.dtype).itemsize
+    router = checkpoint.router_bytes // stored_size
+    experts = (checkpoint.total_bytes - checkpoint.router_bytes) // stored_size
+    if quantize is None:
+        router_bytes, expert_bytes = router * dtype.itemsize, experts * dtype.itemsize
+    else:
+        bits, embeddings = BITS_PER_WEIGHT[quantize], config.vocab_size * config.hidden_size
+        # Embeddings stay as they are; where they are tied, the LM head is a rounded copy.
+        rounded = router if config.tie_embeddings else router - embeddings
+        router_bytes, expert_bytes = embeddings * dtype.itemsize + rounded * bits // 8, experts * bits // 8
+    return router_bytes * settings.router.replicas + expert_bytes * settings.experts.replicas_per_group
 
 
 def _check_memory(plan: DeploymentPlan, machine: Machine) -> None:

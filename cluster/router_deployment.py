@@ -57,6 +57,7 @@ class Router:
         decoder = load_decoder(
             checkpoint,
             dtype=plan.dtype,
+            quantize=plan.settings.model.quantize,
             progress=lambda done, total: self._report.loading(checkpoint.bytes_read, checkpoint.router_bytes),
         )
         self._wait_for_experts(range(plan.config.num_experts))

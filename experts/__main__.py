@@ -18,6 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+# Before torch loads libgomp, which reads it then: threads that wait for each other would spin on the cores that the
+# router and the other replicas need (docs/wire.md).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 
 from experts.server import ExpertServer
@@ -70,6 +74,7 @@ def _serve(options: argparse.Namespace) -> int:
         parse_experts(options.experts, checkpoint.config.num_experts),
         _DTYPES[options.dtype],
         _LoadingProgress(),
+        quantize=options.quantize,
     )
     server = ExpertServer(held, host=options.host, port=options.port, unix_path=options.unix)
     server.start()
@@ -143,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", type=Path, required=True, help="the model's folder")
     parser.add_argument("--experts", default="all", help='ids to hold, such as "0-3,7" (all)')
     parser.add_argument("--dtype", choices=list(_DTYPES), default="float32", help="of weights and tokens (float32)")
+    parser.add_argument("--quantize", choices=["int8", "int4"], help="round weights to 8 or 4 bits (not at all)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=int, default=0, help="TCP port; 0 chooses a free one (0)")
     parser.add_argument("--unix", type=Path, help="path of a Unix socket to listen on as well")

@@ -5,23 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 
+from torch import Tensor
+
 from experts.replica import HeldExperts
 from experts.work import Outcome, Work
 from protos.codec import decode_tensor
-from protos.errors import BadDispatch, StalePlacement
+from protos.errors import BadDispatch, BadTensor, StalePlacement
 from protos.expert.v1 import expert_pb2
+from protos.shared_memory import SharedSegment
+from protos.tensor.v1 import tensor_pb2
 
 
 def read_dispatch(
-    dispatch: expert_pb2.Dispatch, held: HeldExperts, *, arrived_s: float, deliver: Callable[[Outcome], None]
+    dispatch: expert_pb2.Dispatch,
+    held: HeldExperts,
+    *,
+    arrived_s: float,
+    deliver: Callable[[Outcome], None],
+    segment: SharedSegment | None = None,
 ) -> Work:
-    """Return a dispatch as work, its tokens a view of the message's bytes.
+    """Return a dispatch as work, its tokens a view of the message's bytes or of shared memory.
 
     Args:
         dispatch: as received.
         held: the experts that will run it.
         arrived_s: when it was received, on the batcher's clock.
         deliver: takes the outcome if the work has to wait.
+        segment: memory shared with the sender.
 
     Raises:
         BadDispatch: the layer has no experts, an expert is not in the model, or the counts do not add up.
@@ -36,7 +46,7 @@ def read_dispatch(
         )
     expert_ids, token_counts = tuple(dispatch.expert_ids), tuple(dispatch.token_counts)
     _check_experts(expert_ids, token_counts, held)
-    hidden_ND = decode_tensor(dispatch.hidden, dtype=held.dtype, shape=(None, config.hidden_size), name="hidden")
+    hidden_ND = _read_hidden(dispatch.hidden, held, segment)
     num_tokens = hidden_ND.shape[0]
     if sum(token_counts) != num_tokens:
         raise BadDispatch(
@@ -53,6 +63,15 @@ def read_dispatch(
         deadline_s=arrived_s + dispatch.deadline_ms / 1000 if dispatch.deadline_ms else None,
         deliver=deliver,
     )
+
+
+def _read_hidden(wire: tensor_pb2.Tensor, held: HeldExperts, segment: SharedSegment | None) -> Tensor:
+    shape = (None, held.config.hidden_size)
+    if not wire.HasField("shared"):
+        return decode_tensor(wire, dtype=held.dtype, shape=shape, name="hidden")
+    if segment is None:
+        raise BadTensor("hidden: expected data, found a range of shared memory: agree on a segment in hello first")
+    return segment.read(wire, dtype=held.dtype, shape=shape, name="hidden")
 
 
 def _check_experts(expert_ids: tuple[int, ...], token_counts: tuple[int, ...], held: HeldExperts) -> None:

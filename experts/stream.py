@@ -18,8 +18,10 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import NamedTuple
 
 import grpc
+from torch import Tensor
 
 from experts.inbound import read_dispatch
 from experts.replica import Replica
@@ -27,12 +29,22 @@ from experts.work import Outcome
 from protos import errors
 from protos.codec import write_tensor
 from protos.expert.v1 import expert_pb2
+from protos.shared_memory import SharedSegment, write_shared
+from protos.tensor.v1 import tensor_pb2
 
 _LOG = logging.getLogger(__name__)
 _MAX_ROUTER_ID_BYTES = 128
 
 Send = Callable[[expert_pb2.DispatchResponse | None], None]
 """Sends one message and returns when gRPC has taken it; None ends the stream. For one caller at a time."""
+
+
+class _AnswerTo(NamedTuple):
+    """Where an answer goes."""
+
+    dispatch_id: int
+    shared_offset: int
+    """Where the tokens lie in shared memory, and the outputs shall; 0: they came in the message."""
 
 
 class DispatchStream:
@@ -54,9 +66,10 @@ class DispatchStream:
         self._in_flight = 0
         self._sending = threading.Lock()
         self._has_ended = False
-        self._outbox: queue.SimpleQueue[tuple[int, Outcome] | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[tuple[_AnswerTo, Outcome] | None] = queue.SimpleQueue()
         self._sender: threading.Thread | None = None
         self._router_id = ""
+        self._segment: SharedSegment | None = None
 
     def serve(self, requests: Iterator[expert_pb2.DispatchRequest]) -> None:
         """Run the stream; returns when it has ended or the router is gone."""
@@ -80,6 +93,8 @@ class DispatchStream:
         if self._sender is not None:
             self._outbox.put(None)
             self._sender.join()
+        # gRPC may keep the stream for as long as it likes; what is still computed here has a view of its own.
+        self._segment = None
 
     def drain(self, timeout_s: float | None) -> int:
         """End the stream once all is answered; return the dispatches still unanswered when time is up."""
@@ -107,7 +122,9 @@ class DispatchStream:
                 metadata={"expected": expected, "found": hello.model_fingerprint},
             )
         self._router_id = hello.router_id
-        welcome = expert_pb2.Welcome(replica=self._replica.describe())
+        if hello.HasField("shared_memory"):
+            self._segment = SharedSegment.attach(hello.shared_memory)
+        welcome = expert_pb2.Welcome(replica=self._replica.describe(), shares_memory=self._segment is not None)
         self._send_one(expert_pb2.DispatchResponse(welcome=welcome))
 
     def _take(self, request: expert_pb2.DispatchRequest) -> None:
@@ -122,51 +139,62 @@ class DispatchStream:
         with self._changed:
             self._changed.wait_for(lambda: self._in_flight < self._max_in_flight or self._has_ended)
             self._in_flight += 1
-        deliver = partial(self._deliver, dispatch_id)
+        answer_to = _AnswerTo(dispatch_id, dispatch.hidden.shared.offset)
+        deliver = partial(self._deliver, answer_to)
         outcome: Outcome | None
         try:
-            work = read_dispatch(dispatch, self._replica.held, arrived_s=arrived_s, deliver=deliver)
+            work = read_dispatch(
+                dispatch, self._replica.held, arrived_s=arrived_s, deliver=deliver, segment=self._segment
+            )
             outcome = self._replica.batcher.submit(work)
         except errors.ServingError as error:
             outcome = Outcome(error=error)
         if outcome is not None:
-            self._answer(dispatch_id, outcome)
+            self._answer(answer_to, outcome)
         elif self._sender is None:
             self._sender = threading.Thread(target=self._answer_waiting, name="experts-answers", daemon=True)
             self._sender.start()
 
-    def _deliver(self, dispatch_id: int, outcome: Outcome) -> None:
+    def _deliver(self, answer_to: _AnswerTo, outcome: Outcome) -> None:
         """Take an outcome from the compute thread, which must not wait for the network."""
-        self._outbox.put((dispatch_id, outcome))
+        self._outbox.put((answer_to, outcome))
 
     def _answer_waiting(self) -> None:
         """Answer what had to wait: the sending thread's life."""
         while (item := self._outbox.get()) is not None:
             self._answer(*item)
 
-    def _answer(self, dispatch_id: int, outcome: Outcome) -> None:
-        self._send_one(self._response(dispatch_id, outcome))
+    def _answer(self, answer_to: _AnswerTo, outcome: Outcome) -> None:
+        self._send_one(self._response(answer_to, outcome))
         with self._changed:
             self._in_flight -= 1
             self._changed.notify_all()
 
-    def _response(self, dispatch_id: int, outcome: Outcome) -> expert_pb2.DispatchResponse:
+    def _response(self, answer_to: _AnswerTo, outcome: Outcome) -> expert_pb2.DispatchResponse:
         """Return an answer's message, made in place: assembling it from parts would copy the outputs each time."""
         response = expert_pb2.DispatchResponse()
         if outcome.error is not None or outcome.outputs_ND is None:
             error = outcome.error or errors.InternalError("a dispatch ended without outputs and without an error")
-            response.error.dispatch_id = dispatch_id
+            response.error.dispatch_id = answer_to.dispatch_id
             response.error.code = error.grpc_code.value[0]
             response.error.detail.CopyFrom(error.detail())
             return response
         result = response.result
-        result.dispatch_id = dispatch_id
-        write_tensor(result.hidden, outcome.outputs_ND)
+        result.dispatch_id = answer_to.dispatch_id
+        self._write_outputs(result.hidden, outcome.outputs_ND, answer_to.shared_offset)
         result.queue_us = outcome.queue_us
         result.compute_us = outcome.compute_us
         result.load.queued_tokens = self._replica.batcher.queued_tokens
         result.load.total_tokens = self._replica.batcher.total_tokens
         return response
+
+    def _write_outputs(self, wire: tensor_pb2.Tensor, outputs_ND: Tensor, shared_offset: int) -> None:
+        segment = self._segment
+        if segment is None or not shared_offset:
+            write_tensor(wire, outputs_ND)
+            return
+        segment.tensor(shared_offset, outputs_ND.dtype, outputs_ND.shape).copy_(outputs_ND)
+        write_shared(wire, outputs_ND, shared_offset)
 
     def _send_one(self, response: expert_pb2.DispatchResponse) -> None:
         with self._sending:

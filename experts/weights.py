@@ -12,6 +12,7 @@ from torch import Tensor
 
 from experts.kernels import Kernel, choose
 from models.config import ModelConfig
+from models.linear import Quantization
 from models.llama4.mlp import Mlp
 from protos.errors import BadConfig
 
@@ -79,6 +80,7 @@ class ExpertWeights:
         progress: Progress | None = None,
         *,
         device: torch.device | None = None,
+        quantize: Quantization | None = None,
     ) -> ExpertWeights:
         """Read chosen experts of every MoE layer and nothing else.
 
@@ -88,6 +90,7 @@ class ExpertWeights:
             dtype: what to convert weights to.
             progress: called after every expert of a layer.
             device: where to hold them; None: the CPU.
+            quantize: how to round them; None: not at all.
 
         Raises:
             BadConfig: the model has no routed experts, or an id is out of range or given twice.
@@ -97,7 +100,7 @@ class ExpertWeights:
         """
         ids = _check_ids(source.config, expert_ids)
         device = device or torch.device("cpu")
-        kernel = choose(device)
+        kernel = choose(device, quantize)
         names = {
             (layer, expert): (f"layers.{layer}.experts.{expert}.gate_up", f"layers.{layer}.experts.{expert}.down")
             for layer in source.config.moe_layers

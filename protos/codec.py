@@ -72,16 +72,7 @@ def decode_tensor(
     Raises:
         BadTensor: dtype, rank, an extent or the byte count is not what was expected.
     """
-    if wire.dtype != _WIRE_BY_TORCH[dtype]:
-        found = _TORCH_BY_WIRE.get(wire.dtype)
-        raise BadTensor(f"{name}: expected dtype {dtype}, found {found or f'code {wire.dtype}'}: send {dtype}")
-    found_shape = tuple(wire.shape)
-    if len(found_shape) != len(shape) or not all(map(_fits, found_shape, shape)):
-        expected = "[" + ", ".join("any" if extent is None else str(extent) for extent in shape) + "]"
-        raise BadTensor(
-            f"{name}: expected shape {expected}, found {list(found_shape)}: check the sender's layout",
-            metadata={"expected": expected, "found": str(list(found_shape))},
-        )
+    found_shape = check_form(wire, dtype=dtype, shape=shape, name=name)
     num_bytes = math.prod(found_shape) * dtype.itemsize
     data = wire.data  # every look at the field copies it
     if len(data) != num_bytes:
@@ -93,6 +84,23 @@ def decode_tensor(
     if not num_bytes:
         return torch.empty(found_shape, dtype=dtype)
     return torch.frombuffer(data, dtype=dtype).view(found_shape)
+
+
+def check_form(
+    wire: tensor_pb2.Tensor, *, dtype: torch.dtype, shape: Sequence[int | None], name: str
+) -> tuple[int, ...]:
+    """Return a wire tensor's shape, after checking it and the dtype; see `decode_tensor`."""
+    if wire.dtype != _WIRE_BY_TORCH[dtype]:
+        found = _TORCH_BY_WIRE.get(wire.dtype)
+        raise BadTensor(f"{name}: expected dtype {dtype}, found {found or f'code {wire.dtype}'}: send {dtype}")
+    found_shape = tuple(wire.shape)
+    if len(found_shape) != len(shape) or not all(map(_fits, found_shape, shape)):
+        expected = "[" + ", ".join("any" if extent is None else str(extent) for extent in shape) + "]"
+        raise BadTensor(
+            f"{name}: expected shape {expected}, found {list(found_shape)}: check the sender's layout",
+            metadata={"expected": expected, "found": str(list(found_shape))},
+        )
+    return found_shape
 
 
 def _fits(found: int, expected: int | None) -> bool:

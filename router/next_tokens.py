@@ -40,20 +40,21 @@ class NextTokens:
             work: of the step. Sequences that have left meanwhile are passed over.
             logits_BV: for each piece of work in turn its last row, or all of them for prompt logprobs.
         """
+        # A sequence whose logits are unusable has keys and values that are: nobody else may come to read them.
+        is_sound = logits_BV.amax(dim=-1).isfinite().tolist()
         choosing: list[Sequence] = []
         rows: list[int] = []
         row = 0
         for item in work:
             sequence = item.sequence
             num_rows = item.num_tokens if sequence.wants_prompt_logits else 1
-            item_logits = logits_BV[row : row + num_rows]
-            row += num_rows
+            first, row = row, row + num_rows
             if sequence.has_left:
                 continue
-            if sequence.wants_prompt_logits and not self._took_prompt_logprobs(item, item_logits):
+            if sequence.wants_prompt_logits and not self._took_prompt_logprobs(item, logits_BV[first:row]):
                 continue
             assert sequence.pages is not None
-            self._kv.advance(sequence.pages, sequence.ids, item.num_tokens)
+            self._kv.advance(sequence.pages, sequence.ids, item.num_tokens, publish=all(is_sound[first:row]))
             if sequence.num_uncomputed:
                 continue
             if not sequence.prompt_is_done:

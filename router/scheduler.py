@@ -1,14 +1,15 @@
 """Which sequences hold a slot, and which of their tokens the next step computes. No tensors here.
 
-Everything goes by rank: priority first, then arrival. A sequence that finds no page takes those of one that ranks
-after it and is not in the step already; one that ranks after all others waits a step. So the first in rank always gets
-on, and every sequence becomes the first in rank at last.
+Everything goes by rank: priority first, then arrival. A sequence that finds no page takes those of the last in rank;
+one that is the last itself waits a step. So the first in rank always gets on, and every sequence becomes the first in
+rank at last.
 """
 
 from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
 from router.kv_cache.layout import CacheLayout
@@ -89,17 +90,20 @@ class Scheduler:
         """Give waiting sequences slots, as long as there are pages for all they have to compute.
 
         One whose prompt begins like another's that is being computed waits for that, and lets others pass. A sequence
-        of better priority takes the slot or the pages of the last in rank.
+        of better priority takes the slot or the pages of the last in rank, if that is enough for it to start.
         """
         index = 0
         while index < len(self._waiting):
             sequence = self._waiting[index]
-            if self._shares_prefix(sequence) and self._kv.is_coming(sequence.ids, chain=sequence.chain):
+            stays = [other for other in self._running if other.request.priority <= sequence.request.priority]
+            if len(stays) >= self._limits.slots:
+                return  # nor does anybody behind it find a slot: so a full engine costs nothing to look at
+            if self._waits_for_prefix(sequence, stays):
                 index += 1
-            elif self._can_start(sequence):
-                del self._waiting[index]
+            elif self._can_start(sequence, self._running):
                 self._start(sequence)
-            elif self._running and self._running[-1].request.priority > sequence.request.priority:
+                del self._waiting[index]
+            elif len(stays) < len(self._running) and self._can_start(sequence, stays):
                 self._preempt(self._running[-1])
             else:
                 return
@@ -116,23 +120,50 @@ class Scheduler:
             self._add(sequence, num_tokens, work)
         return work
 
-    def _can_start(self, sequence: Sequence) -> bool:
-        """Tell whether there is a slot, and pages for what this sequence and those that run have yet to compute."""
-        if len(self._running) >= self._limits.slots:
+    def _waits_for_prefix(self, sequence: Sequence, stays: SequenceOf[Sequence]) -> bool:
+        """Tell whether one that is no worse in priority computes what this sequence's prompt begins with.
+
+        Args:
+            sequence: without a slot.
+            stays: those that run and are no worse in priority. Others may be slow, for its sake even.
+        """
+        if not self._shares_prefix(sequence) or not self._kv.is_coming(sequence.ids, chain=sequence.chain):
+            return False
+        if len(stays) == len(self._running):
+            return True
+        announced = (other.pages.announced for other in stays if other.pages is not None)
+        return any(not keys.isdisjoint(sequence.chain.keys) for keys in announced)
+
+    def _can_start(self, sequence: Sequence, running: SequenceOf[Sequence]) -> bool:
+        """Tell whether there is a slot, and pages for what this sequence and those that run have yet to compute.
+
+        Args:
+            sequence: without a slot.
+            running: the first of those that run. The others count as if they gave back what they hold; what several
+                hold is counted for each, so that the answer may be too good.
+        """
+        if len(running) >= self._limits.slots:
             return False
         own = self._kv.num_wanted(sequence.ids, use_cached=self._shares_prefix(sequence), chain=sequence.chain)
-        wanted = [own, *map(self._pages_to_come, self._running)]
+        wanted = [own, *map(self._pages_to_come, running)]
+        given = [_held(other) for other in self._running[len(running) :]]
         return (
-            sum(num_global for num_global, _ in wanted) <= self._kv.global_pool.num_available
-            and sum(num_local for _, num_local in wanted) <= self._kv.local_pool.num_available
+            sum(num_global for num_global, _ in wanted)
+            <= self._kv.global_pool.num_available + sum(num_global for num_global, _ in given)
+        ) and (
+            sum(num_local for _, num_local in wanted)
+            <= self._kv.local_pool.num_available + sum(num_local for _, num_local in given)
         )
 
     def _pages_to_come(self, sequence: Sequence) -> tuple[int, int]:
         """Return the (global, local) pages that a running sequence still needs for the tokens it has."""
-        pages = sequence.pages
+        pages, layout = sequence.pages, self._layout
         assert pages is not None
-        num_global, num_local = self._layout.num_pages(len(sequence.ids))
-        return max(num_global - pages.global_table.num_held, 0), max(num_local - pages.local_table.num_held, 0)
+        num_pages = -(-len(sequence.ids) // layout.page_tokens)
+        num_global = num_pages if layout.global_layers else 0
+        num_local = min(num_pages - pages.local_table.first, layout.chunk // layout.page_tokens) if layout.chunk else 0
+        held_global, held_local = _held(sequence)
+        return max(num_global - held_global, 0), max(num_local - held_local, 0)
 
     def _start(self, sequence: Sequence) -> None:
         sequence.pages = self._kv.admit(
@@ -143,7 +174,8 @@ class Scheduler:
         )
         if not sequence.prompt_is_done:
             sequence.num_cached = sequence.pages.num_cached
-            sequence.prompt_logprobs.clear()
+            if sequence.swapped is None:  # else what was reported on comes back, too
+                sequence.prompt_logprobs.clear()
         insort(self._running, sequence, key=_rank)
         if sequence.swapped is not None:
             self._come_back(sequence)
@@ -159,18 +191,17 @@ class Scheduler:
         while num_tokens > self._layout.page_tokens and not self._kv.can_grow(sequence.pages, num_tokens):
             num_tokens //= 2
         while not self._kv.can_grow(sequence.pages, num_tokens):
-            in_step = {item.sequence.arrival for item in work}
-            after = (other for other in reversed(self._running) if other.rank > sequence.rank)
-            last = next((other for other in after if other.arrival not in in_step), None)
-            if last is None:
+            last = self._running[-1]
+            if last.rank <= sequence.rank:
                 return
+            work[:] = [item for item in work if item.sequence is not last]
             self._preempt(last)
         self._kv.grow(sequence.pages, num_tokens)
         work.append(Work(sequence, num_tokens))
 
     def _preempt(self, sequence: Sequence) -> None:
-        self._running.remove(sequence)
         self._make_way(sequence)
+        self._running.remove(sequence)
         self._free(sequence)
         self.num_preemptions += 1
         self.add(sequence)
@@ -194,6 +225,12 @@ class Scheduler:
         return min(num_tokens, chunk - sequence.num_computed % chunk)
 
 
+def _held(sequence: Sequence) -> tuple[int, int]:
+    """Return the (global, local) pages of a running sequence."""
+    assert sequence.pages is not None
+    return sequence.pages.global_table.num_held, sequence.pages.local_table.num_held
+
+
 def _rank(sequence: Sequence) -> tuple[int, int]:
     return sequence.rank
 
@@ -201,12 +238,16 @@ def _rank(sequence: Sequence) -> tuple[int, int]:
 def _share_out(prefilling: list[Sequence], budget: int) -> Iterator[tuple[Sequence, int]]:
     """Yield sequences with the tokens each may compute.
 
-    Half of the budget is for the first in rank, so that it gets on whatever else comes. The rest goes to those that
-    have least to do, so that a short prompt does not wait for a long one; what they leave is for the first again.
+    Half of the budget is for the first in rank, so that it gets on whatever else comes. The rest goes by priority, and
+    then to those that have least to do, so that a short prompt does not wait for a long one; what they leave is for the
+    first again.
     """
     if not prefilling or budget <= 0:
         return
-    first, others = prefilling[0], sorted(prefilling[1:], key=lambda sequence: sequence.num_uncomputed)
+    first, others = (
+        prefilling[0],
+        sorted(prefilling[1:], key=lambda other: (other.request.priority, other.num_uncomputed)),
+    )
     left = budget - min(first.num_uncomputed, -(-budget // 2))
     shares: list[tuple[Sequence, int]] = []
     for sequence in others:

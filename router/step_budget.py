@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
+from statistics import median
+
 _FIRST_TOKENS = 64
 _REMEMBER = 0.7
 """Share of a past estimate in the next one."""
+_PLAIN_STEPS = 5
+"""Last steps without prompts whose median stands for all: one that waited for a replica must not stretch the rest."""
 _STALE_STEPS = 64
 """Steps with prompts after which one without is run, to measure again what such a step takes."""
 _LARGEST_CHANGE = 2.0
@@ -28,8 +33,7 @@ class StepBudget:
         self._stretch = stretch
         self._least_tokens = min(least_tokens, step_tokens)
         self._tokens = float(min(_FIRST_TOKENS, step_tokens))
-        self._plain_s: dict[int, float] = {}
-        self._mixed_steps = 0
+        self._plain: dict[int, _Plain] = {}
         self._prompt_tokens_per_s = 0.0
 
     @property
@@ -42,40 +46,52 @@ class StepBudget:
         room = self._step_tokens - num_generating
         if not num_generating:
             return room
-        if self._mixed_steps >= _STALE_STEPS or self._plain_estimate(num_generating) is None:
+        if self._plain_of(num_generating).is_stale:
             return 0
         return min(max(int(self._tokens), self._least_tokens), room)
 
     def observe(self, *, num_generating: int, num_prompt: int, seconds: float) -> None:
         """Learn from a step: tokens of each kind it computed, and how long it took."""
-        if not num_prompt:
-            bucket = num_generating.bit_length()
-            self._plain_s[bucket] = _blend(self._plain_s.get(bucket), seconds)
-            self._mixed_steps = 0
-        elif not num_generating:
-            self._prompt_tokens_per_s = _blend(self._prompt_tokens_per_s or None, num_prompt / seconds)
+        if not num_generating:
+            self._prompt_tokens_per_s = _blend(self._prompt_tokens_per_s, num_prompt / seconds)
+        elif num_prompt:
+            self._steer(self._plain_of(num_generating), num_prompt, seconds)
         else:
-            self._mixed_steps += 1
-            self._steer(num_generating, num_prompt, seconds)
+            plain = self._plain_of(num_generating)
+            plain.seconds.append(seconds)
+            plain.mixed_steps = 0
 
-    def _steer(self, num_generating: int, num_prompt: int, seconds: float) -> None:
-        plain_s = self._plain_estimate(num_generating)
-        if plain_s is None:
+    def _steer(self, plain: _Plain, num_prompt: int, seconds: float) -> None:
+        plain.mixed_steps += 1
+        if not plain.seconds:
             return
+        plain_s = median(plain.seconds)
         allowed_s, found_s = plain_s * (self._stretch - 1), max(seconds - plain_s, plain_s * 0.01)
-        change = min(max(allowed_s / found_s, 1 / _LARGEST_CHANGE), _LARGEST_CHANGE)
+        change = min(allowed_s / found_s, _LARGEST_CHANGE)
         # A step that took fewer tokens than it might tells what those took, and no more.
-        wanted = min(num_prompt, self._tokens) * change
-        if wanted < self._tokens or num_prompt >= int(self._tokens):
+        if change < 1 or num_prompt >= int(self._tokens):
+            wanted = max(min(num_prompt, self._tokens) * change, self._tokens / _LARGEST_CHANGE)
             self._tokens = min(max(wanted, self._least_tokens), self._step_tokens)
 
-    def _plain_estimate(self, num_generating: int) -> float | None:
-        """Return what a step without prompts takes: as measured with about as many sequences."""
-        if not self._plain_s:
-            return None
-        bucket = num_generating.bit_length()
-        return self._plain_s[min(self._plain_s, key=lambda known: abs(known - bucket))]
+    def _plain_of(self, num_generating: int) -> _Plain:
+        """Return what is known of steps without prompts, with about as many sequences."""
+        return self._plain.setdefault(num_generating.bit_length(), _Plain())
 
 
-def _blend(old: float | None, new: float) -> float:
-    return new if old is None else _REMEMBER * old + (1 - _REMEMBER) * new
+class _Plain:
+    """What steps without prompts took, for one size of step."""
+
+    __slots__ = ("mixed_steps", "seconds")
+
+    def __init__(self) -> None:
+        self.seconds: deque[float] = deque(maxlen=_PLAIN_STEPS)
+        self.mixed_steps = 0
+        """Steps with prompts since the last one without."""
+
+    @property
+    def is_stale(self) -> bool:
+        return not self.seconds or self.mixed_steps >= _STALE_STEPS
+
+
+def _blend(old: float, new: float) -> float:
+    return _REMEMBER * old + (1 - _REMEMBER) * new if old else new

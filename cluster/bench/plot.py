@@ -15,7 +15,7 @@ import numpy as np
 
 from cluster.bench.measurement import Measurement, Status
 from cluster.bench.plot_page import write_page
-from cluster.bench.report import LATENCY_NAMES, describe_outcome, describe_run, format_ms, throughput_lines
+from cluster.bench.report import STATISTICS, describe_outcome, describe_run, format_ms, latency_rows, throughput_lines
 from cluster.bench.session import Result
 from cluster.bench.slo import Slo
 from cluster.bench.statistics import Distribution
@@ -155,7 +155,7 @@ def _draw_distribution(
 def _limits_ms(lines: dict[str, list[Any]], bound_s: float | None) -> tuple[float, float]:
     """Return an axis that shows all but the longest hundredth: one stall would squeeze everything else to a line."""
     known = [[value for value in values if value is not None] for values in lines.values()]
-    high_s = max((float(np.percentile(values, 99.5)) for values in known if values), default=1.0)
+    high_s = max((float(np.percentile(values, 99)) for values in known if values), default=1.0)
     return 0.0, max(high_s, bound_s or 0.0) * 1000 * 1.15 or 1.0
 
 
@@ -183,13 +183,10 @@ def _draw_flight(axes: Axes, measurements: list[Measurement], duration_s: float)
 def _write_numbers(axes: Axes, summary: Summary) -> None:
     """Write the table: percentiles, then throughput."""
     axes.axis("off")
-    rows = [f"{'ms':<22}{'p50':>9}{'p90':>9}{'p99':>9}"]
-    latencies = {name: getattr(summary.latencies, field) for field, name in LATENCY_NAMES.items()}
-    if summary.client.lateness_ms:
-        latencies["sent late"] = summary.client.lateness_ms
-    for name, found in latencies.items():
-        values = (found.p50, found.p90, found.p99) if found else ()
-        rows.append(f"{name:<22}" + "".join(f"{format_ms(value):>9}" for value in values))
+    shown = [STATISTICS.index(name) for name in ("p50", "p90", "p99")]
+    rows = [f"{'milliseconds':<22}" + "".join(f"{STATISTICS[index]:>9}" for index in shown)]
+    for name, cells in latency_rows(summary):
+        rows.append(f"{name:<22}" + "".join(f"{cells[index]:>9}" for index in shown))
     rows.append("")
     rows += [f"{name:<17}{value}" for name, value in throughput_lines(summary)]
     rows += [f"{error.count} x {error.kind}" for error in summary.errors[:4]]

@@ -8,12 +8,10 @@ from pathlib import Path
 
 from cluster.bench.caveats import find_caveats
 from cluster.bench.record import environment_record, settings_record
-from cluster.bench.report import LATENCY_NAMES, describe_outcome, describe_run, format_ms, throughput_lines
+from cluster.bench.report import STATISTICS, describe_outcome, describe_run, latency_rows, throughput_lines
 from cluster.bench.session import Result
-from cluster.bench.statistics import Distribution
 from cluster.bench.summary import Summary
 
-_COLUMNS = ("mean", "p50", "p90", "p95", "p99", "min", "max")
 _CSS = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1300px; padding: 0 1em; color: #1a1a1a; }
 h1 { font-size: 1.25em; } h2 { font-size: 1.05em; margin-top: 1.6em; } svg { width: 100%; height: auto; }
@@ -54,15 +52,8 @@ def write_page(result: Result, summary: Summary, svg: str, path: Path) -> None:
 
 
 def _latency_rows(summary: Summary) -> str:
-    header = "<tr><th></th>" + "".join(f"<th>{name}</th>" for name in _COLUMNS) + "</tr>"
-    rows = [_latency_row(name, getattr(summary.latencies, field)) for field, name in LATENCY_NAMES.items()]
-    if summary.client.lateness_ms:
-        rows.append(_latency_row("sent late", summary.client.lateness_ms))
-    return header + "".join(rows)
-
-
-def _latency_row(name: str, found: Distribution | None) -> str:
-    return _row(name, *(format_ms(getattr(found, column)) if found else "-" for column in _COLUMNS))
+    header = "<tr><th></th>" + "".join(f"<th>{name}</th>" for name in STATISTICS) + "</tr>"
+    return header + "".join(_row(name, *cells) for name, cells in latency_rows(summary))
 
 
 def _row(*cells: str) -> str:

@@ -11,7 +11,6 @@ from cluster.bench.caveats import find_caveats
 from cluster.bench.duration_text import format_duration
 from cluster.bench.session import Result
 from cluster.bench.settings import ClosedLoop, OpenLoop, Settings
-from cluster.bench.statistics import Distribution
 from cluster.bench.summary import Summary, Throughput
 
 LATENCY_NAMES = {
@@ -21,7 +20,9 @@ LATENCY_NAMES = {
     "gap_ms": "gap between messages",
     "e2e_ms": "end to end",
 }
-"""Fields of Latencies, and of the client's, for people; all in milliseconds."""
+"""Fields of Latencies for people."""
+STATISTICS = ("mean", "p50", "p90", "p95", "p99", "min", "max")
+"""Fields of Distribution that tables show."""
 
 
 def print_report(result: Result, summary: Summary, console: Console) -> None:
@@ -49,7 +50,7 @@ def describe_load(settings: Settings) -> str:
     if settings.prompts.texts:
         lengths = f"{len(settings.prompts.texts)} texts in, {settings.prompts.output.text} tokens out"
     if settings.prompts.shared_prefix:
-        lengths += f", {settings.prompts.shared_prefix} of them shared"
+        lengths += f", first {settings.prompts.shared_prefix} shared"
     if isinstance(arrival, ClosedLoop):
         return f"closed loop of {arrival.concurrency}, {lengths}"
     if isinstance(arrival, OpenLoop):
@@ -69,15 +70,26 @@ def describe_outcome(summary: Summary) -> str:
 
 def latency_table(summary: Summary) -> Table:
     """Return a row per latency, in milliseconds."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(box=SIMPLE_HEAD, padding=0)
     table.add_column("milliseconds", no_wrap=True)
-    for name in ("mean", "p50", "p90", "p95", "p99", "min", "max"):
-        table.add_column(name, justify="right")
-    for field, name in LATENCY_NAMES.items():
-        _add_row(table, name, getattr(summary.latencies, field))
-    if summary.client.lateness_ms:
-        _add_row(table, "sent late", summary.client.lateness_ms)
+    rows = latency_rows(summary)
+    for index, name in enumerate(STATISTICS):
+        # A terminal too narrow shall break lines, not cut numbers.
+        table.add_column(name, justify="right", min_width=max(7, *(len(cells[index]) for _, cells in rows)))
+    for name, cells in rows:
+        table.add_row(name, *cells)
     return table
+
+
+def latency_rows(summary: Summary) -> list[tuple[str, list[str]]]:
+    """Return (name, cells) of each latency; cells in the order of STATISTICS, "-" where nothing was measured."""
+    found = {name: getattr(summary.latencies, field) for field, name in LATENCY_NAMES.items()}
+    if summary.client.lateness_ms:
+        found["sent late"] = summary.client.lateness_ms
+    return [
+        (name, [format_ms(getattr(each, statistic)) if each else "-" for statistic in STATISTICS])
+        for name, each in found.items()
+    ]
 
 
 def throughput_lines(summary: Summary) -> list[tuple[str, str]]:
@@ -102,14 +114,6 @@ def _cached(found: Throughput) -> str:
         return ", cached: not told"
     share = found.cached_tokens / found.prompt_tokens if found.prompt_tokens else 0
     return f", {share:.1%} from cache"
-
-
-def _add_row(table: Table, name: str, found: Distribution | None) -> None:
-    if found is None:
-        table.add_row(name, *["-"] * 7)
-        return
-    values = (found.mean, found.p50, found.p90, found.p95, found.p99, found.min, found.max)
-    table.add_row(name, *(format_ms(value) for value in values))
 
 
 def format_ms(value: float) -> str:

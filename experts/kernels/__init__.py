@@ -12,14 +12,15 @@ import torch
 from experts.kernels.kernel import Kernel
 from experts.kernels.reference import ReferenceKernel
 from experts.kernels.torch_cpu import TorchCpuKernel
+from models.linear import Quantization
 
 __all__ = ["Kernel", "choose"]
 
 
-def choose(device: torch.device) -> Kernel:
-    """Return the fastest kernel for weights on a device.
+def choose(device: torch.device, quantize: Quantization | None = None) -> Kernel:
+    """Return the fastest kernel for weights on a device, in full precision or rounded.
 
     Not by the number of tokens: a kernel owns the layout of the resident weights, so one that knows several ways
     chooses among them itself.
     """
-    return TorchCpuKernel() if device.type == "cpu" else ReferenceKernel()
+    return TorchCpuKernel(quantize) if device.type == "cpu" or quantize else ReferenceKernel()

@@ -12,16 +12,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from models.linear import pack_linear
+from models.linear import Quantization, pack_linear
 from models.llama4.mlp import Mlp
 
 
 class TorchCpuKernel:
-    """Runs the experts that have tokens in turn; rows are views, and outputs are joined only if there are several."""
+    """Runs the experts that have tokens in turn; rows are views, and outputs are joined only if there are several.
+
+    Args:
+        quantize: how to round weights; None: not at all.
+    """
+
+    def __init__(self, quantize: Quantization | None = None) -> None:
+        self._quantize = quantize
 
     def pack(self, gate_up_D2F: Tensor, down_FD: Tensor) -> Mlp:
         """Pack both products. Cost: both forms are in memory for a moment."""
-        return Mlp(pack_linear(gate_up_D2F.t()), pack_linear(down_FD.t()))
+        return Mlp(pack_linear(gate_up_D2F.t(), self._quantize), pack_linear(down_FD.t(), self._quantize))
 
     def run(self, experts: Sequence[Mlp], token_counts: Sequence[int], hidden_ND: Tensor) -> Tensor:
         """Run one expert after the other."""

@@ -1,29 +1,42 @@
 """Matrix products with weights that stay: one interface, and the fastest form for a device, a dtype and a shape.
 
-linear       what every form offers
-plain        torch's own product, obviously right, everywhere
-onednn       the fastest full-precision products on a CPU
+linear         what every form offers
+plain          torch's own product, obviously right, everywhere
+onednn         the fastest full-precision products on a CPU
+quantization   how weights are rounded to 8 or 4 bits
+dequantized    quantised weights, obviously right, everywhere
+int8, int4     the fastest products with quantised weights on an x86 CPU
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from models.linear import onednn
+from models.linear import int4, int8, onednn
+from models.linear.dequantized import DequantizedInt4, DequantizedInt8
 from models.linear.linear import Linear
 from models.linear.plain import PlainLinear
+from models.linear.quantization import BITS_PER_WEIGHT, Quantization, quantize_int4, quantize_int8
 
-__all__ = ["Linear", "pack_linear", "share_linear"]
+__all__ = ["BITS_PER_WEIGHT", "Linear", "Quantization", "pack_linear", "share_linear"]
 
 
-def pack_linear(weight_OI: Tensor) -> Linear:
+def pack_linear(weight_OI: Tensor, quantize: Quantization | None = None) -> Linear:
     """Return the fastest product with a weight; the argument may be freed after.
 
     Not by the number of rows: a form that knows several ways chooses among them at each call.
 
     Args:
         weight_OI: [O, I], on any device, in any dtype, with any strides.
+        quantize: how to round it; None: not at all.
     """
+    if quantize == "int8":
+        levels = int8.num_levels(weight_OI.device)
+        rounded = quantize_int8(weight_OI)
+        return int8.Int8Linear(rounded, levels) if levels else DequantizedInt8(rounded)
+    if quantize == "int4":
+        form = int4.Int4Linear if int4.is_supported(weight_OI.device) else DequantizedInt4
+        return form(quantize_int4(weight_OI))
     if not onednn.is_supported(weight_OI):
         return PlainLinear(weight_OI)
     if onednn.is_small(weight_OI):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.config import ModelConfig
-from models.linear import Linear, pack_linear, share_linear
+from models.linear import Linear, Quantization, pack_linear, share_linear
 from models.llama4.attention import Attention, AttentionWeights
 from models.llama4.mlp import Mlp
 from models.llama4.norm import rms_norm
@@ -48,7 +48,15 @@ class DecoderLayer:
 
 
 class Decoder:
-    """Embeddings, layers and LM head of one model, on one device in one dtype."""
+    """Embeddings, layers and LM head of one model, on one device in one dtype.
+
+    Args:
+        config: the model's.
+        embed_VD: [V, D].
+        layers: all of them.
+        norm_D: [D], of the final norm.
+        lm_head: [V, D]; None: the embedding matrix serves as one.
+    """
 
     def __init__(
         self,
@@ -56,14 +64,15 @@ class Decoder:
         embed_VD: Tensor,
         layers: tuple[DecoderLayer, ...],
         norm_D: Tensor,
-        lm_head: Linear,
+        lm_head: Linear | None,
     ) -> None:
         self.config = config
         self.layers = layers
         self.attention = Attention(config, embed_VD.device)
         self._embed_VD = embed_VD
         self._norm_D = norm_D
-        self._lm_head = lm_head
+        self._lm_head = lm_head or share_linear(embed_VD)
+        self._head_bytes = lm_head.num_bytes if lm_head else 0
 
     @property
     def device(self) -> torch.device:
@@ -89,8 +98,8 @@ class Decoder:
 
     def weight_bytes(self) -> int:
         """Return the bytes of distinct weights in memory, as they are held."""
-        head_bytes = 0 if self.config.tie_embeddings else self._lm_head.num_bytes
-        return self._embed_VD.nbytes + self._norm_D.nbytes + head_bytes + sum(each.num_bytes for each in self.layers)
+        ends_bytes = self._embed_VD.nbytes + self._norm_D.nbytes + self._head_bytes
+        return ends_bytes + sum(layer.num_bytes for layer in self.layers)
 
 
 def load_decoder(
@@ -98,6 +107,7 @@ def load_decoder(
     *,
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
+    quantize: Quantization | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Decoder:
     """Read the router's share of a model.
@@ -106,6 +116,7 @@ def load_decoder(
         source: the checkpoint.
         dtype: what to compute in.
         device: where to.
+        quantize: how to round all matrices but the embeddings and the gates; None: not at all.
         progress: called with (layers read, layers in all) after each layer.
     """
     config = source.config
@@ -113,25 +124,31 @@ def load_decoder(
     def read(name: str) -> Tensor:
         return source.read(name, dtype).to(device)
 
+    def pack(*names: str) -> Linear:
+        parts = [read(name) for name in names]
+        return pack_linear(torch.cat(parts) if len(parts) > 1 else parts[0], quantize)
+
     def read_mlp(prefix: str) -> Mlp:
-        gate_up = torch.cat([read(f"{prefix}.{part}") for part in ("gate", "up")])
-        return Mlp(pack_linear(gate_up), pack_linear(read(f"{prefix}.down")))
+        return Mlp(pack(f"{prefix}.gate", f"{prefix}.up"), pack(f"{prefix}.down"))
 
     def read_layer(layer: int) -> DecoderLayer:
         name = f"layers.{layer}"
         is_moe = layer in config.moe_layers
-        qkv = torch.cat([read(f"{name}.attn.{part}") for part in "qkv"])
+        qkv = pack(*(f"{name}.attn.{part}" for part in "qkv"))
         return DecoderLayer(
             attn_norm=read(f"{name}.attn_norm"),
             ffn_norm=read(f"{name}.ffn_norm"),
-            attention=AttentionWeights(pack_linear(qkv), pack_linear(read(f"{name}.attn.o"))),
+            attention=AttentionWeights(qkv, pack(f"{name}.attn.o")),
             gate_ED=read(f"{name}.gate") if is_moe else None,
             shared=read_mlp(f"{name}.shared") if is_moe else None,
             dense=None if is_moe else read_mlp(f"{name}.dense"),
         )
 
     embed_VD = read("embed")
-    lm_head = share_linear(embed_VD) if config.tie_embeddings else pack_linear(read("lm_head"))
+    if config.tie_embeddings:
+        lm_head = None if quantize is None else pack_linear(embed_VD, quantize)
+    else:
+        lm_head = pack("lm_head")
     layers = []
     for layer in range(config.num_layers):
         layers.append(read_layer(layer))

@@ -6,7 +6,7 @@
 
 layout       which layers keep what, and the bytes of it
 storage      the tensors, written and read by slot
-quantized    the same in 8 bits
+codec        how they are stored: as they are, in another float, or in 8 bits
 swap         pages of sequences that made room, outside the cache
 
 Which page belongs to whom is router/paging's: plain integers.

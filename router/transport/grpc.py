@@ -15,14 +15,19 @@ from torch import Tensor
 from protos import errors
 from protos.codec import decode_tensor, write_tensor
 from protos.expert.v1 import expert_pb2
+from protos.shared_memory import write_shared
 from router.placement import ExpertHolder, Placement
 from router.plan import DispatchPlan, ReplicaShare
 from router.transport.base import WAIT_STEP_S
+from router.transport.slots import Slot
 from router.transport.stream import Answer, ReplicaStream
 from router.transport.streams import ReplicaStreams
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.005, 0.25
 _MOST_MS = 2**32 - 1
+
+SHARE_FROM_BYTES = 32 * 1024
+"""Smallest tensor that is shared rather than sent where replica and router share memory: see docs/wire.md."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,13 +50,28 @@ class GrpcTransport:
         router_id: who we are, for logs.
         fingerprint: of our model.
         timeouts: how long to wait for answers.
+        share_from_bytes: smallest tensor that travels through memory shared with a replica on this host; None: none.
     """
 
-    def __init__(self, *, router_id: str, fingerprint: str, timeouts: DispatchTimeouts = DispatchTimeouts()) -> None:
+    def __init__(
+        self,
+        *,
+        router_id: str,
+        fingerprint: str,
+        timeouts: DispatchTimeouts = DispatchTimeouts(),
+        share_from_bytes: int | None = SHARE_FROM_BYTES,
+    ) -> None:
         def connect(holder: ExpertHolder, on_ready: Callable[[], None]) -> ReplicaStream:
-            return ReplicaStream(holder, router_id=router_id, fingerprint=fingerprint, on_ready=on_ready)
+            return ReplicaStream(
+                holder,
+                router_id=router_id,
+                fingerprint=fingerprint,
+                on_ready=on_ready,
+                shares_memory=share_from_bytes is not None,
+            )
 
         self.timeouts = timeouts
+        self.share_from_bytes = share_from_bytes
         self.on_wait: Callable[[], None] = lambda: None
         self._streams = ReplicaStreams(connect, timeouts.patience_s)
         self._dispatch_ids = itertools.count(1)
@@ -84,7 +104,7 @@ class GrpcTransport:
 
     def dispatch(self, layer: int, plan: DispatchPlan, hidden_ND: Tensor) -> _Pending:
         """Send each share to its replica."""
-        pending = _Pending(self._streams, self.timeouts, self.on_wait, self._dispatch_ids, layer, hidden_ND)
+        pending = _Pending(self, self._streams, self._dispatch_ids, layer, hidden_ND)
         pending.send(plan.shares)
         return pending
 
@@ -100,6 +120,8 @@ class _Sent:
     share: ReplicaShare
     dispatch_id: int
     answer: Answer
+    slot: Slot | None
+    """Where its tensor lies, if not in its message."""
     timeout_s: float
     due_at: float
     """Monotonic second after which the answer is no longer waited for: `timeout_s` after it was sent."""
@@ -110,20 +132,20 @@ class _Pending:
 
     def __init__(
         self,
+        transport: GrpcTransport,
         streams: ReplicaStreams,
-        timeouts: DispatchTimeouts,
-        on_wait: Callable[[], None],
         dispatch_ids: Iterator[int],
         layer: int,
         hidden_ND: Tensor,
     ) -> None:
         self._streams = streams
-        self._timeouts = timeouts
-        self._on_wait = on_wait
+        self._timeouts = transport.timeouts
+        self._on_wait = transport.on_wait
+        self._share_from_bytes = transport.share_from_bytes
         self._dispatch_ids = dispatch_ids
         self._layer = layer
         self._hidden_ND = hidden_ND
-        self._give_up_at = time.monotonic() + timeouts.patience_s
+        self._give_up_at = time.monotonic() + self._timeouts.patience_s
         self._sent: list[_Sent] = []
         self._failed: set[str] = set()
         self._pause_s = _FIRST_PAUSE_S
@@ -144,20 +166,32 @@ class _Pending:
 
     def wait(self) -> Tensor:
         """Return the outputs [N, D], resending what fails until it is answered or patience ends."""
-        parts: list[tuple[int, Tensor]] = []
+        answered: list[tuple[_Sent, Tensor]] = []
         try:
             while self._sent:
                 sent = self._sent[0]
                 try:
-                    parts.append((sent.share.start, self._rows(sent)))
+                    answered.append((sent, self._rows(sent)))
                 except errors.ServingError as error:
                     self._resend(sent.share, error)
+                    _let_go(sent)
                 del self._sent[0]
+            answered.sort(key=lambda pair: pair[0].share.start)
+            return self._joined(answered)
         finally:
+            for sent, _ in answered:
+                _let_go(sent)
             self._forget()
-        parts.sort(key=lambda part: part[0])
-        outputs = [rows for _, rows in parts]
-        outputs_ND = outputs[0] if len(outputs) == 1 else torch.cat(outputs) if outputs else self._hidden_ND
+
+    def _joined(self, answered: list[tuple[_Sent, Tensor]]) -> Tensor:
+        """Return the rows of all shares as one tensor that lies in no slot."""
+        if not answered:
+            return self._hidden_ND
+        if len(answered) > 1:
+            outputs_ND = torch.cat([rows_nD for _, rows_nD in answered])
+        else:
+            ((sent, rows_nD),) = answered
+            outputs_ND = rows_nD.clone() if sent.slot else rows_nD
         return outputs_ND.to(self._hidden_ND.device)
 
     def _send(self, share: ReplicaShare) -> None:
@@ -174,11 +208,30 @@ class _Pending:
         dispatch.expert_ids.extend(share.expert_ids)
         dispatch.token_counts.extend(share.token_counts)
         dispatch.deadline_ms = min(max(int(timeout_s * 1000), 1), _MOST_MS)
-        write_tensor(dispatch.hidden, self._hidden_ND[share.start : share.stop])
-        self._sent.append(_Sent(share, dispatch.dispatch_id, stream.send(request), timeout_s, now + timeout_s))
+        hidden_nD = self._hidden_ND[share.start : share.stop]
+        slot = self._slot(stream, hidden_nD)
+        try:
+            if slot is None:
+                write_tensor(dispatch.hidden, hidden_nD)
+            else:
+                slot.write(hidden_nD)
+                write_shared(dispatch.hidden, hidden_nD, slot.offset)
+            answer = stream.send(request, slot)
+        except BaseException:
+            if slot is not None:
+                slot.let_go()
+            raise
+        self._sent.append(_Sent(share, dispatch.dispatch_id, answer, slot, timeout_s, now + timeout_s))
+
+    def _slot(self, stream: ReplicaStream, hidden_nD: Tensor) -> Slot | None:
+        """Return shared memory for a tensor, if there is some and it is worth it."""
+        num_bytes = hidden_nD.numel() * hidden_nD.itemsize
+        if self._share_from_bytes is None or num_bytes < self._share_from_bytes:
+            return None
+        return stream.take_slot(num_bytes)
 
     def _rows(self, sent: _Sent) -> Tensor:
-        """Return the outputs of one share, or raise what came instead."""
+        """Return the outputs of one share, perhaps in its slot, or raise what came instead."""
         share = sent.share
         result = self._answer(sent)
         if result is None:
@@ -189,7 +242,12 @@ class _Pending:
                 "found no answer: its stream was reset"
             )
         shape = (share.stop - share.start, self._hidden_ND.shape[1])
-        return decode_tensor(result.hidden, dtype=self._hidden_ND.dtype, shape=shape, name="expert output")
+        dtype, name = self._hidden_ND.dtype, "expert output"
+        if not result.hidden.HasField("shared"):
+            return decode_tensor(result.hidden, dtype=dtype, shape=shape, name=name)
+        if sent.slot is None or result.hidden.shared.offset != sent.slot.offset:
+            raise errors.BadTensor(f"{name}: expected it where the tokens were, found it elsewhere: check the replica")
+        return sent.slot.slots.segment.read(result.hidden, dtype=dtype, shape=shape, name=name)
 
     def _answer(self, sent: _Sent) -> expert_pb2.DispatchResult | None:
         """Return what a replica answered, None if it did not in time."""
@@ -246,4 +304,11 @@ class _Pending:
         for sent in self._sent:
             if (stream := self._streams.get(sent.share.replica_id)) is not None:
                 stream.forget(sent.dispatch_id)
+            _let_go(sent)
         self._sent.clear()
+
+
+def _let_go(sent: _Sent) -> None:
+    """Give up a share's slot, if it has one: whatever was in it has been copied or is not wanted."""
+    if sent.slot is not None:
+        sent.slot.let_go()

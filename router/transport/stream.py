@@ -14,7 +14,9 @@ import grpc
 from protos import errors
 from protos.channel import channel_options
 from protos.expert.v1 import expert_pb2, expert_pb2_grpc
+from protos.shared_memory import SharedSegment
 from router.placement import ExpertHolder
+from router.transport.slots import Slot, Slots
 
 _LOG = logging.getLogger(__name__)
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.05, 2.0
@@ -33,14 +35,27 @@ class ReplicaStream:
         router_id: who we are, for the replica's logs.
         fingerprint: of our model; a replica of another model refuses us.
         on_ready: called from the reading thread whenever the stream becomes usable.
+        shares_memory: offer the replica shared memory for tensors; without effect where it is on another host.
     """
 
-    def __init__(self, holder: ExpertHolder, *, router_id: str, fingerprint: str, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        holder: ExpertHolder,
+        *,
+        router_id: str,
+        fingerprint: str,
+        on_ready: Callable[[], None],
+        shares_memory: bool = True,
+    ) -> None:
         self.holder = holder
         self._hello = expert_pb2.Hello(router_id=router_id, model_fingerprint=fingerprint)
         self._on_ready = on_ready
+        self._shares_memory = shares_memory
         self._lock = threading.Lock()
         self._pending: dict[int, Answer] = {}
+        self._slots: Slots | None = None
+        self._lent: dict[int, Slot] = {}
+        """Slots the replica may still write to: of dispatches not answered yet, forgotten ones included."""
         self._outbox: queue.SimpleQueue[expert_pb2.DispatchRequest | None] | None = None
         self._call: grpc.Call | None = None
         self._failure: errors.ServingError | None = None
@@ -59,23 +74,38 @@ class ReplicaStream:
         return len(self._pending)
 
     @property
+    def slots(self) -> Slots | None:
+        """Return the memory shared with the replica; None while it is not ready, or shares none."""
+        return self._slots
+
+    @property
     def failure(self) -> errors.ServingError | None:
         """Return why the stream broke or did not open the last time; None while it is ready, or at first."""
         return None if self.is_ready else self._failure
 
-    def send(self, request: expert_pb2.DispatchRequest) -> Answer:
+    def take_slot(self, num_bytes: int) -> Slot | None:
+        """Return a slot of memory shared with the replica, None if it shares none or there is no room."""
+        slots = self.slots
+        return None if slots is None else slots.take(num_bytes)
+
+    def send(self, request: expert_pb2.DispatchRequest, slot: Slot | None = None) -> Answer:
         """Send a dispatch; the answer arrives in the future, as a result or a ServingError.
 
         Args:
             request: carries the dispatch; put into a request here, its tensor would be copied once more.
+            slot: where its tensor lies, if not in the request; who sends it lets go of it.
 
         Raises:
             ReplicaUnavailable: the stream is not connected.
         """
         answer: Answer = Future()
         with self._lock:
-            if self._outbox is None:
+            # A slot of a stream that broke meanwhile means nothing on the one that replaced it.
+            if self._outbox is None or (slot is not None and slot.slots is not self._slots):
                 raise errors.ReplicaUnavailable(f"replica {self.holder.replica_id} is not connected: try another")
+            if slot is not None:
+                slot.lend()
+                self._lent[request.dispatch.dispatch_id] = slot
             self._pending[request.dispatch.dispatch_id] = answer
             self._outbox.put(request)
         return answer
@@ -119,34 +149,51 @@ class ReplicaStream:
     def _session(self, channel: grpc.Channel) -> None:
         """Run one stream to its end: returns when the replica ended it, raises grpc.RpcError when it broke."""
         outbox: queue.SimpleQueue[expert_pb2.DispatchRequest | None] = queue.SimpleQueue()
-        outbox.put(expert_pb2.DispatchRequest(hello=self._hello))
+        segment = SharedSegment.create() if self._shares_memory else None
+        hello = expert_pb2.Hello(
+            router_id=self._hello.router_id,
+            model_fingerprint=self._hello.model_fingerprint,
+            shared_memory=segment.offer() if segment else None,
+        )
+        outbox.put(expert_pb2.DispatchRequest(hello=hello))
         call = expert_pb2_grpc.ExpertServiceStub(channel).Dispatch(iter(outbox.get, None))
         self._call = call
         if self._closing.is_set():
             call.cancel()
         try:
             for response in call:
-                self._receive(response, outbox)
+                if response.HasField("welcome"):
+                    self._open(outbox, Slots(segment) if segment and response.welcome.shares_memory else None)
+                else:
+                    self._receive(response)
         finally:
             outbox.put(None)
             call.cancel()
+            if segment is not None:
+                segment.close_descriptor()
+            del segment  # an error's traceback would keep it mapped
 
-    def _receive(
-        self, response: expert_pb2.DispatchResponse, outbox: queue.SimpleQueue[expert_pb2.DispatchRequest | None]
-    ) -> None:
+    def _open(self, outbox: queue.SimpleQueue[expert_pb2.DispatchRequest | None], slots: Slots | None) -> None:
+        """Let dispatches be sent."""
+        if slots is not None:
+            slots.segment.close_descriptor()
+        with self._lock:
+            self._outbox, self._slots = outbox, slots
+        self._on_ready()
+
+    def _receive(self, response: expert_pb2.DispatchResponse) -> None:
         kind = response.WhichOneof("message")
         if kind == "result":
             self._take(response.result.dispatch_id, response.result)
         elif kind == "error":
             self._take(response.error.dispatch_id, errors.from_detail(response.error.detail))
-        elif kind == "welcome":
-            with self._lock:
-                self._outbox = outbox
-            self._on_ready()
 
     def _take(self, dispatch_id: int, answer: expert_pb2.DispatchResult | errors.ServingError) -> None:
         with self._lock:
             future = self._pending.pop(dispatch_id, None)
+            slot = self._lent.pop(dispatch_id, None)
+        if slot is not None:
+            slot.answered()
         if future is None:
             return  # forgotten meanwhile
         if isinstance(answer, errors.ServingError):
@@ -159,6 +206,7 @@ class ReplicaStream:
         with self._lock:
             was_ready = self._outbox is not None
             pending, self._pending, self._outbox, self._call = self._pending, {}, None, None
+            self._slots, self._lent = None, {}
             self._failure = failure
         for future in pending.values():
             future.set_exception(failure)

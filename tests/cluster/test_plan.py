@@ -81,3 +81,11 @@ def test_weights_are_counted_in_the_dtype_computed_in_and_once_per_replica(check
     assert plan_for(checkpoint, "router.dtype=bfloat16").weight_bytes == stored
     two_each = plan_for(checkpoint, "router.dtype=bfloat16", "experts.replicas_per_group=2")
     assert two_each.weight_bytes == stored + experts
+
+
+@pytest.mark.parametrize(("quantize", "bits"), [("int8", 8), ("int4", 5)])
+def test_rounded_weights_are_counted_in_their_bits_and_embeddings_in_full(checkpoint, quantize, bits):
+    embeddings = checkpoint.num_bytes("embed")
+    rounded = (checkpoint.total_bytes - embeddings) // 2 * bits // 8
+    plan = plan_for(checkpoint, "router.dtype=bfloat16", f"model.quantize={quantize}")
+    assert plan.weight_bytes == pytest.approx(embeddings + rounded, abs=2)

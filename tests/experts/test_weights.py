@@ -45,6 +45,18 @@ def test_runs_each_expert_on_its_own_tokens(folder):
         torch.testing.assert_close(found_ND[rows], expected_nD, atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("quantize", "error"), [("int8", 0.03), ("int4", 0.2)])
+def test_rounded_experts_stay_close_in_fewer_bytes(folder, quantize, error):
+    exact = ExpertWeights.load(open_checkpoint(folder), [0, 3], torch.float32)
+    rounded = ExpertWeights.load(open_checkpoint(folder), [0, 3], torch.float32, quantize=quantize)
+    hidden_ND = torch.randn(5, 32, generator=torch.Generator().manual_seed(3))
+    expected_ND, found_ND = (weights.run(1, hidden_ND, [0, 3], [2, 3]) for weights in (exact, rounded))
+    assert (found_ND - expected_ND).norm() < error * expected_ND.norm()
+    # Not a quarter: blocks that such tiny matrices do not fill are counted.
+    assert rounded.weight_bytes < exact.weight_bytes
+    assert rounded.loaded_bytes == exact.loaded_bytes
+
+
 def test_reports_progress_up_to_all_bytes(folder):
     seen: list[tuple[int, int]] = []
     weights = ExpertWeights.load(

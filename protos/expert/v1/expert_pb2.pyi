@@ -9,18 +9,34 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Hello(_message.Message):
-    __slots__ = ("router_id", "model_fingerprint")
+    __slots__ = ("router_id", "model_fingerprint", "shared_memory")
     ROUTER_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
     router_id: str
     model_fingerprint: str
-    def __init__(self, router_id: _Optional[str] = ..., model_fingerprint: _Optional[str] = ...) -> None: ...
+    shared_memory: SharedMemory
+    def __init__(self, router_id: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., shared_memory: _Optional[_Union[SharedMemory, _Mapping]] = ...) -> None: ...
+
+class SharedMemory(_message.Message):
+    __slots__ = ("pid", "fd", "nonce", "num_bytes")
+    PID_FIELD_NUMBER: _ClassVar[int]
+    FD_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    pid: int
+    fd: int
+    nonce: bytes
+    num_bytes: int
+    def __init__(self, pid: _Optional[int] = ..., fd: _Optional[int] = ..., nonce: _Optional[bytes] = ..., num_bytes: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("replica",)
+    __slots__ = ("replica", "shares_memory")
     REPLICA_FIELD_NUMBER: _ClassVar[int]
+    SHARES_MEMORY_FIELD_NUMBER: _ClassVar[int]
     replica: DescribeResponse
-    def __init__(self, replica: _Optional[_Union[DescribeResponse, _Mapping]] = ...) -> None: ...
+    shares_memory: bool
+    def __init__(self, replica: _Optional[_Union[DescribeResponse, _Mapping]] = ..., shares_memory: bool = ...) -> None: ...
 
 class Dispatch(_message.Message):
     __slots__ = ("dispatch_id", "placement_version", "layer", "expert_ids", "token_counts", "hidden", "deadline_ms")

@@ -24,15 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/tensor/v1/tensor.proto\x12\x0eherd.tensor.v1\"K\n\x06Tensor\x12$\n\x05\x64type\x18\x01 \x01(\x0e\x32\x15.herd.tensor.v1.Dtype\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c*z\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x02\x12\x11\n\rDTYPE_FLOAT16\x10\x03\x12\x0f\n\x0b\x44TYPE_INT32\x10\x04\x12\x0f\n\x0b\x44TYPE_INT64\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/tensor/v1/tensor.proto\x12\x0eherd.tensor.v1\"x\n\x06Tensor\x12$\n\x05\x64type\x18\x01 \x01(\x0e\x32\x15.herd.tensor.v1.Dtype\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12+\n\x06shared\x18\x04 \x01(\x0b\x32\x1b.herd.tensor.v1.SharedRange\"0\n\x0bSharedRange\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04*z\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x02\x12\x11\n\rDTYPE_FLOAT16\x10\x03\x12\x0f\n\x0b\x44TYPE_INT32\x10\x04\x12\x0f\n\x0b\x44TYPE_INT64\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.tensor.v1.tensor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DTYPE']._serialized_start=126
-  _globals['_DTYPE']._serialized_end=248
+  _globals['_DTYPE']._serialized_start=221
+  _globals['_DTYPE']._serialized_end=343
   _globals['_TENSOR']._serialized_start=49
-  _globals['_TENSOR']._serialized_end=124
+  _globals['_TENSOR']._serialized_end=169
+  _globals['_SHAREDRANGE']._serialized_start=171
+  _globals['_SHAREDRANGE']._serialized_end=219
 # @@protoc_insertion_point(module_scope)

@@ -1,0 +1,127 @@
+"""Weights in 8 or 4 bits: how the numbers are chosen. How they are multiplied: `int8`, `int4`, `dequantized`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Quantization = Literal["int8", "int4"]
+"""int8: one scale for each output. int4: a scale and a zero for each group of `INT4_GROUP` inputs of an output."""
+
+BITS_PER_WEIGHT: dict[Quantization, int] = {"int8": 8, "int4": 5}
+"""With int4's scales and zeros; int8's are few."""
+
+INT8_LEVELS = 127
+INT4_GROUP = 32
+"""Inputs that share a scale; the last group is filled up with zeros. A scale and a zero add 1 bit to each weight."""
+
+_CODES = 16
+_MIDDLE = 8
+# Weights rounded at once.
+_PART_NUMEL = 2**21
+# Shares of a group's range that the 16 codes are tried on: narrower ones clip the outermost weights.
+_RANGES = (1.0, 0.92, 0.84, 0.76)
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Weight:
+    """codes · scale.
+
+    `codes_OI` is [O, I] int8 in -127..127, `scale_O` [O] float32.
+    """
+
+    codes_OI: Tensor
+    scale_O: Tensor
+
+    def dequantized(self) -> Tensor:
+        """Return the weight [O, I] float32 that is computed with."""
+        return self.codes_OI * self.scale_O[:, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Int4Weight:
+    """(codes - 8) · scale + zero, group by group.
+
+    `codes_OI` is [O, I'] uint8 in 0..15, where I' is I rounded up to whole groups; `scale` and `zero` are
+    [O, I' / INT4_GROUP] bfloat16; `num_inputs` is I.
+    """
+
+    codes_OI: Tensor
+    scale: Tensor
+    zero: Tensor
+    num_inputs: int
+
+    def dequantized(self) -> Tensor:
+        """Return the weight [O, I] float32 that is computed with."""
+        groups: Tensor = self.codes_OI.float().sub_(_MIDDLE).unflatten(1, (-1, INT4_GROUP))
+        weight_OI = groups.mul_(self.scale.float()[..., None]).add_(self.zero.float()[..., None]).flatten(1)
+        return weight_OI[:, : self.num_inputs]
+
+
+def quantize_int8(weight_OI: Tensor) -> Int8Weight:
+    """Round each output's weights to 255 even steps, the largest of them being the last step."""
+    parts = [_round_int8(part_OI.float()) for part_OI in _parts(weight_OI)]
+    codes, scales = zip(*parts, strict=True)
+    return Int8Weight(torch.cat(codes), torch.cat(scales))
+
+
+def quantize_int4(weight_OI: Tensor) -> Int4Weight:
+    """Round each group's weights to 16 even steps with the least squared error found.
+
+    Tries a few ranges narrower than the group's own, fits scale and zero to the codes of each by least squares, and
+    keeps the best. Cost: about 100 passes over the weight in float32, at load.
+    """
+    parts = [_round_int4(part_OI.float()) for part_OI in _parts(weight_OI)]
+    codes, scales, zeros = zip(*parts, strict=True)
+    return Int4Weight(torch.cat(codes), torch.cat(scales), torch.cat(zeros), weight_OI.shape[1])
+
+
+def _parts(weight_OI: Tensor) -> tuple[Tensor, ...]:
+    """Split a weight by outputs, so that what rounding needs besides it stays small."""
+    parts: tuple[Tensor, ...] = weight_OI.split(max(1, _PART_NUMEL // weight_OI.shape[1]))
+    return parts
+
+
+def _round_int8(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
+    scale_O = weight_OI.abs().amax(1).clamp_min_(torch.finfo(torch.float32).tiny) / INT8_LEVELS
+    return (weight_OI / scale_O[:, None]).round_().to(torch.int8), scale_O
+
+
+def _round_int4(weight_OI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    groups = F.pad(weight_OI, (0, -weight_OI.shape[1] % INT4_GROUP)).unflatten(1, (-1, INT4_GROUP))
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    best = _fit_range(groups, low, high)
+    for share in _RANGES[1:]:
+        found = _fit_range(groups, low * share, high * share)
+        best = tuple(torch.where(found[3] < best[3], new, old) for new, old in zip(found, best, strict=True))
+    codes, scale, zero, _ = best
+    return codes.to(torch.uint8).flatten(1), scale[..., 0].bfloat16(), zero[..., 0].bfloat16()
+
+
+def _fit_range(groups: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, ...]:
+    """Return codes, scale, zero and squared error of groups [O, groups, INT4_GROUP] put into a range each."""
+    scale = _rounded((high - low) / (_CODES - 1)).clamp_min_(torch.finfo(torch.bfloat16).tiny)
+    codes = _nearest_codes(groups, scale, _rounded(low + _MIDDLE * scale))
+    # Least squares of groups ~ (codes - 8) · scale + zero, for these codes.
+    mean_code, mean_weight = codes.mean(-1, keepdim=True), groups.mean(-1, keepdim=True)
+    covariance = ((codes - mean_code) * groups).mean(-1, keepdim=True)
+    variance = (codes - mean_code).square_().mean(-1, keepdim=True)
+    scale = torch.where(variance > 0, _rounded(covariance / variance.clamp_min(1e-6)), scale)
+    scale = scale.clamp_min_(torch.finfo(torch.bfloat16).tiny)
+    zero = _rounded(mean_weight - (mean_code - _MIDDLE) * scale)
+    codes = _nearest_codes(groups, scale, zero)
+    error = ((codes - _MIDDLE) * scale + zero - groups).square_().sum(-1, keepdim=True)
+    return codes, scale, zero, error
+
+
+def _nearest_codes(groups: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    return ((groups - zero) / scale).round_().add_(_MIDDLE).clamp_(0, _CODES - 1)
+
+
+def _rounded(values: Tensor) -> Tensor:
+    """Return values as bfloat16 will keep them, in float32, so that codes make up for the rounding."""
+    return values.bfloat16().float()
