@@ -46,6 +46,12 @@ METRICS = (
     Metric("herd_queued_prompt_tokens", "gauge", "Prompt tokens a router accepted and has not computed.", ("replica",)),
     Metric("herd_kv_used_bytes", "gauge", "Bytes of a router's KV cache in use.", ("replica",)),
     Metric("herd_kv_total_bytes", "gauge", "Bytes of a router's KV cache.", ("replica",)),
+    Metric("herd_kv_cached_bytes", "gauge", "Bytes of KV cache kept for prompts that begin alike.", ("replica",)),
+    Metric("herd_kv_swapped_bytes", "gauge", "Bytes saved of sequences that made room for others.", ("replica",)),
+    Metric("herd_prefix_queried_tokens", "gauge", "Prompt tokens a router looked for in its cache.", ("replica",)),
+    Metric("herd_prefix_cached_tokens", "gauge", "Those of them that it found.", ("replica",)),
+    Metric("herd_prefix_hit_ratio", "gauge", "Found of looked for, since the router started; 1 is all.", ("replica",)),
+    Metric("herd_preemptions", "gauge", "Times a sequence made room for another in a router.", ("replica",)),
     Metric("vllm:num_requests_running", "gauge", "herd_running_sequences, summed, for vLLM's tools.", ("model_name",)),
     Metric("vllm:num_requests_waiting", "gauge", "herd_waiting_sequences, summed, for vLLM's tools.", ("model_name",)),
     Metric("vllm:kv_cache_usage_perc", "gauge", "KV cache in use, 1 is all, for vLLM's tools.", ("model_name",)),
@@ -106,12 +112,18 @@ class FrontDoorMetrics:
             num_sequences: sequences in flight at this front door.
         """
         self._gauges["herd_sequences_in_flight"].set(num_sequences)
-        by_replica: dict[str, Callable[[RouterLoad], int]] = {
+        by_replica: dict[str, Callable[[RouterLoad], float]] = {
             "herd_running_sequences": lambda each: each.load.running,
             "herd_waiting_sequences": lambda each: each.load.waiting,
             "herd_queued_prompt_tokens": lambda each: each.load.queued_prompt_tokens,
             "herd_kv_used_bytes": lambda each: each.load.kv_used_bytes,
             "herd_kv_total_bytes": lambda each: each.load.kv_total_bytes,
+            "herd_kv_cached_bytes": lambda each: each.load.kv_cached_bytes,
+            "herd_kv_swapped_bytes": lambda each: each.load.kv_swapped_bytes,
+            "herd_prefix_queried_tokens": lambda each: each.load.prompt_tokens,
+            "herd_prefix_cached_tokens": lambda each: each.load.cached_tokens,
+            "herd_prefix_hit_ratio": lambda each: each.load.cached_tokens / max(each.load.prompt_tokens, 1),
+            "herd_preemptions": lambda each: each.load.preemptions,
         }
         for name, value in by_replica.items():
             self._gauges[name].clear()  # replicas that are gone must not linger

@@ -8,6 +8,17 @@ from pathlib import Path
 from models.config import ModelConfig
 from models.generation_config import GenerationDefaults, load_generation_defaults
 from models.tokenizer import Tokenizer, load_tokenizer
+from router.kv_cache.layout import CacheLayout
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCache:
+    """The KV cache of one router."""
+
+    layout: CacheLayout
+    """What a token and a sequence take."""
+    num_bytes: int
+    """What there is of it: all pages of both kinds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +37,8 @@ class ServedModel:
     """Tells two checkpoints apart."""
     tokenizer: Tokenizer | None = None
     """None: only token ids can be sent."""
+    cache: PlannedCache | None = None
+    """What a router's KV cache takes; None: not known here."""
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     """What a request that leaves a sampling field out gets."""
 
@@ -36,7 +49,14 @@ class ServedModel:
 
 
 def load_served_model(
-    folder: Path, config: ModelConfig, *, name: str, context_length: int, dtype: str, fingerprint: str
+    folder: Path,
+    config: ModelConfig,
+    *,
+    name: str,
+    context_length: int,
+    dtype: str,
+    fingerprint: str,
+    cache: PlannedCache | None = None,
 ) -> ServedModel:
     """Read what a front door needs from a model's folder: the tokenizer and the sampling defaults.
 
@@ -47,6 +67,7 @@ def load_served_model(
         context_length: as the routers are set, in tokens.
         dtype: the routers compute in.
         fingerprint: of the checkpoint.
+        cache: of one router.
 
     Raises:
         BadCheckpoint: the tokenizer is unusable.
@@ -58,6 +79,7 @@ def load_served_model(
         context_length=context_length,
         dtype=dtype,
         fingerprint=fingerprint,
+        cache=cache,
         tokenizer=load_tokenizer(folder, config),
         defaults=load_generation_defaults(folder),
     )

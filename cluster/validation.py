@@ -62,6 +62,7 @@ class RequestFields:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     num_choices: int = 1
+    priority: int = 0
     timeout_s: float | None = None
     """Seconds the caller will wait; None: as long as the front door allows."""
 
@@ -88,6 +89,8 @@ class CompletionRequest:
     """Likeliest alternatives to report per generated token; None: report no logprobs."""
     prompt_logprobs: int | None = None
     """The same for the prompts' tokens."""
+    priority: int = 0
+    """Lower numbers are served first."""
     timeout_s: float | None = None
     """Seconds the caller will wait; None: as long as the front door allows."""
 
@@ -135,6 +138,7 @@ def check_request(fields: RequestFields, model: ServedModel, request_id: str) ->
             _check_count(name, count, 0, MAX_LOGPROBS)
     for prompt in fields.prompts:
         check_token_ids("prompt", prompt, model)
+    _check_count("priority", fields.priority, -(2**31), 2**31 - 1)
     _check_stop(fields, model)
     return CompletionRequest(
         request_id=request_id,
@@ -146,6 +150,7 @@ def check_request(fields: RequestFields, model: ServedModel, request_id: str) ->
         stop_ids=frozenset(fields.stop_ids) | (frozenset() if fields.ignore_eos else frozenset(model.config.eos_ids)),
         logprobs=fields.logprobs,
         prompt_logprobs=fields.prompt_logprobs,
+        priority=fields.priority,
         timeout_s=fields.timeout_s,
     )
 
@@ -167,6 +172,7 @@ def sequences(request: CompletionRequest, timeout_s: float) -> list[GenerationRe
             logprobs=request.logprobs,
             # The prompt's logprobs are the same for every choice: ask once.
             prompt_logprobs=request.prompt_logprobs if choice == 0 else None,
+            priority=request.priority,
             timeout_s=timeout_s,
         )
         for index, prompt in enumerate(request.prompts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,10 @@ from models.vocabulary import LLAMA4_PATTERN, Vocabulary
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
-# Tests run beside each other on few cores: how long one example takes says nothing.
+# Tests run beside each other on few cores. Threads of tiny products that wait for each other on a busy machine take
+# longer than the products. Processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# How long one example takes says nothing.
 settings.register_profile("herd", deadline=None)
 settings.load_profile("herd")
 

@@ -48,8 +48,14 @@ class TinyWeights:
 
     def __init__(self, config: ModelConfig = TINY) -> None:
         self.config = config
+        self._made: dict[tuple[str, torch.dtype | None], Tensor] = {}
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        if (name, dtype) not in self._made:
+            self._made[name, dtype] = self._make(name, dtype)
+        return self._made[name, dtype]
+
+    def _make(self, name: str, dtype: torch.dtype | None) -> Tensor:
         generator = torch.Generator().manual_seed(sum(ord(c) * 31**i for i, c in enumerate(name)) % 2**31)
         shape = tensor_shape(name, self.config)
         if len(shape) == 1:

@@ -131,6 +131,7 @@ def read_generate_request(
         ignore_eos=stopping.ignore_eos,
         logprobs=optional(request, "logprobs"),
         prompt_logprobs=optional(request, "prompt_logprobs"),
+        priority=request.priority,
         num_choices=request.num_choices or 1,
         timeout_s=timeout_s,
     )

@@ -96,6 +96,21 @@ def server_info_response(model: ServedModel, placement: PlacementInfo) -> pb.Get
             )
             for each in placement.expert_replicas
         ],
+        kv_cache=_kv_cache(model),
+    )
+
+
+def _kv_cache(model: ServedModel) -> pb.KvCache | None:
+    """Return what the routers' cache takes; None where that is not known."""
+    if model.cache is None:
+        return None
+    layout = model.cache.layout
+    return pb.KvCache(
+        dtype=layout.kv_dtype,
+        page_tokens=layout.page_tokens,
+        global_bytes_per_token=layout.global_token_bytes,
+        most_local_bytes_per_sequence=layout.local_token_bytes * (layout.chunk or 0),
+        total_bytes=model.cache.num_bytes,
     )
 
 
@@ -112,6 +127,11 @@ def load_response(loads: Sequence[RouterLoad]) -> pb.GetLoadResponse:
                 kv_total_bytes=each.load.kv_total_bytes,
                 slots=each.load.slots,
                 generated_tokens=each.load.generated_tokens,
+                kv_cached_bytes=each.load.kv_cached_bytes,
+                kv_swapped_bytes=each.load.kv_swapped_bytes,
+                prompt_tokens=each.load.prompt_tokens,
+                cached_tokens=each.load.cached_tokens,
+                preemptions=each.load.preemptions,
             )
             for each in loads
         ]

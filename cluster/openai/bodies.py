@@ -50,6 +50,8 @@ class CommonBody(BaseModel):
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
     prompt_logprobs: int | None = None
+    priority: int | None = None
+    """Lower numbers are served first."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
@@ -83,6 +85,7 @@ class CommonBody(BaseModel):
             ignore_eos=bool(self.ignore_eos),
             logprobs=logprobs,
             prompt_logprobs=self.prompt_logprobs,
+            priority=self.priority or 0,
             num_choices=1 if self.n is None else self.n,
         )
 

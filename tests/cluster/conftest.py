@@ -11,10 +11,11 @@ import pytest
 
 from cluster.limits import FrontDoorLimits
 from cluster.local_router_client import LocalRouterClient
-from cluster.served_model import ServedModel
+from cluster.served_model import PlannedCache, ServedModel
 from cluster.service import InferenceService
 from models.tokenizer import Tokenizer
 from router.engine import Engine
+from router.kv_cache.layout import CacheLayout
 from router.limits import EngineLimits
 from router.transport.local import LocalTransport
 from tests.cluster.live_front_door import LiveFrontDoor
@@ -35,6 +36,7 @@ def served_model(tokenizer: Tokenizer | None) -> ServedModel:
         context_length=CONTEXT_LENGTH,
         dtype="float32",
         fingerprint="f00d",
+        cache=PlannedCache(CacheLayout(config, "float32", 4), 1_000_000),
         tokenizer=tokenizer,
     )
 

@@ -228,6 +228,14 @@ def test_what_runs_is_told(stub, text_model):
     assert info.version
 
 
+def test_server_info_tells_what_the_kv_cache_takes(stub):
+    cache = stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=WAIT_S).kv_cache
+    bytes_per_layer = 2 * 2 * 8 * 4  # keys and values, two heads of eight floats
+    assert (cache.dtype, cache.page_tokens, cache.total_bytes) == ("float32", 4, 1_000_000)
+    assert cache.global_bytes_per_token == 1 * bytes_per_layer
+    assert cache.most_local_bytes_per_sequence == 8 * 3 * bytes_per_layer
+
+
 def test_load_is_told_and_none_is_an_error(stub, router):
     [load] = stub.GetLoad(pb.GetLoadRequest(), timeout=WAIT_S).routers
     assert (load.replica_id, load.slots, load.kv_used_bytes, load.generated_tokens) == ("router-0", 4, 25, 7)

@@ -29,6 +29,7 @@ FIELDS = st.builds(
     stop_ids=IDS,
     logprobs=NUMBERS,
     prompt_logprobs=NUMBERS,
+    priority=st.integers(-(2**31), 2**31 - 1) | st.just(2**31),
     num_choices=st.integers(-1, 20) | st.just(10**5000),
 )
 GOOD = RequestFields(prompts=[(5, 6), (7,)], num_choices=2, seed=3, prompt_logprobs=0, stop=["a", "b", "a"])

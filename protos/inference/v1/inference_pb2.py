@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#protos/inference/v1/inference.proto\x12\x11herd.inference.v1\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"8\n\x04\x43hat\x12\x30\n\x08messages\x18\x01 \x03(\x0b\x32\x1e.herd.inference.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xcc\x02\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x07\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seed\"l\n\x08Stopping\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x0c\n\x04stop\x18\x02 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x03 \x03(\r\x12\x12\n\nignore_eos\x18\x04 \x01(\x08\x42\r\n\x0b_max_tokens\"\xdf\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12\'\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x17.herd.inference.v1.ChatH\x00\x12\x30\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x1b.herd.inference.v1.TokenIdsH\x00\x12-\n\x08sampling\x18\x05 \x01(\x0b\x32\x1b.herd.inference.v1.Sampling\x12-\n\x08stopping\x18\x06 \x01(\x0b\x32\x1b.herd.inference.v1.Stopping\x12\x15\n\x08logprobs\x18\x07 \x01(\rH\x01\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x08 \x01(\rH\x02\x88\x01\x01\x12\x13\n\x0bnum_choices\x18\t \x01(\rB\x07\n\x05inputB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobs\"k\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x01\x12*\n\x03top\x18\x04 \x03(\x0b\x32\x1d.herd.inference.v1.TopLogprob\"=\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x01\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\"}\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x38\n\x0fprompt_logprobs\x18\x04 \x03(\x0b\x32\x1f.herd.inference.v1.TokenLogprob\"\xa3\x01\n\x05\x44\x65lta\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x31\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1f.herd.inference.v1.TokenLogprob\x12\x36\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x1f.herd.inference.v1.FinishReason\"3\n\x08\x46inished\x12\'\n\x05usage\x18\x01 \x01(\x0b\x32\x18.herd.inference.v1.Usage\"\xa6\x01\n\x10GenerateResponse\x12-\n\x07started\x18\x01 \x01(\x0b\x32\x1a.herd.inference.v1.StartedH\x00\x12)\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x18.herd.inference.v1.DeltaH\x00\x12/\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1b.herd.inference.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"d\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12\'\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x17.herd.inference.v1.ChatH\x00\x42\x07\n\x05input\"\x1f\n\x10TokenizeResponse\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x13\n\x11ListModelsRequest\"D\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\r\x12\x15\n\rhas_tokenizer\x18\x03 \x01(\x08\">\n\x12ListModelsResponse\x12(\n\x06models\x18\x01 \x03(\x0b\x32\x18.herd.inference.v1.Model\"\x16\n\x14GetServerInfoRequest\"z\n\rExpertReplica\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x12\n\nexpert_ids\x18\x04 \x03(\r\x12\x14\n\x0cweight_bytes\x18\x05 \x01(\x04\x12\x0b\n\x03pid\x18\x06 \x01(\r\"\x92\x02\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\'\n\x05model\x18\x02 \x01(\x0b\x32\x18.herd.inference.v1.Model\x12\x12\n\nnum_layers\x18\x03 \x01(\r\x12\x16\n\x0enum_moe_layers\x18\x04 \x01(\r\x12\x13\n\x0bnum_experts\x18\x05 \x01(\r\x12\x19\n\x11\x65xperts_per_token\x18\x06 \x01(\r\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x19\n\x11placement_version\x18\x08 \x01(\x04\x12\x39\n\x0f\x65xpert_replicas\x18\t \x03(\x0b\x32 .herd.inference.v1.ExpertReplica\"\x10\n\x0eGetLoadRequest\"\xb8\x01\n\nRouterLoad\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x0f\n\x07running\x18\x02 \x01(\r\x12\x0f\n\x07waiting\x18\x03 \x01(\r\x12\x1c\n\x14queued_prompt_tokens\x18\x04 \x01(\x04\x12\x15\n\rkv_used_bytes\x18\x05 \x01(\x04\x12\x16\n\x0ekv_total_bytes\x18\x06 \x01(\x04\x12\r\n\x05slots\x18\x07 \x01(\r\x12\x18\n\x10generated_tokens\x18\x08 \x01(\x04\"A\n\x0fGetLoadResponse\x12.\n\x07routers\x18\x01 \x03(\x0b\x32\x1d.herd.inference.v1.RouterLoad*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xcf\x03\n\x10InferenceService\x12U\n\x08Generate\x12\".herd.inference.v1.GenerateRequest\x1a#.herd.inference.v1.GenerateResponse0\x01\x12S\n\x08Tokenize\x12\".herd.inference.v1.TokenizeRequest\x1a#.herd.inference.v1.TokenizeResponse\x12Y\n\nListModels\x12$.herd.inference.v1.ListModelsRequest\x1a%.herd.inference.v1.ListModelsResponse\x12\x62\n\rGetServerInfo\x12\'.herd.inference.v1.GetServerInfoRequest\x1a(.herd.inference.v1.GetServerInfoResponse\x12P\n\x07GetLoad\x12!.herd.inference.v1.GetLoadRequest\x1a\".herd.inference.v1.GetLoadResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#protos/inference/v1/inference.proto\x12\x11herd.inference.v1\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"8\n\x04\x43hat\x12\x30\n\x08messages\x18\x01 \x03(\x0b\x32\x1e.herd.inference.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xcc\x02\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x07\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seed\"l\n\x08Stopping\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x0c\n\x04stop\x18\x02 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x03 \x03(\r\x12\x12\n\nignore_eos\x18\x04 \x01(\x08\x42\r\n\x0b_max_tokens\"\xf1\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12\'\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x17.herd.inference.v1.ChatH\x00\x12\x30\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x1b.herd.inference.v1.TokenIdsH\x00\x12-\n\x08sampling\x18\x05 \x01(\x0b\x32\x1b.herd.inference.v1.Sampling\x12-\n\x08stopping\x18\x06 \x01(\x0b\x32\x1b.herd.inference.v1.Stopping\x12\x15\n\x08logprobs\x18\x07 \x01(\rH\x01\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x08 \x01(\rH\x02\x88\x01\x01\x12\x13\n\x0bnum_choices\x18\t \x01(\r\x12\x10\n\x08priority\x18\n \x01(\x05\x42\x07\n\x05inputB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobs\"k\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x01\x12*\n\x03top\x18\x04 \x03(\x0b\x32\x1d.herd.inference.v1.TopLogprob\"=\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x01\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\"}\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x38\n\x0fprompt_logprobs\x18\x04 \x03(\x0b\x32\x1f.herd.inference.v1.TokenLogprob\"\xa3\x01\n\x05\x44\x65lta\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x31\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1f.herd.inference.v1.TokenLogprob\x12\x36\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x1f.herd.inference.v1.FinishReason\"3\n\x08\x46inished\x12\'\n\x05usage\x18\x01 \x01(\x0b\x32\x18.herd.inference.v1.Usage\"\xa6\x01\n\x10GenerateResponse\x12-\n\x07started\x18\x01 \x01(\x0b\x32\x1a.herd.inference.v1.StartedH\x00\x12)\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x18.herd.inference.v1.DeltaH\x00\x12/\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1b.herd.inference.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"d\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12\'\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x17.herd.inference.v1.ChatH\x00\x42\x07\n\x05input\"\x1f\n\x10TokenizeResponse\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x13\n\x11ListModelsRequest\"D\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\r\x12\x15\n\rhas_tokenizer\x18\x03 \x01(\x08\">\n\x12ListModelsResponse\x12(\n\x06models\x18\x01 \x03(\x0b\x32\x18.herd.inference.v1.Model\"\x16\n\x14GetServerInfoRequest\"z\n\rExpertReplica\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x12\n\nexpert_ids\x18\x04 \x03(\r\x12\x14\n\x0cweight_bytes\x18\x05 \x01(\x04\x12\x0b\n\x03pid\x18\x06 \x01(\r\"\xc0\x02\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\'\n\x05model\x18\x02 \x01(\x0b\x32\x18.herd.inference.v1.Model\x12\x12\n\nnum_layers\x18\x03 \x01(\r\x12\x16\n\x0enum_moe_layers\x18\x04 \x01(\r\x12\x13\n\x0bnum_experts\x18\x05 \x01(\r\x12\x19\n\x11\x65xperts_per_token\x18\x06 \x01(\r\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x19\n\x11placement_version\x18\x08 \x01(\x04\x12\x39\n\x0f\x65xpert_replicas\x18\t \x03(\x0b\x32 .herd.inference.v1.ExpertReplica\x12,\n\x08kv_cache\x18\n \x01(\x0b\x32\x1a.herd.inference.v1.KvCache\"\x89\x01\n\x07KvCache\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\x13\n\x0bpage_tokens\x18\x02 \x01(\r\x12\x1e\n\x16global_bytes_per_token\x18\x03 \x01(\x04\x12%\n\x1dmost_local_bytes_per_sequence\x18\x04 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x05 \x01(\x04\"\x10\n\x0eGetLoadRequest\"\xae\x02\n\nRouterLoad\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x0f\n\x07running\x18\x02 \x01(\r\x12\x0f\n\x07waiting\x18\x03 \x01(\r\x12\x1c\n\x14queued_prompt_tokens\x18\x04 \x01(\x04\x12\x15\n\rkv_used_bytes\x18\x05 \x01(\x04\x12\x16\n\x0ekv_total_bytes\x18\x06 \x01(\x04\x12\r\n\x05slots\x18\x07 \x01(\r\x12\x18\n\x10generated_tokens\x18\x08 \x01(\x04\x12\x17\n\x0fkv_cached_bytes\x18\t \x01(\x04\x12\x18\n\x10kv_swapped_bytes\x18\n \x01(\x04\x12\x15\n\rprompt_tokens\x18\x0b \x01(\x04\x12\x15\n\rcached_tokens\x18\x0c \x01(\x04\x12\x13\n\x0bpreemptions\x18\r \x01(\x04\"A\n\x0fGetLoadResponse\x12.\n\x07routers\x18\x01 \x03(\x0b\x32\x1d.herd.inference.v1.RouterLoad*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xcf\x03\n\x10InferenceService\x12U\n\x08Generate\x12\".herd.inference.v1.GenerateRequest\x1a#.herd.inference.v1.GenerateResponse0\x01\x12S\n\x08Tokenize\x12\".herd.inference.v1.TokenizeRequest\x1a#.herd.inference.v1.TokenizeResponse\x12Y\n\nListModels\x12$.herd.inference.v1.ListModelsRequest\x1a%.herd.inference.v1.ListModelsResponse\x12\x62\n\rGetServerInfo\x12\'.herd.inference.v1.GetServerInfoRequest\x1a(.herd.inference.v1.GetServerInfoResponse\x12P\n\x07GetLoad\x12!.herd.inference.v1.GetLoadRequest\x1a\".herd.inference.v1.GetLoadResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.inference.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=2742
-  _globals['_FINISHREASON']._serialized_end=2837
+  _globals['_FINISHREASON']._serialized_start=3064
+  _globals['_FINISHREASON']._serialized_end=3159
   _globals['_CHATMESSAGE']._serialized_start=58
   _globals['_CHATMESSAGE']._serialized_end=102
   _globals['_CHAT']._serialized_start=104
@@ -44,43 +44,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STOPPING']._serialized_start=522
   _globals['_STOPPING']._serialized_end=630
   _globals['_GENERATEREQUEST']._serialized_start=633
-  _globals['_GENERATEREQUEST']._serialized_end=984
-  _globals['_TOKENLOGPROB']._serialized_start=986
-  _globals['_TOKENLOGPROB']._serialized_end=1093
-  _globals['_TOPLOGPROB']._serialized_start=1095
-  _globals['_TOPLOGPROB']._serialized_end=1156
-  _globals['_USAGE']._serialized_start=1158
-  _globals['_USAGE']._serialized_end=1238
-  _globals['_STARTED']._serialized_start=1240
-  _globals['_STARTED']._serialized_end=1365
-  _globals['_DELTA']._serialized_start=1368
-  _globals['_DELTA']._serialized_end=1531
-  _globals['_FINISHED']._serialized_start=1533
-  _globals['_FINISHED']._serialized_end=1584
-  _globals['_GENERATERESPONSE']._serialized_start=1587
-  _globals['_GENERATERESPONSE']._serialized_end=1753
-  _globals['_TOKENIZEREQUEST']._serialized_start=1755
-  _globals['_TOKENIZEREQUEST']._serialized_end=1855
-  _globals['_TOKENIZERESPONSE']._serialized_start=1857
-  _globals['_TOKENIZERESPONSE']._serialized_end=1888
-  _globals['_LISTMODELSREQUEST']._serialized_start=1890
-  _globals['_LISTMODELSREQUEST']._serialized_end=1909
-  _globals['_MODEL']._serialized_start=1911
-  _globals['_MODEL']._serialized_end=1979
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1981
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2043
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=2045
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=2067
-  _globals['_EXPERTREPLICA']._serialized_start=2069
-  _globals['_EXPERTREPLICA']._serialized_end=2191
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=2194
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=2468
-  _globals['_GETLOADREQUEST']._serialized_start=2470
-  _globals['_GETLOADREQUEST']._serialized_end=2486
-  _globals['_ROUTERLOAD']._serialized_start=2489
-  _globals['_ROUTERLOAD']._serialized_end=2673
-  _globals['_GETLOADRESPONSE']._serialized_start=2675
-  _globals['_GETLOADRESPONSE']._serialized_end=2740
-  _globals['_INFERENCESERVICE']._serialized_start=2840
-  _globals['_INFERENCESERVICE']._serialized_end=3303
+  _globals['_GENERATEREQUEST']._serialized_end=1002
+  _globals['_TOKENLOGPROB']._serialized_start=1004
+  _globals['_TOKENLOGPROB']._serialized_end=1111
+  _globals['_TOPLOGPROB']._serialized_start=1113
+  _globals['_TOPLOGPROB']._serialized_end=1174
+  _globals['_USAGE']._serialized_start=1176
+  _globals['_USAGE']._serialized_end=1256
+  _globals['_STARTED']._serialized_start=1258
+  _globals['_STARTED']._serialized_end=1383
+  _globals['_DELTA']._serialized_start=1386
+  _globals['_DELTA']._serialized_end=1549
+  _globals['_FINISHED']._serialized_start=1551
+  _globals['_FINISHED']._serialized_end=1602
+  _globals['_GENERATERESPONSE']._serialized_start=1605
+  _globals['_GENERATERESPONSE']._serialized_end=1771
+  _globals['_TOKENIZEREQUEST']._serialized_start=1773
+  _globals['_TOKENIZEREQUEST']._serialized_end=1873
+  _globals['_TOKENIZERESPONSE']._serialized_start=1875
+  _globals['_TOKENIZERESPONSE']._serialized_end=1906
+  _globals['_LISTMODELSREQUEST']._serialized_start=1908
+  _globals['_LISTMODELSREQUEST']._serialized_end=1927
+  _globals['_MODEL']._serialized_start=1929
+  _globals['_MODEL']._serialized_end=1997
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1999
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2061
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=2063
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=2085
+  _globals['_EXPERTREPLICA']._serialized_start=2087
+  _globals['_EXPERTREPLICA']._serialized_end=2209
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=2212
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=2532
+  _globals['_KVCACHE']._serialized_start=2535
+  _globals['_KVCACHE']._serialized_end=2672
+  _globals['_GETLOADREQUEST']._serialized_start=2674
+  _globals['_GETLOADREQUEST']._serialized_end=2690
+  _globals['_ROUTERLOAD']._serialized_start=2693
+  _globals['_ROUTERLOAD']._serialized_end=2995
+  _globals['_GETLOADRESPONSE']._serialized_start=2997
+  _globals['_GETLOADRESPONSE']._serialized_end=3062
+  _globals['_INFERENCESERVICE']._serialized_start=3162
+  _globals['_INFERENCESERVICE']._serialized_end=3625
 # @@protoc_insertion_point(module_scope)

@@ -69,7 +69,7 @@ class Stopping(_message.Message):
     def __init__(self, max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: bool = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "prompt", "chat", "token_ids", "sampling", "stopping", "logprobs", "prompt_logprobs", "num_choices")
+    __slots__ = ("model", "prompt", "chat", "token_ids", "sampling", "stopping", "logprobs", "prompt_logprobs", "num_choices", "priority")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
@@ -79,6 +79,7 @@ class GenerateRequest(_message.Message):
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     NUM_CHOICES_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     model: str
     prompt: str
     chat: Chat
@@ -88,7 +89,8 @@ class GenerateRequest(_message.Message):
     logprobs: int
     prompt_logprobs: int
     num_choices: int
-    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[str] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stopping: _Optional[_Union[Stopping, _Mapping]] = ..., logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., num_choices: _Optional[int] = ...) -> None: ...
+    priority: int
+    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[str] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stopping: _Optional[_Union[Stopping, _Mapping]] = ..., logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., num_choices: _Optional[int] = ..., priority: _Optional[int] = ...) -> None: ...
 
 class TokenLogprob(_message.Message):
     __slots__ = ("token_id", "text", "logprob", "top")
@@ -221,7 +223,7 @@ class ExpertReplica(_message.Message):
     def __init__(self, replica_id: _Optional[str] = ..., group: _Optional[str] = ..., address: _Optional[str] = ..., expert_ids: _Optional[_Iterable[int]] = ..., weight_bytes: _Optional[int] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "model", "num_layers", "num_moe_layers", "num_experts", "experts_per_token", "dtype", "placement_version", "expert_replicas")
+    __slots__ = ("version", "model", "num_layers", "num_moe_layers", "num_experts", "experts_per_token", "dtype", "placement_version", "expert_replicas", "kv_cache")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     NUM_LAYERS_FIELD_NUMBER: _ClassVar[int]
@@ -231,6 +233,7 @@ class GetServerInfoResponse(_message.Message):
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     PLACEMENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     EXPERT_REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    KV_CACHE_FIELD_NUMBER: _ClassVar[int]
     version: str
     model: Model
     num_layers: int
@@ -240,14 +243,29 @@ class GetServerInfoResponse(_message.Message):
     dtype: str
     placement_version: int
     expert_replicas: _containers.RepeatedCompositeFieldContainer[ExpertReplica]
-    def __init__(self, version: _Optional[str] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., num_layers: _Optional[int] = ..., num_moe_layers: _Optional[int] = ..., num_experts: _Optional[int] = ..., experts_per_token: _Optional[int] = ..., dtype: _Optional[str] = ..., placement_version: _Optional[int] = ..., expert_replicas: _Optional[_Iterable[_Union[ExpertReplica, _Mapping]]] = ...) -> None: ...
+    kv_cache: KvCache
+    def __init__(self, version: _Optional[str] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., num_layers: _Optional[int] = ..., num_moe_layers: _Optional[int] = ..., num_experts: _Optional[int] = ..., experts_per_token: _Optional[int] = ..., dtype: _Optional[str] = ..., placement_version: _Optional[int] = ..., expert_replicas: _Optional[_Iterable[_Union[ExpertReplica, _Mapping]]] = ..., kv_cache: _Optional[_Union[KvCache, _Mapping]] = ...) -> None: ...
+
+class KvCache(_message.Message):
+    __slots__ = ("dtype", "page_tokens", "global_bytes_per_token", "most_local_bytes_per_sequence", "total_bytes")
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    GLOBAL_BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    MOST_LOCAL_BYTES_PER_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    dtype: str
+    page_tokens: int
+    global_bytes_per_token: int
+    most_local_bytes_per_sequence: int
+    total_bytes: int
+    def __init__(self, dtype: _Optional[str] = ..., page_tokens: _Optional[int] = ..., global_bytes_per_token: _Optional[int] = ..., most_local_bytes_per_sequence: _Optional[int] = ..., total_bytes: _Optional[int] = ...) -> None: ...
 
 class GetLoadRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class RouterLoad(_message.Message):
-    __slots__ = ("replica_id", "running", "waiting", "queued_prompt_tokens", "kv_used_bytes", "kv_total_bytes", "slots", "generated_tokens")
+    __slots__ = ("replica_id", "running", "waiting", "queued_prompt_tokens", "kv_used_bytes", "kv_total_bytes", "slots", "generated_tokens", "kv_cached_bytes", "kv_swapped_bytes", "prompt_tokens", "cached_tokens", "preemptions")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
@@ -256,6 +274,11 @@ class RouterLoad(_message.Message):
     KV_TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KV_CACHED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_SWAPPED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     running: int
     waiting: int
@@ -264,7 +287,12 @@ class RouterLoad(_message.Message):
     kv_total_bytes: int
     slots: int
     generated_tokens: int
-    def __init__(self, replica_id: _Optional[str] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., queued_prompt_tokens: _Optional[int] = ..., kv_used_bytes: _Optional[int] = ..., kv_total_bytes: _Optional[int] = ..., slots: _Optional[int] = ..., generated_tokens: _Optional[int] = ...) -> None: ...
+    kv_cached_bytes: int
+    kv_swapped_bytes: int
+    prompt_tokens: int
+    cached_tokens: int
+    preemptions: int
+    def __init__(self, replica_id: _Optional[str] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., queued_prompt_tokens: _Optional[int] = ..., kv_used_bytes: _Optional[int] = ..., kv_total_bytes: _Optional[int] = ..., slots: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., kv_cached_bytes: _Optional[int] = ..., kv_swapped_bytes: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ...) -> None: ...
 
 class GetLoadResponse(_message.Message):
     __slots__ = ("routers",)
