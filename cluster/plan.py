@@ -167,9 +167,10 @@ def _weight_bytes(settings: ClusterConfig, checkpoint: Checkpoint, dtype: torch.
         router_bytes, expert_bytes = router * dtype.itemsize, experts * dtype.itemsize
     else:
         bits, embeddings = BITS_PER_WEIGHT[quantize], config.vocab_size * config.hidden_size
-        # Embeddings stay as they are; where they are tied, the LM head is a rounded copy.
-        rounded = router if config.tie_embeddings else router - embeddings
-        router_bytes, expert_bytes = embeddings * dtype.itemsize + rounded * bits // 8, experts * bits // 8
+        # Embeddings stay as they are; the LM head has 8 bits, as a copy where the two are tied.
+        rest = router - (embeddings if config.tie_embeddings else 2 * embeddings)
+        router_bytes = embeddings * (dtype.itemsize + 1) + rest * bits // 8
+        expert_bytes = experts * bits // 8
     return router_bytes * settings.router.replicas + expert_bytes * settings.experts.replicas_per_group
 
 

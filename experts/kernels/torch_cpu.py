@@ -1,8 +1,20 @@
 """The fastest experts torch has on a CPU: one after the other, over weights packed at load.
 
-What is packed how, and how fast that is: `models.linear`. Measured here on one core of an AMD EPYC (Zen 5, AVX-512,
-shared machine), torch 2.13, 2026-11-21: one silu for all experts of a dispatch, between their products, gains 7 % at 2
-tokens per expert and loses at 1 and 32.
+What is packed how, and how fast that is: `models.linear`. (negative) Products of all experts in one call, measured on
+one core of an AMD EPYC (Zen 5, AVX-512, bf16, busy with other work), torch 2.13, 2026-11-21, us of processor time for
+all experts with the same number of tokens each:
+
+                                   fp32, tokens each:   1      4      8     32     bf16:   1      4      8     32
+    D = 256, F = 144, 8 experts    in turn            404    418    562    984           445    475    518    566
+                                   _grouped_mm        357    356    472   1061           446    476    618    673
+                                   bmm                291    365    420    987           286    242    319    451
+    D = 768, F = 1536, 16 experts  in turn          10694  11791  11339  25649          4462   5754   6789  14053
+                                   _grouped_mm      12795  25536  25152  54570         12067  13229  14289  21178
+                                   bmm              12087  28257  24960  54914         11210  11834  13063  20625
+
+Torch's grouped product loops over the experts, too, with products that know no packed weights. `bmm` wants every expert
+to have as many tokens as every other, which no router gives. One silu for all experts of a dispatch, between their
+products, gains 7 % at 2 tokens per expert and loses at 1 and 32.
 """
 
 from __future__ import annotations
