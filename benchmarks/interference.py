@@ -11,6 +11,7 @@ processes behind gRPC, as they are served.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -83,7 +84,7 @@ class Streams:
         gaps = []
         for name in self._names:
             times = [at_s for at_s in self._times[name] if start_s <= at_s < stop_s]
-            gaps += [(late - early) * 1000 for early, late in zip(times, times[1:], strict=False)]
+            gaps += [(late - early) * 1000 for early, late in itertools.pairwise(times)]
         return gaps
 
     def wait_tokens(self, each: int) -> None:

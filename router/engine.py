@@ -9,6 +9,8 @@ from collections import deque
 from dataclasses import replace
 from itertools import count
 
+from torch import Tensor
+
 from models.llama4.decoder import Decoder
 from protos import errors
 from router.acceptance import check_limits, check_request
@@ -205,17 +207,8 @@ class Engine:
         if not work:
             return
         self._work = work
-        started_s = time.perf_counter()
-        num_generating = sum(not item.sequence.is_prefilling for item in work)
-        num_tokens = sum(item.num_tokens for item in work)
         try:
-            parts = split([self._span(item) for item in work], self._overlap.num_batches(num_tokens))
-            batches = [Batch.of(spans, self.layout, self._device) for spans in parts]
-            logits_BV = self._forward(batches, self._storage)
-            seconds = time.perf_counter() - started_s
-            self._overlap.observe(num_tokens, len(parts), seconds)
-            self._budget.observe(num_generating=num_generating, num_prompt=num_tokens - num_generating, seconds=seconds)
-            self._next_tokens.advance(work, logits_BV)
+            self._next_tokens.advance(work, self._compute(work))
         except StepAbandoned:
             pass  # nobody is left to tell, or everybody is told at the loop's end
         except errors.ServingError as error:
@@ -226,6 +219,25 @@ class Engine:
             self._fail(work, errors.InternalError("the step that computed this request failed: see the router's log"))
         finally:
             self._work = []
+
+    def _compute(self, work: list[Work]) -> Tensor:
+        """Return the logits of a step, and learn from how long they took."""
+        started_s = time.perf_counter()
+        num_generating = sum(not item.sequence.is_prefilling for item in work)
+        num_prompts = sum(sequence.is_prefilling for sequence in self._scheduler.running)
+        num_tokens = sum(item.num_tokens for item in work)
+        parts = split([self._span(item) for item in work], self._overlap.num_batches(num_tokens))
+        batches = [Batch.of(spans, self.layout, self._device) for spans in parts]
+        logits_BV = self._forward(batches, self._storage)
+        seconds = time.perf_counter() - started_s
+        self._overlap.observe(num_tokens, len(parts), seconds)
+        self._budget.observe(
+            num_generating=num_generating,
+            num_prompts=num_prompts,
+            num_prompt=num_tokens - num_generating,
+            seconds=seconds,
+        )
+        return logits_BV
 
     def _span(self, item: Work) -> Span:
         sequence = item.sequence

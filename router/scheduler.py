@@ -114,8 +114,8 @@ class Scheduler:
         generating = [sequence for sequence in self._running if not sequence.is_prefilling]
         for sequence in generating:
             self._add(sequence, 1, work)
-        budget = min(self._budget.prompt_tokens(len(work)), self._limits.step_tokens - len(work))
         prefilling = [sequence for sequence in self._running if sequence.is_prefilling]
+        budget = min(self._budget.prompt_tokens(len(work), len(prefilling)), self._limits.step_tokens - len(work))
         for sequence, num_tokens in _share_out(prefilling, budget):
             self._add(sequence, num_tokens, work)
         return work

@@ -22,6 +22,9 @@ class StepBudget:
     long the contexts are, who else uses the machine. So the number of prompt tokens is steered by what the last mixed
     step took: it is multiplied by (allowed extra time / extra time found), within bounds.
 
+    Where more prompts wait than sequences generate, the extra time is as many times longer: a step is shared out by the
+    number of those who wait for it, and a burst of prompts does not crawl behind the first one that generates.
+
     Args:
         step_tokens: most tokens of any step.
         stretch: allowed duration of a mixed step, in durations of one without prompts; at least 1.
@@ -41,36 +44,49 @@ class StepBudget:
         """Return how fast prompts are computed when nobody generates; 0 until measured."""
         return self._prompt_tokens_per_s
 
-    def prompt_tokens(self, num_generating: int) -> int:
-        """Return the most prompt tokens of the next step, beside one token of so many sequences."""
+    def prompt_tokens(self, num_generating: int, num_prompts: int) -> int:
+        """Return the most prompt tokens of the next step, all prompts together.
+
+        Args:
+            num_generating: sequences that get a token each in this step.
+            num_prompts: sequences whose prompt is not computed yet.
+        """
         room = self._step_tokens - num_generating
         if not num_generating:
             return room
         if self._plain_of(num_generating).is_stale:
             return 0
-        return min(max(int(self._tokens), self._least_tokens), room)
+        return min(max(int(self._tokens * _weight(num_generating, num_prompts)), self._least_tokens), room)
 
-    def observe(self, *, num_generating: int, num_prompt: int, seconds: float) -> None:
-        """Learn from a step: tokens of each kind it computed, and how long it took."""
+    def observe(self, *, num_generating: int, num_prompts: int, num_prompt: int, seconds: float) -> None:
+        """Learn from a step.
+
+        Args:
+            num_generating: as the budget was asked with.
+            num_prompts: as the budget was asked with.
+            num_prompt: tokens of prompts it computed.
+            seconds: how long it took.
+        """
         if not num_generating:
             self._prompt_tokens_per_s = _blend(self._prompt_tokens_per_s, num_prompt / seconds)
         elif num_prompt:
-            self._steer(self._plain_of(num_generating), num_prompt, seconds)
+            weight = _weight(num_generating, num_prompts)
+            self._steer(self._plain_of(num_generating), num_prompt, seconds, weight)
         else:
             plain = self._plain_of(num_generating)
             plain.seconds.append(seconds)
             plain.mixed_steps = 0
 
-    def _steer(self, plain: _Plain, num_prompt: int, seconds: float) -> None:
+    def _steer(self, plain: _Plain, num_prompt: int, seconds: float, weight: float) -> None:
         plain.mixed_steps += 1
         if not plain.seconds:
             return
         plain_s = median(plain.seconds)
-        allowed_s, found_s = plain_s * (self._stretch - 1), max(seconds - plain_s, plain_s * 0.01)
+        allowed_s, found_s = plain_s * (self._stretch - 1) * weight, max(seconds - plain_s, plain_s * 0.01)
         change = min(allowed_s / found_s, _LARGEST_CHANGE)
         # A step that took fewer tokens than it might tells what those took, and no more.
-        if change < 1 or num_prompt >= int(self._tokens):
-            wanted = max(min(num_prompt, self._tokens) * change, self._tokens / _LARGEST_CHANGE)
+        if change < 1 or num_prompt >= int(self._tokens * weight):
+            wanted = max(min(num_prompt / weight, self._tokens) * change, self._tokens / _LARGEST_CHANGE)
             self._tokens = min(max(wanted, self._least_tokens), self._step_tokens)
 
     def _plain_of(self, num_generating: int) -> _Plain:
@@ -91,6 +107,10 @@ class _Plain:
     @property
     def is_stale(self) -> bool:
         return not self.seconds or self.mixed_steps >= _STALE_STEPS
+
+
+def _weight(num_generating: int, num_prompts: int) -> float:
+    return max(num_prompts / num_generating, 1.0)
 
 
 def _blend(old: float, new: float) -> float:

@@ -85,7 +85,12 @@ class Simulation:
         self.num_computed += num_tokens
         if num_tokens:
             num_prompt = num_tokens - num_generating
-            self.budget.observe(num_generating=num_generating, num_prompt=num_prompt, seconds=1 + num_prompt * 0.01)
+            self.budget.observe(
+                num_generating=num_generating,
+                num_prompts=1,
+                num_prompt=num_prompt,
+                seconds=1 + num_prompt * 0.01,
+            )
         return {item.sequence: item.num_tokens for item in self.work}
 
     def run(self, most_steps: int = 10_000) -> None:

@@ -33,22 +33,22 @@ class Machine:
         """Run steps with a prompt that never ends, or pieces of at most `longest`; return what each took."""
         taken = []
         for _ in range(num_steps):
-            num_prompt = min(steered.prompt_tokens(num_generating), longest)
+            num_prompt = min(steered.prompt_tokens(num_generating, 1), longest)
             taken.append(self.seconds(num_prompt))
-            steered.observe(num_generating=num_generating, num_prompt=num_prompt, seconds=taken[-1])
+            steered.observe(num_generating=num_generating, num_prompts=1, num_prompt=num_prompt, seconds=taken[-1])
         return taken
 
 
 def test_prompts_have_the_whole_step_when_nobody_generates():
-    assert budget(step_tokens=100).prompt_tokens(0) == 100
+    assert budget(step_tokens=100).prompt_tokens(0, 1) == 100
 
 
 def test_a_step_without_prompts_is_measured_before_the_first_one_with():
     steered = budget()
-    assert steered.prompt_tokens(8) == 0
-    steered.observe(num_generating=8, num_prompt=0, seconds=PLAIN_S)
-    assert steered.prompt_tokens(8) > 0
-    assert steered.prompt_tokens(32) == 0, "what 8 sequences take says little about 32"
+    assert steered.prompt_tokens(8, 1) == 0
+    steered.observe(num_generating=8, num_prompts=1, num_prompt=0, seconds=PLAIN_S)
+    assert steered.prompt_tokens(8, 1) > 0
+    assert steered.prompt_tokens(32, 1) == 0, "what 8 sequences take says little about 32"
 
 
 @pytest.mark.parametrize("per_token_s", [0.00005, 0.0002, 0.0005, 0.002])
@@ -72,26 +72,26 @@ def test_mixed_steps_stay_within_the_stretch_in_spite_of_noise():
 def test_a_prompt_gets_on_however_slow_its_steps_are():
     steered, machine = budget(), Machine(per_token_s=1.0)
     machine.run(steered, 50)
-    assert steered.prompt_tokens(8) == 16
+    assert steered.prompt_tokens(8, 1) == 16
 
 
 def test_no_step_exceeds_its_most_tokens():
     steered, machine = budget(step_tokens=64, least_tokens=100), Machine(per_token_s=0, first_s=0)
     machine.run(steered, 20)
-    assert steered.prompt_tokens(8) == 56
-    assert steered.prompt_tokens(63) in (0, 1)
+    assert steered.prompt_tokens(8, 1) == 56
+    assert steered.prompt_tokens(63, 1) in (0, 1)
 
 
 def test_the_budget_follows_a_machine_that_becomes_slower_and_faster_again():
     steered, machine = budget(), Machine(per_token_s=0.0005)
     machine.run(steered, 50)
-    before = steered.prompt_tokens(8)
+    before = steered.prompt_tokens(8, 1)
     machine.per_token_s = 0.005
     machine.run(steered, 50)
-    assert steered.prompt_tokens(8) == 16
+    assert steered.prompt_tokens(8, 1) == 16
     machine.per_token_s = 0.0005
     machine.run(steered, 50)
-    assert steered.prompt_tokens(8) == pytest.approx(before, rel=0.05)
+    assert steered.prompt_tokens(8, 1) == pytest.approx(before, rel=0.05)
 
 
 def test_a_step_without_prompts_is_measured_again_now_and_then():
@@ -103,43 +103,63 @@ def test_a_step_without_prompts_is_measured_again_now_and_then():
 def test_longer_contexts_lengthen_mixed_steps_as_far_as_they_lengthen_the_others():
     steered, machine = budget(), Machine()
     machine.run(steered, 50)
-    before = steered.prompt_tokens(8)
+    before = steered.prompt_tokens(8, 1)
     machine.plain_s = 2 * PLAIN_S
     machine.run(steered, 400)
-    assert steered.prompt_tokens(8) > before
+    assert steered.prompt_tokens(8, 1) > before
 
 
 def test_one_slow_step_without_prompts_does_not_stretch_the_mixed_ones():
     steered, machine = budget(), Machine()
     machine.run(steered, 400)
-    before = steered.prompt_tokens(8)
-    steered.observe(num_generating=8, num_prompt=0, seconds=100 * PLAIN_S)  # it waited for a replica
+    before = steered.prompt_tokens(8, 1)
+    steered.observe(num_generating=8, num_prompts=1, num_prompt=0, seconds=100 * PLAIN_S)  # it waited for a replica
     machine.run(steered, 50)
-    assert steered.prompt_tokens(8) == pytest.approx(before, rel=0.05)
+    assert steered.prompt_tokens(8, 1) == pytest.approx(before, rel=0.05)
 
 
 @pytest.mark.parametrize("num_prompt", [3, 100])
 def test_one_slow_mixed_step_halves_the_budget_at_most(num_prompt):
     steered, machine = budget(), Machine(per_token_s=0.0001)
     machine.run(steered, 50)
-    before = steered.prompt_tokens(8)
-    steered.observe(num_generating=8, num_prompt=num_prompt, seconds=100 * PLAIN_S)
-    assert steered.prompt_tokens(8) == pytest.approx(before / 2, abs=1)
+    before = steered.prompt_tokens(8, 1)
+    steered.observe(num_generating=8, num_prompts=1, num_prompt=num_prompt, seconds=100 * PLAIN_S)
+    assert steered.prompt_tokens(8, 1) == pytest.approx(before / 2, abs=1)
 
 
 def test_short_prompts_that_take_little_leave_the_budget_for_long_ones():
     steered, machine = budget(), Machine(per_token_s=0.0001)
     machine.run(steered, 50)
-    before = steered.prompt_tokens(8)
+    before = steered.prompt_tokens(8, 1)
     machine.run(steered, 60, longest=10)
-    steered.observe(num_generating=8, num_prompt=0, seconds=PLAIN_S)
-    assert steered.prompt_tokens(8) == before
+    steered.observe(num_generating=8, num_prompts=1, num_prompt=0, seconds=PLAIN_S)
+    assert steered.prompt_tokens(8, 1) == before
 
 
 def test_the_speed_of_prompts_is_learnt_where_nobody_generates():
     steered = budget()
     assert steered.prompt_tokens_per_s == 0
     for _ in range(20):
-        steered.observe(num_generating=0, num_prompt=512, seconds=1.0)
-        steered.observe(num_generating=4, num_prompt=512, seconds=9.0)
+        steered.observe(num_generating=0, num_prompts=1, num_prompt=512, seconds=1.0)
+        steered.observe(num_generating=4, num_prompts=1, num_prompt=512, seconds=9.0)
     assert steered.prompt_tokens_per_s == pytest.approx(512)
+
+
+def test_a_burst_of_prompts_gets_more_the_fewer_generate_beside_it():
+    steered, machine = budget(step_tokens=10_000), Machine()
+    machine.run(steered, 60)
+    alone = steered.prompt_tokens(8, 1)
+    assert steered.prompt_tokens(8, 8) == alone
+    assert steered.prompt_tokens(8, 24) == pytest.approx(3 * alone, abs=3)
+
+
+def test_a_burst_is_steered_to_its_longer_steps_and_leaves_the_share_of_one_prompt_as_it_was():
+    steered, machine = budget(step_tokens=10_000), Machine(first_s=0.0)
+    machine.run(steered, 60)
+    alone = steered.prompt_tokens(8, 1)
+    for _ in range(30):
+        num_prompt = steered.prompt_tokens(8, 24)
+        seconds = machine.seconds(num_prompt)
+        steered.observe(num_generating=8, num_prompts=24, num_prompt=num_prompt, seconds=seconds)
+    assert seconds == pytest.approx(4 * PLAIN_S, rel=0.05)
+    assert steered.prompt_tokens(8, 1) == pytest.approx(alone, rel=0.05)
