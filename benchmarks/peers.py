@@ -106,7 +106,8 @@ class Bench:
         """Ask every engine for the same greedy tokens, the reference first; then warm it up."""
         prompts = AGREEMENT.make_prompts(self._vocab_size, "agreement")
         kept = self._options.peers_home / f"{self._checkpoint.name}.greedy.json"
-        expected = json.loads(kept.read_text()) if kept.is_file() else None
+        is_current = kept.is_file() and kept.stat().st_mtime > (self._checkpoint / "config.json").stat().st_mtime
+        expected = json.loads(kept.read_text()) if is_current else None
         for name in sorted(self.run.variants, key=lambda name: name != REFERENCE):
             answer = self._ask(name, prompts, AGREEMENT.max_tokens)
             if answer is None:
