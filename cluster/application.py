@@ -6,6 +6,7 @@ FrontDoor  -- handle -->  Router (+ Directory)  -- gRPC streams, by the director
 from __future__ import annotations
 
 from ray import serve
+from ray.serve.config import RequestRouterConfig
 from ray.serve.deployment import Application
 
 from cluster.directory_actor import directory_config
@@ -19,6 +20,11 @@ _UNLIMITED = 1_000_000
 """For limits that Herd has itself, nearer to what they protect."""
 _SHUTDOWN_S = 10.0
 _WAIT_LOOP_S = 0.1
+_FRONT_DOOR_ENVIRONMENT = {
+    # One event loop for everything: every gRPC event wakes each loop that the process uses gRPC in.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+}
 
 
 def build_application(plan: DeploymentPlan) -> Application:
@@ -39,6 +45,7 @@ def build_application(plan: DeploymentPlan) -> Application:
         Router,
         name=ROUTER,
         num_replicas=plan.settings.router.replicas,
+        request_router_config=RequestRouterConfig(request_router_class="cluster.routing.RouterChoice"),
         deployment_actors=[directory_config(plan.settings.experts.lease_s)],
         ray_actor_options=actor,
         **common,
@@ -53,6 +60,11 @@ def build_application(plan: DeploymentPlan) -> Application:
         ).bind(plan, group)
         for group in range(len(plan.expert_groups))
     ]
-    front_door = serve.deployment(FrontDoor, name=FRONT_DOOR, ray_actor_options=actor, **common)
+    front_door = serve.deployment(
+        FrontDoor,
+        name=FRONT_DOOR,
+        ray_actor_options={**actor, "runtime_env": {"env_vars": _FRONT_DOOR_ENVIRONMENT}},
+        **common,
+    )
     # The front door never calls the experts. It takes their handles because that makes them part of the application.
     return front_door.bind(plan, router, *experts)

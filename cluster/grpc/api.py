@@ -1,6 +1,6 @@
 """herd.inference.v1.InferenceService over the front door's core: messages in, messages out, no server.
 
-A server, grpc.aio's own or Ray Serve's proxy, calls these methods and turns the ServingErrors they raise into a status.
+A server calls these methods and turns the ServingErrors they raise into a status.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The gRPC service on a grpc.aio server in this process: for single-process use and tests. Ray Serve has its own."""
+"""The gRPC services on a grpc.aio server: inference, health and reflection."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from contextlib import aclosing
 from typing import Any, NoReturn, TypeVar
 
 import grpc
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health_pb2_grpc import HealthServicer, add_HealthServicer_to_server
+from grpc_reflection.v1alpha import reflection
 
 from cluster.grpc.api import GrpcApi
+from cluster.grpc.health import GrpcHealth
+from cluster.service import InferenceService
 from protos.errors import InternalError, ServingError
 from protos.inference.v1 import inference_pb2 as pb
 from protos.inference.v1.inference_pb2_grpc import InferenceServiceServicer, add_InferenceServiceServicer_to_server
@@ -20,9 +25,26 @@ Context = grpc.aio.ServicerContext[Any, Any]
 Response = TypeVar("Response")
 
 
-def add_to_server(api: GrpcApi, server: grpc.aio.Server) -> None:
-    """Serve the API on a server of this event loop."""
-    add_InferenceServiceServicer_to_server(_Servicer(api), server)
+_SERVICES = (
+    pb.DESCRIPTOR.services_by_name["InferenceService"].full_name,
+    health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+    reflection.SERVICE_NAME,
+)
+
+
+def build_server(service: InferenceService, max_message_bytes: int) -> grpc.aio.Server:
+    """Return a server of this event loop, not started and without a port.
+
+    Args:
+        service: answers the calls.
+        max_message_bytes: largest request; a longer one ends as RESOURCE_EXHAUSTED.
+    """
+    options = [("grpc.max_receive_message_length", max_message_bytes), ("grpc.max_send_message_length", -1)]
+    server = grpc.aio.server(options=options)
+    add_InferenceServiceServicer_to_server(_Servicer(GrpcApi(service)), server)
+    add_HealthServicer_to_server(_Health(GrpcHealth(service)), server)
+    reflection.enable_server_reflection(_SERVICES, server)
+    return server
 
 
 class _Servicer(InferenceServiceServicer):
@@ -50,6 +72,21 @@ class _Servicer(InferenceServiceServicer):
 
     async def GetLoad(self, request: pb.GetLoadRequest, context: Context) -> pb.GetLoadResponse:
         return await _answer(self._api.get_load(), context)
+
+
+class _Health(HealthServicer):  # type: ignore[misc]  # it has no types
+    def __init__(self, health: GrpcHealth) -> None:
+        self._health = health
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
+        return await _answer(self._health.check(request), context)
+
+    async def Watch(
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        async with aclosing(self._health.watch(request)) as statuses:
+            async for status in statuses:
+                yield status
 
 
 async def _answer(answer: Awaitable[Response], context: Context) -> Response:

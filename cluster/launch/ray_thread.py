@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.1
 _LISTEN_S = 60.0
-"""Seconds the proxy has to answer after every replica is ready."""
+"""Seconds the front door has to answer after every replica is ready."""
 
 
 class State(Enum):
@@ -92,7 +92,7 @@ class RayThread:
             if time.monotonic() >= give_up_at:
                 raise InternalError(
                     f"expected answers from {self._endpoints.http} and {self._endpoints.grpc} within {_LISTEN_S:g} s, "
-                    "found none; the log of Serve's proxy says why"
+                    "found none; the front door's log says why"
                 )
             time.sleep(_POLL_S)
 

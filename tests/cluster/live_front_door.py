@@ -10,11 +10,9 @@ import threading
 from http.client import HTTPMessage
 from typing import Any
 
-import grpc
 import uvicorn
 
-from cluster.grpc.api import GrpcApi
-from cluster.grpc.server import add_to_server
+from cluster.grpc.server import build_server
 from cluster.openai.app import build_app
 from cluster.service import InferenceService
 
@@ -64,8 +62,7 @@ class LiveFrontDoor:
         return answer
 
     async def _serve(self) -> None:
-        server = grpc.aio.server()
-        add_to_server(GrpcApi(self.service), server)
+        server = build_server(self.service, max_message_bytes=4 * 1024 * 1024)
         self.grpc_address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         await server.start()
         self._ready.set()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import http.client
+import os
+import signal
 import subprocess
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import grpc
 import pytest
 from openai import BadRequestError, OpenAI
 
+from cluster.launch.processes import descendants
 from protos.errors import ERROR_METADATA_KEY, from_rpc_error
 from tests.e2e.herd_process import HERD, HerdProcess
 from tests.e2e.reflected_client import ReflectedClient, to_dict
@@ -218,3 +222,24 @@ def seconds_until_free(client: ReflectedClient) -> float:
             return time.monotonic() - began
         assert time.monotonic() < began + 30, load
         time.sleep(0.02)
+
+
+def test_a_front_door_that_is_killed_ends_its_sequences_and_comes_back(herd, grpc_client):
+    running = grpc_client.stream(GENERATE, **LONG)
+    next(running)
+    (front_door,) = (
+        pid for pid in descendants(herd.process.pid) if b":FrontDoor" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
+    os.kill(front_door, signal.SIGKILL)
+    with pytest.raises(grpc.RpcError) as caught:
+        list(running)
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    give_up_at = time.monotonic() + 120
+    while True:
+        try:
+            # What ran would go on for ten seconds and more if nobody had ended it: nothing runs at the first look.
+            assert read_load(grpc_client)["running"] == 0
+            return
+        except grpc.RpcError:
+            assert time.monotonic() < give_up_at
+            time.sleep(0.2)
