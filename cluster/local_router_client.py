@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import suppress
+from functools import partial
 
+from cluster.outbox import Outbox
 from cluster.router_client import PlacementInfo, RouterLoad
 from router.engine import Engine
 from router.request import Ended, EngineEvent, GenerationRequest
@@ -25,12 +25,12 @@ class LocalRouterClient:
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[EngineEvent], None]:
         """Generate one sequence; see RouterClient."""
-        inbox = EventInbox()
-        self._engine.submit(request, inbox.put)
+        outbox = Outbox()
+        self._engine.submit(request, partial(outbox.put, request.request_id))
         try:
             yield []
             while True:
-                events = await inbox.take()
+                (events,) = (await outbox.take()).values()
                 yield events
                 if isinstance(events[-1], Ended):
                     return
@@ -44,31 +44,3 @@ class LocalRouterClient:
     async def describe(self) -> PlacementInfo:
         """Return an empty placement: the experts are in this process, or known only to the engine."""
         return PlacementInfo(version=0)
-
-
-class EventInbox:
-    """Carries events from the engine's thread to the event loop that made it.
-
-    It has no bound, because the engine must not block; a sequence's `max_tokens` bounds it.
-    """
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._events: list[EngineEvent] = []
-        self._arrived = asyncio.Event()
-
-    def put(self, event: EngineEvent) -> None:
-        """Hand over an event; for any thread, never blocks."""
-        with suppress(RuntimeError):  # the loop was closed: nobody waits any more
-            self._loop.call_soon_threadsafe(self._add, event)
-
-    def _add(self, event: EngineEvent) -> None:
-        self._events.append(event)
-        self._arrived.set()
-
-    async def take(self) -> list[EngineEvent]:
-        """Return everything that arrived since the last call, at least one event."""
-        await self._arrived.wait()
-        self._arrived.clear()
-        events, self._events = self._events, []
-        return events

@@ -10,7 +10,8 @@ from contextlib import aclosing
 import torch
 from ray import serve
 
-from cluster.local_router_client import LocalRouterClient
+from cluster.carrier import Packed
+from cluster.carrier_sender import CarrierSender
 from cluster.names import APP, ROUTER
 from cluster.placement_feed import PlacementFeed
 from cluster.plan import DeploymentPlan
@@ -20,7 +21,7 @@ from cluster.startup_report import StartupReport
 from models.llama4.decoder import load_decoder
 from protos.errors import ServingError
 from router.engine import Engine
-from router.request import EngineEvent, GenerationRequest
+from router.request import GenerationRequest
 from router.transport.grpc import DispatchTimeouts, GrpcTransport
 
 _LOG = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class Router:
         self._wait_for_experts(range(plan.config.num_experts))
         self._engine = Engine(decoder, self._transport, plan.engine_limits)
         self._engine.start()
-        self._client = LocalRouterClient(self._engine, self._replica_id)
+        self._sender = CarrierSender(self._engine, self._replica_id)
         _LOG.info("router %s serves from process %d", self._replica_id, os.getpid())
 
     def _wait_for_experts(self, experts: range) -> None:
@@ -72,14 +73,20 @@ class Router:
             missing = self._transport.placement.missing(experts)
             self._report.waiting(f"experts {missing}" if missing else "streams to the experts")
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[EngineEvent] | ServingError, None]:
-        """Generate one sequence; a refusal is the only item. Closing or cancelling frees what it holds."""
+    async def generate(self, request: GenerationRequest, door_id: str) -> AsyncGenerator[str | ServingError, None]:
+        """Run a sequence; see CarrierSender. A refusal is the only item."""
         try:
-            async with aclosing(self._client.generate(request)) as batches:
-                async for events in batches:
-                    yield events
+            async with aclosing(self._sender.generate(request, door_id)) as accepted:
+                async for name in accepted:
+                    yield name
         except ServingError as error:
             yield error  # raised, it would arrive wrapped in a traceback of Ray's
+
+    async def carry(self, replica_id: str, door_id: str) -> AsyncGenerator[Packed, None]:
+        """Tell a front door of its sequences; see CarrierSender. RouterChoice sent the call to the router named."""
+        async with aclosing(self._sender.carry(door_id)) as batches:
+            async for batch in batches:
+                yield batch
 
     async def load(self) -> RouterLoad:
         """Tell how busy this replica is."""

@@ -1,0 +1,121 @@
+"""The router's end of the carriers: runs sequences for front doors and sends each what its sequences bring."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from functools import partial
+
+from cluster.carrier import Packed, pack
+from cluster.outbox import Events, Outbox
+from router.engine import Engine
+from router.request import Ended, GenerationRequest
+
+IDLE_S = 30.0
+"""A carrier without sequences ends after so long: a router that is to be stopped waits for its calls to end."""
+
+
+class CarrierSender:
+    """Belongs to one event loop.
+
+    Args:
+        engine: a started engine; whoever started it stops it.
+        replica_id: what front doors ask for to get a carrier of this router.
+        idle_s: seconds after which a carrier without sequences ends.
+    """
+
+    def __init__(self, engine: Engine, replica_id: str, idle_s: float = IDLE_S) -> None:
+        self._engine = engine
+        self._replica_id = replica_id
+        self._idle_s = idle_s
+        self._doors: dict[str, _Door] = {}
+
+    async def generate(self, request: GenerationRequest, door_id: str) -> AsyncGenerator[str, None]:
+        """Run a sequence: yield this router's name once it is accepted, and end after its end was sent.
+
+        Closing or cancelling frees what it holds. It ends early when its front door's carrier breaks.
+
+        Raises:
+            ServingError: the sequence is refused.
+        """
+        door = self._doors.setdefault(door_id, _Door())
+        ended = door.open(request.request_id)
+        try:
+            self._engine.submit(request, partial(door.outbox.put, request.request_id))
+            yield self._replica_id
+            await ended
+        finally:
+            self._engine.cancel(request.request_id)
+            door.close(request.request_id)
+            if door.is_unused:
+                self._forget(door_id, door)
+
+    async def carry(self, door_id: str) -> AsyncGenerator[Packed, None]:
+        """Yield the events of all of a front door's sequences, in order; an empty batch first.
+
+        It ends when there has been no sequence for a while. One that is closed or cancelled ends all of them: their
+        front door is gone, or has lost events.
+        """
+        door = self._doors.setdefault(door_id, _Door())
+        door.is_carried = True
+        try:
+            yield []
+            while (events := await self._next_events(door)) is not None:
+                yield pack(events)
+                door.take_note(events)
+        finally:
+            self._forget(door_id, door)
+            door.end_all()
+
+    async def _next_events(self, door: _Door) -> Events | None:
+        """Return the next events; None when the door has had no sequence for a while."""
+        while True:
+            try:
+                async with asyncio.timeout(self._idle_s):
+                    return await door.outbox.take()
+            except TimeoutError:
+                if not door.has_sequences:
+                    return None
+
+    def _forget(self, door_id: str, door: _Door) -> None:
+        if self._doors.get(door_id) is door:
+            del self._doors[door_id]
+
+
+class _Door:
+    """A front door's open sequences and what they have to tell it."""
+
+    def __init__(self) -> None:
+        self.outbox = Outbox()
+        self.is_carried = False
+        self._open: dict[str, asyncio.Future[None]] = {}
+
+    @property
+    def has_sequences(self) -> bool:
+        return bool(self._open)
+
+    @property
+    def is_unused(self) -> bool:
+        return not self._open and not self.is_carried
+
+    def open(self, request_id: str) -> asyncio.Future[None]:
+        """Return what is done when the sequence's end was sent."""
+        self._open[request_id] = asyncio.get_running_loop().create_future()
+        return self._open[request_id]
+
+    def close(self, request_id: str) -> None:
+        self._open.pop(request_id, None)
+
+    def take_note(self, sent: Events) -> None:
+        for request_id, events in sent.items():
+            if isinstance(events[-1], Ended) and request_id in self._open:
+                self._end(self._open[request_id])
+
+    def end_all(self) -> None:
+        for ended in self._open.values():
+            self._end(ended)
+
+    @staticmethod
+    def _end(ended: asyncio.Future[None]) -> None:
+        if not ended.done():
+            ended.set_result(None)

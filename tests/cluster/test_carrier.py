@@ -1,0 +1,224 @@
+"""Sequences between a front door and a router: the client that speaks through Ray Serve, before a real engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from cluster.carrier import pack, unpack
+from cluster.carrier_receiver import Inbox, hold_s
+from cluster.carrier_sender import CarrierSender
+from cluster.local_router_client import LocalRouterClient
+from cluster.outbox import Outbox
+from protos.errors import Draining, InvalidRequest, ReplicaUnavailable, ServingError
+from router.engine import Engine
+from router.limits import EngineLimits
+from router.request import Ended, EngineEvent, GenerationRequest, PromptDone, SamplingParams, TokenChosen, TokenLogprob
+from router.transport.local import LocalTransport
+from tests.cluster.in_process_handle import InProcessHandle
+from tests.tiny import tiny_decoder
+
+# Importing Ray Serve warns of its own use of pydantic; so the client is imported in here.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+NAME = "router-1"
+WAIT_S = 120
+
+
+class RouterReplica:
+    """The methods of the Router deployment."""
+
+    def __init__(self, engine: Engine, **options: float) -> None:
+        self.engine = engine
+        self.sender = CarrierSender(engine, NAME, **options)
+
+    async def generate(self, request: GenerationRequest, door_id: str) -> AsyncGenerator[str | ServingError, None]:
+        try:
+            async with aclosing(self.sender.generate(request, door_id)) as accepted:
+                async for name in accepted:
+                    yield name
+        except ServingError as error:
+            yield error
+
+    async def carry(self, replica_id: str, door_id: str) -> AsyncGenerator[Any, None]:
+        assert replica_id == NAME
+        async with aclosing(self.sender.carry(door_id)) as batches:
+            async for batch in batches:
+                yield batch
+
+
+@pytest.fixture(scope="module")
+def engine():
+    decoder, weights = tiny_decoder()
+    limits = EngineLimits(context_length=128, kv_bytes=10_000_000, slots=4, step_tokens=16)
+    engine = Engine(decoder, LocalTransport(weights.run_experts), limits)
+    engine.start()
+    yield engine
+    engine.stop()
+
+
+def run(test: Callable[..., Coroutine[Any, Any, None]], engine: Engine, **options: float) -> None:
+    """Run a test with a client and the handle it speaks through."""
+    from cluster.serve_router_client import ServeRouterClient
+
+    async def timed() -> None:
+        async with asyncio.timeout(WAIT_S):
+            handle = InProcessHandle(RouterReplica(engine, **options))
+            await test(ServeRouterClient(handle), handle)
+            for call in handle.calls:
+                call.cancel()
+
+    asyncio.run(timed())
+
+
+def request(name: str, max_tokens: int = 12, **fields: Any) -> GenerationRequest:
+    sampling = SamplingParams(temperature=0.0)
+    return GenerationRequest(request_id=name, prompt_ids=(5, 6, 7), max_tokens=max_tokens, sampling=sampling, **fields)
+
+
+async def events_of(client, asked: GenerationRequest) -> list[EngineEvent]:
+    async with aclosing(client.generate(asked)) as batches:
+        return [event async for batch in batches for event in batch]
+
+
+async def until_idle(engine: Engine) -> None:
+    while engine.load().running or engine.load().waiting:  # noqa: ASYNC110  the engine has its own thread
+        await asyncio.sleep(0.005)
+
+
+def test_events_are_those_of_the_engine(engine):
+    async def test(client, handle):
+        asked = [request(f"same-{index}", max_tokens=12 + index) for index in range(3)]
+        found = await asyncio.gather(*(events_of(client, each) for each in asked))
+        local = LocalRouterClient(engine)
+        expected = [await events_of(local, each) for each in asked]
+        assert found == expected
+        assert [call.method_name for call in handle.calls].count("carry") == 1
+
+    run(test, engine)
+
+
+def test_a_sequences_call_is_left_to_end_by_itself(engine):
+    async def test(client, handle):
+        await events_of(client, request("ends"))
+        (call,) = (each for each in handle.calls if each.method_name == "generate")
+        await call._running
+        assert not call._running.cancelled()
+
+    run(test, engine)
+
+
+def test_a_refusal_is_raised_in_place_of_the_first_item(engine):
+    async def test(client, handle):
+        with pytest.raises(InvalidRequest):
+            await events_of(client, request("refused", max_tokens=0))
+        client.drain()
+        with pytest.raises(Draining):
+            await events_of(client, request("late"))
+
+    run(test, engine)
+
+
+def test_closing_frees_what_the_sequence_holds_and_no_other(engine):
+    async def test(client, handle):
+        other = asyncio.create_task(events_of(client, request("other", max_tokens=100)))
+        async with aclosing(client.generate(request("closed", max_tokens=120))) as batches:
+            while not await anext(batches):
+                pass
+        assert len([event for event in await other if isinstance(event, TokenChosen)]) > 90
+        await until_idle(engine)
+
+    run(test, engine)
+
+
+def test_a_broken_carrier_ends_its_sequences_on_both_sides(engine):
+    async def test(client, handle):
+        async with aclosing(client.generate(request("cut", max_tokens=120))) as batches:
+            await anext(batches)
+            await anext(batches)
+            (carrier,) = (each for each in handle.calls if each.method_name == "carry")
+            carrier.fail(ReplicaUnavailable("gone"))
+            with pytest.raises(ReplicaUnavailable):
+                async for _ in batches:
+                    pass
+        await until_idle(engine)
+        assert isinstance((await events_of(client, request("next")))[-1], Ended)
+
+    run(test, engine)
+
+
+def test_a_broken_call_ends_its_sequence(engine):
+    async def test(client, handle):
+        async with aclosing(client.generate(request("cut", max_tokens=120))) as batches:
+            await anext(batches)
+            (call,) = (each for each in handle.calls if each.method_name == "generate")
+            from ray.exceptions import ActorDiedError
+
+            call.fail(ActorDiedError())
+            with pytest.raises(ReplicaUnavailable):
+                async for _ in batches:
+                    pass
+        await until_idle(engine)
+
+    run(test, engine)
+
+
+def test_a_carrier_ends_when_idle_and_another_begins_when_needed(engine):
+    async def test(client, handle):
+        first = await events_of(client, request("first"))
+        (carrier,) = (each for each in handle.calls if each.method_name == "carry")
+        await carrier._running
+        assert await events_of(client, request("second")) == first
+        assert [call.method_name for call in handle.calls].count("carry") == 2
+
+    run(test, engine, idle_s=0.01)
+
+
+def test_an_idle_time_shorter_than_a_step_loses_nothing(engine):
+    async def test(client, handle):
+        answers = await asyncio.gather(*(events_of(client, request(f"busy-{index}")) for index in range(12)))
+        assert all(answer == answers[0] for answer in answers)
+
+    run(test, engine, idle_s=0.0)
+
+
+def test_tokens_travel_as_their_ids_and_all_else_whole():
+    scored = TokenChosen(token_id=4, logprob=TokenLogprob(token_id=4, logprob=-1.0))
+    events = [PromptDone(), TokenChosen(token_id=0), scored, Ended(reason="stop")]
+    ((request_id, packed),) = pack({"one": events})
+    assert (request_id, packed[1]) == ("one", 0)
+    assert unpack(packed) == events
+
+
+def test_an_outbox_gives_what_came_before_the_loop_turned_at_once():
+    async def test():
+        outbox = Outbox()
+        sent = [TokenChosen(token_id=index) for index in range(100)]
+        await asyncio.to_thread(lambda: [outbox.put(str(event.token_id % 2), event) for event in sent])
+        assert await outbox.take() == {"0": sent[0::2], "1": sent[1::2]}
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize(("streams", "hold_ms"), [(0, 0), (1, 2), (32, 64), (50, 100), (1000, 100)])
+def test_the_more_streams_the_longer_a_message_may_be_held(streams, hold_ms):
+    assert hold_s(streams) == pytest.approx(hold_ms / 1000)
+
+
+def test_the_first_events_and_the_last_one_are_never_held():
+    async def test():
+        inbox = Inbox()
+        inbox.hold([PromptDone(), TokenChosen(token_id=1)])
+        assert await inbox.take() == [PromptDone(), TokenChosen(token_id=1)]
+        inbox.hold([TokenChosen(token_id=2)])
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(inbox.take(), 0.01)
+        inbox.hold([TokenChosen(token_id=3), Ended(reason="length")])
+        assert await inbox.take() == [TokenChosen(token_id=2), TokenChosen(token_id=3), Ended(reason="length")]
+        assert inbox.is_done
+
+    asyncio.run(test())
