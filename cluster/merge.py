@@ -18,6 +18,11 @@ async def merge(sources: Sequence[AsyncGenerator[Item, None]]) -> AsyncGenerator
     However this generator ends (exhausted, failed, closed, cancelled), every source is closed before it returns.
     Items wait in a queue without a bound: a source must be finite.
     """
+    if len(sources) == 1:  # most requests: no task and no queue, which cost every token a turn of the loop
+        async with aclosing(sources[0]) as source:
+            async for each in source:
+                yield each
+        return
     inbox: asyncio.Queue[Item | asyncio.Task[None]] = asyncio.Queue()
     pumps = [asyncio.create_task(_pump(source, inbox.put_nowait)) for source in sources]
     for pump in pumps:
