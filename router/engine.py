@@ -74,7 +74,7 @@ class Engine:
         self._scheduler = Scheduler(
             limits, self.layout, self._kv, self._budget, make_way=self._make_way, come_back=self._come_back
         )
-        self._next_tokens = NextTokens(self._kv, self._end)
+        self._next_tokens = NextTokens(self._kv, self._end, publishes=limits.prefix_cache)
         self._arrivals = count()
         self._work: list[Work] = []
         # Shared between threads, under the condition's lock:
@@ -224,7 +224,6 @@ class Engine:
         """Return the logits of a step, and learn from how long they took."""
         started_s = time.perf_counter()
         num_generating = sum(not item.sequence.is_prefilling for item in work)
-        num_prompts = sum(sequence.is_prefilling for sequence in self._scheduler.running)
         num_tokens = sum(item.num_tokens for item in work)
         parts = split([self._span(item) for item in work], self._overlap.num_batches(num_tokens))
         batches = [Batch.of(spans, self.layout, self._device) for spans in parts]
@@ -233,7 +232,7 @@ class Engine:
         self._overlap.observe(num_tokens, len(parts), seconds)
         self._budget.observe(
             num_generating=num_generating,
-            num_prompts=num_prompts,
+            num_prompts=self._scheduler.num_prompts,
             num_prompt=num_tokens - num_generating,
             seconds=seconds,
         )
@@ -249,8 +248,12 @@ class Engine:
     def _make_way(self, sequence: Sequence) -> None:
         """Save what a preempted sequence has computed if a copy is cheaper than computing it again."""
         assert sequence.pages is not None
-        if self._swap.is_worth(sequence.pages, self._budget.prompt_tokens_per_s):
+        if not self._swap.is_worth(sequence.pages, self._budget.prompt_tokens_per_s):
+            return
+        try:
             sequence.swapped = self._swap.save(sequence.pages)
+        except RuntimeError:  # torch's name for no memory; computing again always works
+            _LOG.warning("no memory to save %d tokens: they are computed again", sequence.num_computed)
 
     def _come_back(self, sequence: Sequence) -> None:
         """Put back what was saved of a sequence, as far as the prefix cache does not have it."""
@@ -326,7 +329,7 @@ class Engine:
             generated_tokens=self._next_tokens.num_chosen,
             kv_cached_bytes=self.layout.pages_bytes(*self._kv.num_kept_pages()),
             kv_swapped_bytes=self._swap.used_bytes,
-            prompt_tokens=self._kv.queried_tokens,
-            cached_tokens=self._kv.cached_tokens,
+            prompt_tokens=self._scheduler.num_prompt_tokens,
+            cached_tokens=self._scheduler.num_cached_tokens,
             preemptions=self._scheduler.num_preemptions,
         )

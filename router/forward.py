@@ -48,13 +48,17 @@ class Forward:
         """
         rows: list[Tensor] = [torch.empty(0)] * len(batches)
         turns = {index: self._layers(batch, storage) for index, batch in enumerate(batches)}
-        while turns:
-            for index, turn in list(turns.items()):
-                try:
-                    next(turn)
-                except StopIteration as end:
-                    rows[index] = end.value
-                    del turns[index]
+        try:
+            while turns:
+                for index, turn in list(turns.items()):
+                    try:
+                        next(turn)
+                    except StopIteration as end:
+                        rows[index] = end.value
+                        del turns[index]
+        finally:
+            for turn in turns.values():
+                turn.close()  # one that failed leaves the others with dispatches that nobody waits for
         return self.decoder.logits(rows[0] if len(rows) == 1 else torch.cat(rows))
 
     def _layers(self, batch: Batch, storage: KvStorage) -> Generator[None, None, Tensor]:
@@ -95,9 +99,12 @@ class Forward:
         scores_N1 = scores_TK.reshape(-1, 1).index_select(0, plan.slots_N)
         scaled_ND = hidden_TD.index_select(0, plan.token_rows_N) * scores_N1
         pending = self.transport.dispatch(index, plan, scaled_ND)
-        shared_TD = layer.shared(hidden_TD)  # computed while the dispatch is in flight
-        yield
-        return combine(shared_TD, pending.wait(), plan)
+        try:
+            shared_TD = layer.shared(hidden_TD)  # computed while the dispatch is in flight
+            yield
+            return combine(shared_TD, pending.wait(), plan)
+        finally:
+            pending.give_up()
 
 
 def _attend(q_THC: Tensor, seen: Seen, layer: int, storage: KvStorage) -> Tensor:

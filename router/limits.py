@@ -30,4 +30,5 @@ class EngineLimits:
     step_tokens: int = 512
     """Most tokens computed in one step."""
     prefill_stretch: float = 2.0
-    """How many times longer a step may take because prompts share it with sequences that generate; at least 1."""
+    """How many times longer a step may take because a prompt shares it with sequences that generate; at least 1. Where
+    more prompts wait than sequences generate, the extra time is as many times longer."""

@@ -24,13 +24,15 @@ class NextTokens:
 
     Args:
         kv: whose pages the steps fill.
+        publishes: whether full pages are kept for prompts that begin alike.
         end: called for sequences that end by themselves.
     """
 
-    def __init__(self, kv: PagedKv, end: End) -> None:
+    def __init__(self, kv: PagedKv, end: End, *, publishes: bool = True) -> None:
         self.num_chosen = 0
         """Tokens emitted so far."""
         self._kv = kv
+        self._publishes = publishes
         self._end = end
 
     def advance(self, work: SequenceOf[Work], logits_BV: Tensor) -> None:
@@ -54,7 +56,8 @@ class NextTokens:
             if sequence.wants_prompt_logits and not self._took_prompt_logprobs(item, logits_BV[first:row]):
                 continue
             assert sequence.pages is not None
-            self._kv.advance(sequence.pages, sequence.ids, item.num_tokens, publish=all(is_sound[first:row]))
+            publish = self._publishes and all(is_sound[first:row])
+            self._kv.advance(sequence.pages, sequence.ids, item.num_tokens, publish=publish)
             if sequence.num_uncomputed:
                 continue
             if not sequence.prompt_is_done:
@@ -106,4 +109,4 @@ class NextTokens:
         wanted = sequence.wants_prompt_logits
         sequence.prompt_is_done = True
         logprobs = tuple(sequence.prompt_logprobs) if wanted else None
-        sequence.emit(PromptDone(num_cached=sequence.num_cached, logprobs=logprobs))
+        sequence.emit(PromptDone(num_cached=sequence.num_cached or 0, logprobs=logprobs))

@@ -63,6 +63,12 @@ class Scheduler:
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
         self.num_preemptions = 0
+        self.num_prompt_tokens = 0
+        """Prompt tokens of the sequences that got a slot."""
+        self.num_cached_tokens = 0
+        """Of them, those the prefix cache had."""
+        self.num_prompts = 0
+        """Sequences that the last step's budget of prompt tokens was for."""
 
     @property
     def running(self) -> tuple[Sequence, ...]:
@@ -115,7 +121,10 @@ class Scheduler:
         for sequence in generating:
             self._add(sequence, 1, work)
         prefilling = [sequence for sequence in self._running if sequence.is_prefilling]
-        budget = min(self._budget.prompt_tokens(len(work), len(prefilling)), self._limits.step_tokens - len(work))
+        # A burst of prompts may stretch the steps of those that are no more urgent, and of nobody else.
+        most = min((item.sequence.request.priority for item in work), default=0)
+        self.num_prompts = sum(sequence.request.priority <= most for sequence in prefilling)
+        budget = min(self._budget.prompt_tokens(len(work), self.num_prompts), self._limits.step_tokens - len(work))
         for sequence, num_tokens in _share_out(prefilling, budget):
             self._add(sequence, num_tokens, work)
         return work
@@ -172,10 +181,12 @@ class Scheduler:
             use_cached=self._shares_prefix(sequence),
             chain=sequence.chain,
         )
-        if not sequence.prompt_is_done:
+        if sequence.num_cached is None:
             sequence.num_cached = sequence.pages.num_cached
-            if sequence.swapped is None:  # else what was reported on comes back, too
-                sequence.prompt_logprobs.clear()
+            self.num_prompt_tokens += len(sequence.request.prompt_ids)
+            self.num_cached_tokens += sequence.num_cached
+        if not sequence.prompt_is_done and sequence.swapped is None:  # else what was reported on comes back, too
+            sequence.prompt_logprobs.clear()
         insort(self._running, sequence, key=_rank)
         if sequence.swapped is not None:
             self._come_back(sequence)

@@ -48,8 +48,8 @@ class Sequence:
     """True once its receiver raised: nothing more is emitted."""
     prompt_is_done: bool = False
     """True once PromptDone was emitted."""
-    num_cached: int = 0
-    """Prompt tokens that the prefix cache had when it first got a slot."""
+    num_cached: int | None = None
+    """Prompt tokens that the prefix cache had when it first got a slot; None until then."""
     ids: list[int] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
 

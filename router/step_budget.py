@@ -68,16 +68,18 @@ class StepBudget:
             seconds: how long it took.
         """
         if not num_generating:
-            self._prompt_tokens_per_s = _blend(self._prompt_tokens_per_s, num_prompt / seconds)
+            if num_prompt >= _FIRST_TOKENS or not self._prompt_tokens_per_s:  # a few tokens tell little of many
+                self._prompt_tokens_per_s = _blend(self._prompt_tokens_per_s, num_prompt / seconds)
         elif num_prompt:
             weight = _weight(num_generating, num_prompts)
-            self._steer(self._plain_of(num_generating), num_prompt, seconds, weight)
+            self._steer(num_generating, num_prompt, seconds, weight)
         else:
             plain = self._plain_of(num_generating)
             plain.seconds.append(seconds)
             plain.mixed_steps = 0
 
-    def _steer(self, plain: _Plain, num_prompt: int, seconds: float, weight: float) -> None:
+    def _steer(self, num_generating: int, num_prompt: int, seconds: float, weight: float) -> None:
+        plain = self._plain_of(num_generating)
         plain.mixed_steps += 1
         if not plain.seconds:
             return
@@ -85,7 +87,7 @@ class StepBudget:
         allowed_s, found_s = plain_s * (self._stretch - 1) * weight, max(seconds - plain_s, plain_s * 0.01)
         change = min(allowed_s / found_s, _LARGEST_CHANGE)
         # A step that took fewer tokens than it might tells what those took, and no more.
-        if change < 1 or num_prompt >= int(self._tokens * weight):
+        if change < 1 or num_prompt >= min(int(self._tokens * weight), self._step_tokens - num_generating):
             wanted = max(min(num_prompt / weight, self._tokens) * change, self._tokens / _LARGEST_CHANGE)
             self._tokens = min(max(wanted, self._least_tokens), self._step_tokens)
 

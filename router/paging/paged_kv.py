@@ -67,10 +67,6 @@ class PagedKv:
         self.plan = plan
         self.global_pool = PagePool(plan.num_global_pages if plan.has_global else 0)
         self.local_pool = PagePool(plan.num_local_pages if plan.chunk is not None else 0)
-        self.queried_tokens = 0
-        """Tokens of admitted sequences that were looked for in the cache."""
-        self.cached_tokens = 0
-        """Of them, those found."""
         self._live: set[SequencePages] = set()
         self._announced: Counter[bytes] = Counter()
 
@@ -118,7 +114,6 @@ class PagedKv:
             num_reserved=num_blocks * size,
             num_prompt=len(ids),
             expect_tokens=expect_tokens,
-            num_queried=len(ids) if use_cached else 0,
             announced=set(chain.keys[num_blocks : len(ids) // size]),
         )
         if self.plan.has_global:
@@ -195,18 +190,12 @@ class PagedKv:
         if pages.local_table.first != first_local:
             _give_back(self.local_pool, pages.local_table.pages())
             pages.local_table = PageTable(size, first_local)
-        first = pages.num_tokens // size
         _extend(self.global_pool, pages.global_table, num_global, 0)
         _extend(self.local_pool, pages.local_table, num_local, 0)
         pages.num_tokens, pages.num_reserved = num_tokens, num_pages * size
-        if not pages.is_current:
-            return
+        # Not published: what was computed before is findable still, or was never to be found.
         pages.chain.extend(ids, num_tokens)
-        last = num_tokens // size
-        for is_local, pool, table in self._kinds(pages):
-            for index in range(max(first, first_local) if is_local else first, last):
-                pool.publish(table.page(index), pages.chain.keys[index])
-        self._withdraw(pages, pages.chain.keys[first:last])
+        self._withdraw(pages, pages.chain.keys[: num_tokens // size])
 
     def _num_held(self, pool: PagePool, keys: Sequence[bytes]) -> int:
         return sum(pool.num_holders(page) > 0 for key in keys if (page := pool.find(key)) is not None)
@@ -247,7 +236,6 @@ class PagedKv:
             expected = min(expected, self._chunk_start(reserved - 1) + self.plan.chunk)
             _extend(self.local_pool, pages.local_table, num_local, -(-(expected - reserved) // size))
         pages.num_reserved = reserved
-        self._count_query(pages)
 
     def advance(self, pages: SequencePages, ids: Sequence[int], num_tokens: int, *, publish: bool = True) -> None:
         """Note that the next `num_tokens` positions are computed: publish full pages, drop chunks that are over.
@@ -282,7 +270,7 @@ class PagedKv:
         pages.global_table = PageTable(self.plan.page_tokens)
         pages.local_table = PageTable(self.plan.page_tokens)
         pages.chain = BlockChain(self.plan.page_tokens)
-        pages.num_tokens = pages.num_cached = pages.num_reserved = pages.num_queried = 0
+        pages.num_tokens = pages.num_cached = pages.num_reserved = 0
 
     def fork(self, pages: SequencePages) -> tuple[SequencePages, list[PageCopy]]:
         """Return a second sequence with the same tokens: full pages are shared, a partly filled one is copied.
@@ -424,13 +412,6 @@ class PagedKv:
                 self._announced[key] -= 1
                 if not self._announced[key]:
                     del self._announced[key]
-
-    def _count_query(self, pages: SequencePages) -> None:
-        """Count what was asked of the cache once, when the sequence gets its first page and so really starts."""
-        if pages.num_queried:
-            self.queried_tokens += pages.num_queried
-            self.cached_tokens += pages.num_cached
-            pages.num_queried = 0
 
 
 def _share(pool: PagePool, table: PageTable, found: Iterator[int]) -> None:

@@ -31,8 +31,6 @@ class SequencePages:
     """Tokens known on admission: all of them will be computed."""
     expect_tokens: int = 0
     """How long the sequence will probably get: a hint, never a limit."""
-    num_queried: int = 0
-    """Tokens asked of the cache on admission and not counted yet."""
     is_current: bool = True
     """Whether nothing of it was computed before the cache was cleared: else it publishes nothing."""
     announced: set[bytes] = field(default_factory=set)

@@ -29,6 +29,9 @@ class PendingDispatch(Protocol):
             StepAbandoned: raised by `Transport.on_wait`.
         """
 
+    def give_up(self) -> None:
+        """Forget what has not been waited for. Idempotent; without effect after `wait`."""
+
 
 class Transport(Protocol):
     """Runs tokens through experts. Used by one step loop at a time."""

@@ -161,7 +161,7 @@ class _Pending:
                 except errors.ReplicaUnavailable:
                     unsent = self._reassign(share) + unsent
         except BaseException:
-            self._forget()
+            self.give_up()
             raise
 
     def wait(self) -> Tensor:
@@ -181,7 +181,7 @@ class _Pending:
         finally:
             for sent, _ in answered:
                 _let_go(sent)
-            self._forget()
+            self.give_up()
 
     def _joined(self, answered: list[tuple[_Sent, Tensor]]) -> Tensor:
         """Return the rows of all shares as one tensor that lies in no slot."""
@@ -299,7 +299,7 @@ class _Pending:
             start = stop
         return shares
 
-    def _forget(self) -> None:
+    def give_up(self) -> None:
         """Drop the answers nobody will read."""
         for sent in self._sent:
             if (stream := self._streams.get(sent.share.replica_id)) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from protos.errors import NoReplica
 from router.forward import Forward
 from router.transport.local import LocalTransport
 from tests.parity.splits import run_in_splits
@@ -26,3 +27,38 @@ def test_half_precision_logits_are_near_those_of_float32(dtype, steps, num_exper
         logits[kind] = run_in_splits(Forward(decoder, LocalTransport(weights.run_experts)), IDS_BS, steps)
     assert logits[dtype].dtype == torch.float32
     assert (logits[dtype] - logits[torch.float32]).abs().max() < TOLERANCE[dtype]
+
+
+class FailingSecondLayer(LocalTransport):
+    """Fails the first dispatch of layer 1, and remembers which dispatches were waited for or given up."""
+
+    def __init__(self, run_experts) -> None:
+        super().__init__(run_experts)
+        self.open: list[int] = []
+
+    def dispatch(self, layer, plan, hidden_ND):
+        if layer == 1:
+            raise NoReplica("no replica holds expert 3: start one")
+        return _Watched(super().dispatch(layer, plan, hidden_ND), self.open)
+
+
+class _Watched:
+    def __init__(self, pending, still_open: list[int]) -> None:
+        self._pending = pending
+        self._open = still_open
+        still_open.append(id(self))
+
+    def wait(self):
+        return self._pending.wait()
+
+    def give_up(self) -> None:
+        if id(self) in self._open:
+            self._open.remove(id(self))
+
+
+def test_a_batch_that_fails_leaves_no_dispatch_of_another_behind():
+    decoder, weights = tiny_decoder()
+    transport = FailingSecondLayer(weights.run_experts)
+    with pytest.raises(NoReplica):
+        run_in_splits(Forward(decoder, transport), IDS_BS, [40], num_batches=3)
+    assert transport.open == []

@@ -97,7 +97,7 @@ def test_nobody_reuses_pages_of_a_sequence_with_unusable_logits(bad, num_compute
     desk = Desk()
     broken = desk.admit(9)
     desk.advance((broken, num_computed), logits=[row(1, bad)])
-    assert desk.admit(9).num_cached == desk.kv.admit(range(9), expect_tokens=9).num_cached == 0
+    assert desk.admit(9).num_computed == desk.kv.admit(range(9), expect_tokens=9).num_cached == 0
     desk.kv.check()
 
 

@@ -295,16 +295,6 @@ def test_a_preempted_sequence_finds_its_own_output_again():
     assert found(kv, IDS[:44]) == 40
 
 
-def test_hits_are_counted_once_when_a_sequence_gets_its_first_page():
-    kv = paged()
-    cache(kv, IDS[:40])
-    assert (kv.queried_tokens, kv.cached_tokens) == (40, 0)
-    assert found(kv, IDS[:40]) == 36
-    assert (kv.queried_tokens, kv.cached_tokens) == (40, 0)
-    run(kv, IDS[:40])
-    assert (kv.queried_tokens, kv.cached_tokens) == (80, 36)
-
-
 def test_nothing_computed_before_the_cache_was_cleared_is_found_after():
     kv = paged()
     cache(kv, IDS[50:90])
