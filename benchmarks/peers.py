@@ -13,7 +13,8 @@ HTTP, no tokenizer, no detokenizing, for anybody. Every token is generated greed
 arrival is noted.
 
     decode-N         N prompts of 128 tokens, 64 new tokens each: generated tokens per second from the moment the last
-                     sequence has its first token to the end; also over the whole answer, prompts included
+                     sequence has its first token to the end; also over the whole answer, prompts included, which
+                     an engine that generates for some while it still reads others' prompts is better judged by
     prompt-8x512     8 prompts of 512 tokens, one new token each: prompt tokens per second to the last first token
 
 Why it is fair. Each engine has the settings that were found fastest for it on the machine this was written on (in
@@ -37,7 +38,6 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
-import os
 import re
 import signal
 import subprocess
@@ -45,6 +45,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from environment import RESULTS, ROOT, describe_environment
 from peers import engines, environments
@@ -319,7 +320,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 # llama-f32 is there to show that the export is right; it is slower than its other types everywhere.
-_DEFAULT_ENGINES = ["herd-*", "vllm-auto-*", "vllm-all-*", "llama-bf16", "llama-q8_0", "transformers-*"]
+_DEFAULT_ENGINES = ["herd-*", "vllm-all-*", "vllm-iomp-*", "llama-bf16", "llama-q8_0", "transformers-*"]
 
 
 def _setup(options: argparse.Namespace) -> int:
@@ -328,11 +329,20 @@ def _setup(options: argparse.Namespace) -> int:
     return 0
 
 
+def _interrupt(*_: object) -> NoReturn:
+    """Leave; a second signal must not cut short the ending of workers."""
+    for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(other, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def main() -> int:
     """Run a command; Ctrl-C and SIGTERM end every worker."""
     options = _parser().parse_args()
     options.peers_home = options.peers_home.expanduser().resolve()
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    # SIGINT as well: a shell has background jobs ignore it.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     try:
         return options.command(options)
     except KeyboardInterrupt:

@@ -21,9 +21,9 @@ STEP_TOKENS = 512
 
 # vLLM compiled, an engine and a worker process beside the caller, as it comes. How its threads are bound matters more
 # than anything else: "auto" leaves a core to the other processes (of two cores, it computes on one), "all" takes every
-# core, "iomp" also replaces GNU's OpenMP by Intel's, as vLLM's manual advises. Which is fastest depends on the machine
-# and its load, so they take part as engines of one family. In one process (VLLM_ENABLE_V1_MULTIPROCESSING=0) nothing
-# binds them, and on loaded cores it decoded several times slower.
+# core, "iomp" also replaces GNU's OpenMP by Intel's, as vLLM's manual advises. On idle cores "all" and "iomp" are
+# fastest, on busy ones "auto": they are engines of one family. In one process (VLLM_ENABLE_V1_MULTIPROCESSING=0)
+# nothing binds them, and on busy cores it decoded several times slower.
 VLLM_BATCHED_TOKENS = 2048
 _ALL_CORES = f"0-{CORES - 1}"
 VLLM_BINDINGS = {

@@ -13,14 +13,18 @@ with its stdin.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
+
+_PR_SET_PDEATHSIG = 1
 
 
 class Engine(Protocol):
@@ -61,6 +65,7 @@ def run(load: Callable[[], Engine], packages: Iterable[str]) -> None:
         load: makes the engine.
         packages: distributions whose versions matter.
     """
+    _end_with_parent()
     replies = _take_stdout()
     start_s = time.perf_counter()
     engine = load()
@@ -134,6 +139,22 @@ def _status(pid: int) -> dict[str, str]:
     except OSError:  # it has ended
         return {}
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def _end_with_parent() -> None:
+    """Have this process's group killed when its parent dies, even while it is stopped.
+
+    A stopped process reads no end of its stdin. So the kernel is asked to continue it when the parent dies, and each
+    time it is continued it looks who the parent is.
+    """
+    parent = os.getppid()
+
+    def look(*_: object) -> None:
+        if os.getppid() != parent:
+            os.kill(0 if os.getpgrp() == os.getpid() else os.getpid(), signal.SIGKILL)
+
+    signal.signal(signal.SIGCONT, look)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
 
 
 def _take_stdout() -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from benchmarks.peers.process import WorkerFailed, WorkerProcess
 
 START_S = 30
 ANSWER_S = 30
+ROOT = Path(worker.__file__).resolve().parents[2]
 SCRIPT = """
 import subprocess, sys
 sys.path.insert(0, {folder!r})
@@ -95,6 +98,29 @@ def test_a_paused_worker_answers_when_it_is_asked_again(start):
     process = start()
     process.pause()
     assert process.ask([[1]], 1, ANSWER_S)["tokens"] == [[0]]
+
+
+def test_a_paused_worker_and_its_children_end_with_a_parent_that_is_killed(tmp_path):
+    script = tmp_path / "counting.py"
+    script.write_text(SCRIPT.format(folder=str(Path(worker.__file__).parent)))
+    driver = f"""
+import os, signal, sys
+from pathlib import Path
+from benchmarks.peers.process import WorkerProcess
+from benchmarks.peers.worker import descendants
+process = WorkerProcess("counting", [sys.executable, {str(script)!r}], {{}}, Path({str(tmp_path / "log")!r}), {START_S})
+process.pause()
+print(process._process.pid, *descendants(process._process.pid))
+sys.stdout.flush()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", driver], capture_output=True, text=True, timeout=START_S, cwd=ROOT)
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == 2
+    deadline = time.monotonic() + ANSWER_S
+    while any(is_running(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(is_running(pid) for pid in pids)
 
 
 def test_the_pool_ends_who_was_asked_longest_ago_when_memory_is_short(start):
