@@ -73,7 +73,7 @@ class RouterSettings:
     dtype: DtypeName = "auto"
     """What routers and experts compute in; auto: float32 on a CPU."""
     threads: int | None = None
-    """CPU threads of one router; at least 1. None: this machine's cores shared evenly by all replicas."""
+    """CPU threads of one router; at least 1. None: this machine's cores shared evenly by all routers."""
     slots: int = 16
     """Most sequences one router generates at once; at least 1."""
     max_waiting: int = 256
@@ -127,7 +127,7 @@ class ExpertsSettings:
     replicas_per_group: int = 1
     """Processes per group, each with a copy of the group's weights; at least 1."""
     threads: int | None = None
-    """CPU threads of one replica; at least 1. None: this machine's cores shared evenly by all replicas."""
+    """CPU threads of one replica; at least 1. None: this machine's cores shared evenly by all expert replicas."""
     host: str | None = "127.0.0.1"
     """Address that replicas listen on and tell the routers. None: their node's, for a Ray cluster of many machines."""
     lease_s: float = 6.0

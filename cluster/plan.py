@@ -88,8 +88,7 @@ def make_plan(settings: ClusterConfig, checkpoint: Checkpoint, name: str, machin
     config = checkpoint.config
     dtype = torch.float32 if settings.router.dtype == "auto" else getattr(torch, settings.router.dtype)
     groups = group_experts(config.num_experts, settings.experts.groups)
-    num_replicas = settings.router.replicas + len(groups) * settings.experts.replicas_per_group
-    shared_threads = max(1, machine.cores // num_replicas)
+    num_expert_replicas = len(groups) * settings.experts.replicas_per_group
     plan = DeploymentPlan(
         settings=settings,
         folder=checkpoint.folder.resolve(),
@@ -99,8 +98,9 @@ def make_plan(settings: ClusterConfig, checkpoint: Checkpoint, name: str, machin
         dtype=dtype,
         engine_limits=_engine_limits(settings, config, dtype, machine),
         expert_groups=groups,
-        router_threads=settings.router.threads or shared_threads,
-        expert_threads=settings.experts.threads or shared_threads,
+        # Routers and experts take turns, so each side may have all cores; replicas of one side compute side by side.
+        router_threads=settings.router.threads or max(1, machine.cores // settings.router.replicas),
+        expert_threads=settings.experts.threads or max(1, machine.cores // max(num_expert_replicas, 1)),
         weight_bytes=_weight_bytes(settings, checkpoint, dtype),
     )
     _check_memory(plan, machine)

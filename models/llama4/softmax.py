@@ -48,10 +48,32 @@ def attend_padded(q_BHC: Tensor, keys_BGSC: Tensor, values_BGSC: Tensor, mask_BS
         values_BGSC: the same.
         mask_BS: [B, S] float32, added to the scores: 0, or -inf where it pads.
     """
+    if q_BHC.device.type == "cpu" and q_BHC.dtype == torch.bfloat16:
+        return _attend_block_diagonal(q_BHC, keys_BGSC, values_BGSC, mask_BS)
     num_groups, num_keys = keys_BGSC.shape[1:3]
     q_BGhC = q_BHC.unflatten(1, (num_groups, -1))
     mask_B11S = mask_BS.to(q_BHC.dtype).view(-1, 1, 1, num_keys)
     return F.scaled_dot_product_attention(q_BGhC, keys_BGSC, values_BGSC, attn_mask=mask_B11S).flatten(1, 2)
+
+
+def _attend_block_diagonal(q_BHC: Tensor, keys_BGSC: Tensor, values_BGSC: Tensor, mask_BS: Tensor) -> Tensor:
+    """Attend as one product per token over all groups at once; queries are zero outside of their own group.
+
+    G times the arithmetic, in products large enough for bfloat16 units: 32 tokens over 170 each take 0.5 ms of a core
+    instead of 1.2 (AMD EPYC, Zen 5; H = 12, G = 4, C = 64). In float32 it gains nothing. Scores are rounded to bfloat16
+    before the softmax, as in transformers' eager attention.
+    """
+    num_tokens, num_heads, head_size = q_BHC.shape
+    num_groups = keys_BGSC.shape[1]
+    per_group = num_heads // num_groups
+    wide = q_BHC.new_zeros(num_tokens, num_groups, per_group, num_groups, head_size)
+    wide.diagonal(dim1=1, dim2=3).copy_(q_BHC.unflatten(1, (num_groups, per_group)).permute(0, 2, 3, 1))
+    flat_keys, flat_values = (part.transpose(1, 2).flatten(2) for part in (keys_BGSC, values_BGSC))
+    scores_BHS = torch.bmm(wide.view(num_tokens, num_heads, -1), flat_keys.transpose(1, 2))
+    weights_BHS = torch.softmax(torch.add(mask_BS[:, None], scores_BHS, alpha=head_size**-0.5), dim=-1)
+    mixed = torch.bmm(weights_BHS.to(q_BHC.dtype), flat_values)
+    own = mixed.view(wide.shape).diagonal(dim1=1, dim2=3)
+    return own.permute(0, 3, 1, 2).reshape(q_BHC.shape)
 
 
 _Partial = tuple[Tensor, Tensor]

@@ -36,9 +36,9 @@ def test_more_groups_than_experts_are_refused(checkpoint):
         plan_for(checkpoint, "experts.groups=9")
 
 
-def test_cores_are_shared_by_all_replicas(checkpoint):
-    plan = plan_for(checkpoint, "experts.groups=3")
-    assert (plan.router_threads, plan.expert_threads, plan.num_replicas) == (2, 2, 4)
+def test_routers_and_experts_take_turns_with_all_cores(checkpoint):
+    plan = plan_for(checkpoint, "experts.groups=3", "router.replicas=2")
+    assert (plan.router_threads, plan.expert_threads, plan.num_replicas) == (4, 2, 5)
 
 
 def test_threads_can_be_set(checkpoint):
