@@ -77,7 +77,7 @@ def client(door) -> Iterator[openai.OpenAI]:
 @contextmanager
 def serve_engine(model: ServedModel) -> Iterator[LiveFrontDoor]:
     """Serve a tiny random model with a real engine."""
-    decoder, weights = tiny_decoder(vocab_size=model.config.vocab_size)
+    decoder, weights = tiny_decoder(vocab_size=model.config.vocab_size, max_positions=model.context_length)
     limits = EngineLimits(context_length=model.context_length, kv_bytes=10_000_000, slots=4, step_tokens=16)
     engine = Engine(decoder, LocalTransport(weights.run_experts), limits)
     engine.start()
