@@ -51,7 +51,7 @@ class HttpSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GrpcSettings:
-    """The gRPC API. Ray Serve's proxy listens on every interface."""
+    """The gRPC API. It listens on every interface."""
 
     port: int = 9000
     """TCP port, 1 to 65535."""
