@@ -17,6 +17,7 @@ from router.gate import route
 from router.kv_cache.storage import KvStorage
 from router.plan import plan_dispatch
 from router.seen import Seen
+from router.threads import threads_for
 from router.transport.base import Transport
 
 LayerProbe = Callable[[int, Tensor], None]
@@ -46,6 +47,12 @@ class Forward:
             ReplicaError: experts could not be reached; the cache of these tokens is then undefined.
             StepAbandoned: the transport's `on_wait` gave up waiting for them; likewise.
         """
+        with threads_for(sum(batch.num_tokens for batch in batches)):
+            rows = self._rows(batches, storage)
+        return self.decoder.logits(rows[0] if len(rows) == 1 else torch.cat(rows))
+
+    def _rows(self, batches: Sequence[Batch], storage: KvStorage) -> list[Tensor]:
+        """Run batches through the layers in turn; return the wanted rows [rows, D] of each."""
         rows: list[Tensor] = [torch.empty(0)] * len(batches)
         turns = {index: self._layers(batch, storage) for index, batch in enumerate(batches)}
         try:
@@ -59,7 +66,7 @@ class Forward:
         finally:
             for turn in turns.values():
                 turn.close()  # one that failed leaves the others with dispatches that nobody waits for
-        return self.decoder.logits(rows[0] if len(rows) == 1 else torch.cat(rows))
+        return rows
 
     def _layers(self, batch: Batch, storage: KvStorage) -> Generator[None, None, Tensor]:
         """Run a batch through the layers; yields while its experts compute. Returns the wanted rows [rows, D]."""
