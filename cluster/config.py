@@ -82,8 +82,8 @@ class RouterSettings:
     """Most tokens computed in one step; at least `slots`."""
     prefill_stretch: float = 2.0
     """How many times longer a step may take because a prompt shares it with sequences that generate; at least 1. Where
-    more prompts wait than sequences generate, the extra time is as many times longer. Smaller: a long prompt delays the
-    others' tokens less, and takes longer itself."""
+    several prompts wait, the extra time is longer: a burst of them is read in large pieces. Smaller: a long prompt
+    delays the others' tokens less, and takes longer itself."""
     kv_bytes: int | None = None
     """Bytes of KV cache of one router; at least 1. None: what `slots` full contexts need, within a quarter of the
     memory that is free when Herd starts."""

@@ -31,4 +31,4 @@ class EngineLimits:
     """Most tokens computed in one step."""
     prefill_stretch: float = 2.0
     """How many times longer a step may take because a prompt shares it with sequences that generate; at least 1. Where
-    more prompts wait than sequences generate, the extra time is as many times longer."""
+    several prompts wait, the extra time is longer: a burst of them is read in large pieces."""

@@ -13,6 +13,9 @@ _PLAIN_STEPS = 5
 _STALE_STEPS = 64
 """Steps with prompts after which one without is run, to measure again what such a step takes."""
 _LARGEST_CHANGE = 2.0
+_BURST = 8
+"""How much a prompt in a burst counts against a sequence that generates. With 1, 32 prompts of 128 tokens that came at
+once were read 16 tokens at a time, in steps twice as long as those without."""
 
 
 class StepBudget:
@@ -22,8 +25,9 @@ class StepBudget:
     long the contexts are, who else uses the machine. So the number of prompt tokens is steered by what the last mixed
     step took: it is multiplied by (allowed extra time / extra time found), within bounds.
 
-    Where more prompts wait than sequences generate, the extra time is as many times longer: a step is shared out by the
-    number of those who wait for it, and a burst of prompts does not crawl behind the first one that generates.
+    Where several prompts wait, the extra time is longer, by `_BURST` times their number per sequence that generates: a
+    few tokens of a prompt reach nearly every expert and so cost as much as a hundred. One long prompt may be read that
+    slowly for its neighbours' sake; a burst of them would crawl behind the first one that generates.
 
     Args:
         step_tokens: most tokens of any step.
@@ -112,7 +116,7 @@ class _Plain:
 
 
 def _weight(num_generating: int, num_prompts: int) -> float:
-    return max(num_prompts / num_generating, 1.0)
+    return max(_BURST * num_prompts / num_generating, 1.0) if num_prompts > 1 else 1.0
 
 
 def _blend(old: float, new: float) -> float:

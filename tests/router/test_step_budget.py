@@ -149,8 +149,9 @@ def test_a_burst_of_prompts_gets_more_the_fewer_generate_beside_it():
     steered, machine = budget(step_tokens=10_000), Machine()
     machine.run(steered, 60)
     alone = steered.prompt_tokens(8, 1)
-    assert steered.prompt_tokens(8, 8) == alone
-    assert steered.prompt_tokens(8, 24) == pytest.approx(3 * alone, abs=3)
+    assert steered.prompt_tokens(64, 2) == 0, "what 8 sequences take says little about 64"
+    assert steered.prompt_tokens(8, 2) == pytest.approx(2 * alone, abs=2)
+    assert steered.prompt_tokens(8, 8) == pytest.approx(8 * alone, abs=8)
 
 
 def test_a_burst_is_steered_to_its_longer_steps_and_leaves_the_share_of_one_prompt_as_it_was():
@@ -158,8 +159,8 @@ def test_a_burst_is_steered_to_its_longer_steps_and_leaves_the_share_of_one_prom
     machine.run(steered, 60)
     alone = steered.prompt_tokens(8, 1)
     for _ in range(30):
-        num_prompt = steered.prompt_tokens(8, 24)
+        num_prompt = steered.prompt_tokens(8, 3)
         seconds = machine.seconds(num_prompt)
-        steered.observe(num_generating=8, num_prompts=24, num_prompt=num_prompt, seconds=seconds)
+        steered.observe(num_generating=8, num_prompts=3, num_prompt=num_prompt, seconds=seconds)
     assert seconds == pytest.approx(4 * PLAIN_S, rel=0.05)
     assert steered.prompt_tokens(8, 1) == pytest.approx(alone, rel=0.05)
