@@ -68,9 +68,9 @@ class HerdEngine:
             "prefix_cache": False,
         }
         decoder = load_decoder(checkpoint, dtype=dtype, **quantize)
-        self._engine = Engine(decoder, transport, EngineLimits(**limits))
-        self._engine.start()
-        stack.callback(self._engine.stop)
+        self.engine = Engine(decoder, transport, EngineLimits(**limits))
+        self.engine.start()
+        stack.callback(self.engine.stop)
         self.settings: dict[str, Any] = limits | {
             "experts": options.experts,
             "dtype": options.dtype,
@@ -122,7 +122,7 @@ class HerdEngine:
                 max_tokens=max_tokens,
                 sampling=SamplingParams(temperature=0.0),
             )
-            self._engine.submit(request, receiver(number))
+            self.engine.submit(request, receiver(number))
         for _ in prompts:
             if not finished.acquire(timeout=GENERATE_S):
                 raise TimeoutError(f"expected {len(prompts)} sequences to end within {GENERATE_S:.0f} s")
