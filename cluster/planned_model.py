@@ -7,7 +7,6 @@ from cluster.served_model import PlannedCache, ServedModel, load_served_model
 from models.checkpoint import Checkpoint, open_checkpoint
 from protos.errors import BadCheckpoint
 from router.kv_cache.codec import dtype_name
-from router.kv_cache.layout import CacheLayout
 
 
 def open_planned_checkpoint(plan: DeploymentPlan) -> Checkpoint:
@@ -45,7 +44,5 @@ def load_planned_model(plan: DeploymentPlan) -> ServedModel:
 
 def _planned_cache(plan: DeploymentPlan) -> PlannedCache:
     """Return what the engines' cache will be."""
-    limits = plan.engine_limits
-    layout = CacheLayout(plan.config, limits.kv_dtype or dtype_name(plan.dtype), limits.page_tokens)
-    pools = layout.plan(limits.kv_bytes, limits.slots, limits.context_length)
-    return PlannedCache(layout, layout.pages_bytes(pools.num_global_pages, pools.num_local_pages))
+    layout = plan.engine_limits.layout(plan.config, dtype_name(plan.dtype))
+    return PlannedCache(layout, layout.plan_bytes(plan.engine_limits.paging(layout)))

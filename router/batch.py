@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from router.kv_cache.layout import CacheLayout
+from router.paging.chunks import chunk_start
 from router.paging.sequence_pages import SequencePages
 from router.seen import Place, Seen, look_up
 
@@ -60,8 +61,8 @@ class Batch:
                 global_places.append(Place(span.pages.global_table, 0, span.start, stop, base + span.start))
             if layout.chunk:
                 for low, high in layout.segments(span.start, stop):
-                    chunk_start = low // layout.chunk * layout.chunk
-                    local_places.append(Place(span.pages.local_table, chunk_start, low, high, base + low))
+                    first = chunk_start(low, layout.chunk)
+                    local_places.append(Place(span.pages.local_table, first, low, high, base + low))
             ids.extend(span.ids)
             positions.extend(range(span.start, stop))
             logit_rows.extend(range(base + stop - span.num_logits, base + stop))

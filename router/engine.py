@@ -17,7 +17,6 @@ from router.acceptance import check_limits, check_request
 from router.batch import Batch, Span, split
 from router.forward import Forward
 from router.kv_cache.codec import dtype_name
-from router.kv_cache.layout import CacheLayout
 from router.kv_cache.storage import KvStorage
 from router.kv_cache.swap import SwapSpace
 from router.limits import EngineLimits
@@ -57,11 +56,11 @@ class Engine:
     def __init__(self, decoder: Decoder, transport: Transport, limits: EngineLimits) -> None:
         self.config = decoder.config
         self.limits = limits
-        self.layout = CacheLayout(decoder.config, limits.kv_dtype or dtype_name(decoder.dtype), limits.page_tokens)
+        self.layout = limits.layout(decoder.config, dtype_name(decoder.dtype))
         check_limits(limits, self.layout, decoder.dtype)
         self._device = decoder.device
         self._transport = transport
-        plan = self.layout.plan(limits.kv_bytes, limits.slots, limits.context_length)
+        plan = limits.paging(self.layout)
         self._longest = min(self.layout.longest_sequence(plan), limits.context_length)
         self._kv = PagedKv(plan)
         self._storage = KvStorage(self.layout, plan, decoder.dtype, decoder.device)
@@ -324,7 +323,7 @@ class Engine:
             waiting=len(waiting),
             queued_prompt_tokens=sum(s.num_uncomputed for s in (*running, *waiting) if s.is_prefilling),
             kv_used_bytes=self.layout.pages_bytes(*self._kv.num_used_pages()),
-            kv_total_bytes=self.layout.pages_bytes(self._kv.plan.num_global_pages, self._kv.plan.num_local_pages),
+            kv_total_bytes=self.layout.plan_bytes(self._kv.plan),
             slots=self.limits.slots,
             generated_tokens=self._next_tokens.num_chosen,
             kv_cached_bytes=self.layout.pages_bytes(*self._kv.num_kept_pages()),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from router.kv_cache.layout import KvDtype
+from models.config import ModelConfig
+from router.kv_cache.layout import CacheLayout, KvDtype
+from router.paging.paged_kv import PagingPlan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,3 +34,11 @@ class EngineLimits:
     prefill_stretch: float = 2.0
     """How many times longer a step may take because a prompt shares it with sequences that generate; at least 1. Where
     several prompts wait, the extra time is longer: a burst of them is read in large pieces."""
+
+    def layout(self, config: ModelConfig, dtype: KvDtype) -> CacheLayout:
+        """Return what the cache of a model that computes in `dtype` takes."""
+        return CacheLayout(config, self.kv_dtype or dtype, self.page_tokens)
+
+    def paging(self, layout: CacheLayout) -> PagingPlan:
+        """Return how many pages of each kind there are."""
+        return layout.plan(self.kv_bytes, self.slots, self.context_length)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from models.config import ModelConfig
 from protos.errors import BadConfig
+from router.paging.chunks import chunk_start
 from router.paging.paged_kv import PagingPlan
 
 KvDtype = Literal["float32", "bfloat16", "float16", "int8", "fp8"]
@@ -18,7 +20,7 @@ _ELEMENT_BYTES: dict[KvDtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2,
 _SCALE_BYTES: dict[KvDtype, int] = {"int8": 4}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CacheLayout:
     """What one token, one page and one sequence of a model take.
 
@@ -32,38 +34,38 @@ class CacheLayout:
     kv_dtype: KvDtype
     most_page_tokens: int = 16
 
-    @property
+    @cached_property
     def page_tokens(self) -> int:
         """Return the tokens of a page: chunks hold whole pages, so that a page dies at once."""
         return math.gcd(self.most_page_tokens, self.config.attention_chunk or self.most_page_tokens)
 
-    @property
+    @cached_property
     def local_layers(self) -> tuple[int, ...]:
         """Return the layers that keep the current chunk only."""
         return tuple(layer for layer in range(self.config.num_layers) if self.config.is_local(layer))
 
-    @property
+    @cached_property
     def global_layers(self) -> tuple[int, ...]:
         """Return the layers that keep every token."""
         return tuple(layer for layer in range(self.config.num_layers) if not self.config.is_local(layer))
 
-    @property
+    @cached_property
     def chunk(self) -> int | None:
         """Return the tokens after which local layers forget; None if no layer does."""
         return self.config.attention_chunk if self.local_layers else None
 
-    @property
+    @cached_property
     def bytes_per_token_layer(self) -> int:
         """Return the bytes of one token's keys and values in one layer, scales included."""
         head_bytes = self.config.head_size * _ELEMENT_BYTES[self.kv_dtype] + _SCALE_BYTES.get(self.kv_dtype, 0)
         return 2 * self.config.num_kv_heads * head_bytes
 
-    @property
+    @cached_property
     def global_token_bytes(self) -> int:
         """Return the bytes of one token in all global layers."""
         return len(self.global_layers) * self.bytes_per_token_layer
 
-    @property
+    @cached_property
     def local_token_bytes(self) -> int:
         """Return the bytes of one token in all local layers."""
         return len(self.local_layers) * self.bytes_per_token_layer
@@ -80,6 +82,10 @@ class CacheLayout:
     def pages_bytes(self, num_global: int, num_local: int) -> int:
         """Return the bytes of so many pages of each kind."""
         return self.page_tokens * (num_global * self.global_token_bytes + num_local * self.local_token_bytes)
+
+    def plan_bytes(self, plan: PagingPlan) -> int:
+        """Return the bytes of all pages of a plan."""
+        return self.pages_bytes(plan.num_global_pages, plan.num_local_pages)
 
     def plan(self, kv_bytes: int, slots: int, context_length: int | None = None) -> PagingPlan:
         """Share memory out between the two pools.
@@ -127,6 +133,6 @@ class CacheLayout:
     def segments(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Cut positions [start, stop) at chunk boundaries: inside a piece, attention is causal and nothing else."""
         while start < stop:
-            end = stop if self.chunk is None else min(stop, (start // self.chunk + 1) * self.chunk)
+            end = stop if self.chunk is None else min(stop, chunk_start(start, self.chunk) + self.chunk)
             yield start, end
             start = end

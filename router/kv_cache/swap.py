@@ -15,6 +15,7 @@ from torch import Tensor
 
 from router.kv_cache.layout import CacheLayout
 from router.kv_cache.storage import KvStorage, Piece
+from router.paging.chunks import chunk_start
 from router.paging.sequence_pages import SequencePages
 
 _FIRST_BYTES_PER_S = 1e9
@@ -71,7 +72,7 @@ class SwapSpace:
     def save(self, pages: SequencePages) -> SwappedSequence:
         """Copy a sequence's keys and values out of the cache."""
         started_s = time.perf_counter()
-        start, stop = self._local_start(pages.num_tokens), pages.num_tokens
+        start, stop = chunk_start(pages.num_tokens, self._layout.chunk), pages.num_tokens
         saved = SwappedSequence(
             stop,
             start,
@@ -115,9 +116,6 @@ class SwapSpace:
             for part in self._storage.parts(is_local)
         )
 
-    def _local_start(self, num_tokens: int) -> int:
-        return num_tokens // self._layout.chunk * self._layout.chunk if self._layout.chunk else 0
-
     def _bytes_of(self, pages: SequencePages) -> int:
-        num_local = pages.num_tokens - self._local_start(pages.num_tokens)
+        num_local = pages.num_tokens - chunk_start(pages.num_tokens, self._layout.chunk)
         return pages.num_tokens * self._layout.global_token_bytes + num_local * self._layout.local_token_bytes

@@ -17,6 +17,7 @@ from itertools import chain as joined
 
 from protos.errors import BadConfig
 from router.paging.blocks import BlockChain
+from router.paging.chunks import chunk_start
 from router.paging.page_pool import OutOfPages, PagePool
 from router.paging.page_table import PageTable
 from router.paging.sequence_pages import SequencePages
@@ -104,7 +105,7 @@ class PagedKv:
         size = self.plan.page_tokens
         chain = self._chain(ids, chain)
         num_blocks = self._num_reusable(chain.keys, len(ids)) if use_cached else 0
-        first_local = self._chunk_start(num_blocks * size) // size
+        first_local = chunk_start(num_blocks * size, self.plan.chunk) // size
         pages = SequencePages(
             global_table=PageTable(size),
             local_table=PageTable(size, first_local),
@@ -159,7 +160,7 @@ class PagedKv:
             return num_global, num_local
         keys = self._chain(ids, chain).keys
         num_blocks = self._num_reusable(keys, len(ids))
-        first_local = self._chunk_start(num_blocks * size) // size
+        first_local = chunk_start(num_blocks * size, self.plan.chunk) // size
         held_global = self._num_held(self.global_pool, keys[:num_blocks])
         held_local = self._num_held(self.local_pool, keys[first_local:num_blocks])
         # Once the chunk is over its shared pages go, and the next chunk's are this sequence's own.
@@ -180,7 +181,7 @@ class PagedKv:
             OutOfPages: a pool has too few; nothing was changed.
         """
         size = self.plan.page_tokens
-        first_local = self._chunk_start(num_tokens) // size
+        first_local = chunk_start(num_tokens, self.plan.chunk) // size
         num_pages = -(-num_tokens // size)
         held_local = pages.local_table.num_pages if pages.local_table.first == first_local else first_local
         num_global = num_pages - pages.global_table.num_pages if self.plan.has_global else 0
@@ -233,7 +234,7 @@ class PagedKv:
         _extend(self.global_pool, pages.global_table, num_global, -(-(expected - reserved) // size))
         if self.plan.chunk is not None:
             # reserved - 1: at the very end of a chunk nothing more of it is to come
-            expected = min(expected, self._chunk_start(reserved - 1) + self.plan.chunk)
+            expected = min(expected, chunk_start(reserved - 1, self.plan.chunk) + self.plan.chunk)
             _extend(self.local_pool, pages.local_table, num_local, -(-(expected - reserved) // size))
         pages.num_reserved = reserved
 
@@ -256,7 +257,7 @@ class PagedKv:
             pages.chain.extend(ids, stop)
             self._publish(pages, first, last)
         self._withdraw(pages, pages.chain.keys[first:last])
-        dropped = pages.local_table.drop_front(self._chunk_start(stop) // self.plan.page_tokens)
+        dropped = pages.local_table.drop_front(chunk_start(stop, self.plan.chunk) // self.plan.page_tokens)
         _give_back(self.local_pool, dropped)
 
     def release(self, pages: SequencePages) -> None:
@@ -338,7 +339,7 @@ class PagedKv:
         assert pages.num_cached <= pages.num_tokens <= pages.num_reserved, "more tokens than pages are held for"
         for is_local, pool, table in self._kinds(pages):
             kind = "local" if is_local else "global"
-            first = self._chunk_start(pages.num_tokens) // size if is_local else 0
+            first = chunk_start(pages.num_tokens, self.plan.chunk) // size if is_local else 0
             assert table.first == first, f"the first {kind} page held is {table.first}, expected {first}"
             assert table.num_pages * size == pages.num_reserved, f"{kind} pages do not end at {pages.num_reserved}"
             for index in range(pages.num_tokens // size, table.num_pages):
@@ -362,10 +363,6 @@ class PagedKv:
             kinds.append((True, self.local_pool, pages.local_table))
         return kinds
 
-    def _chunk_start(self, position: int) -> int:
-        """Return where the chunk of `position` begins, 0 without chunks."""
-        return 0 if self.plan.chunk is None else position // self.plan.chunk * self.plan.chunk
-
     def _chain(self, ids: Sequence[int], chain: BlockChain | None) -> BlockChain:
         if chain is None:
             return BlockChain(self.plan.page_tokens, ids)
@@ -382,7 +379,7 @@ class PagedKv:
         num_blocks = self._num_found(self.global_pool, keys, 0, most) if self.plan.has_global else most
         if self.plan.chunk is None:
             return num_blocks
-        start = self._chunk_start(num_blocks * self.plan.page_tokens) // self.plan.page_tokens
+        start = chunk_start(num_blocks * self.plan.page_tokens, self.plan.chunk) // self.plan.page_tokens
         return self._num_found(self.local_pool, keys, start, num_blocks)
 
     @staticmethod
