@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import random
 import statistics
 import sys
@@ -23,8 +22,6 @@ from collections import defaultdict
 from contextlib import ExitStack
 from pathlib import Path
 
-# Before torch loads: threads that wait for work must not keep the other processes from the cores.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 
 from environment import RESULTS, describe_environment

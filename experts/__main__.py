@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-# Before torch loads libgomp, which reads it then: threads that wait for each other would spin on the cores that the
-# router and the other replicas need (docs/wire.md).
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from models.cpu.environment import CPU_ENVIRONMENT
+
+os.environ.update(CPU_ENVIRONMENT | os.environ)  # before torch, which reads it once
 
 import torch
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.cpu.attention import Reading
 from router.kv_cache.layout import CacheLayout
 from router.paging.chunks import chunk_start
 from router.paging.sequence_pages import SequencePages
+from router.reading import list_readers
 from router.seen import Place, Seen, look_up
 
 
@@ -34,9 +36,9 @@ class Batch:
 
     ids_T: Tensor
     positions_T: Tensor
-    globally: Seen | None
-    """What they see in global layers; None if the model has none."""
-    locally: Seen | None
+    globally: Seen | Reading | None
+    """What they see in global layers; None if the model has none. Both are of one type."""
+    locally: Seen | Reading | None
     """The same of local layers."""
     logit_rows: Tensor
     """[rows] int64, the rows whose logits are wanted, in the order of the spans."""
@@ -46,9 +48,23 @@ class Batch:
         """Return T."""
         return self.ids_T.shape[0]
 
+    @property
+    def readings(self) -> dict[bool, Reading]:
+        """Return what they see by whether a layer is local, if the batch is for the kernel, else nothing."""
+        seen = {False: self.globally, True: self.locally}
+        return {is_local: each for is_local, each in seen.items() if isinstance(each, Reading)}
+
     @classmethod
-    def of(cls, spans: Sequence[Span], layout: CacheLayout, device: torch.device) -> Batch:
-        """Lay out the spans in the order given."""
+    def of(cls, spans: Sequence[Span], layout: CacheLayout, device: torch.device, *, for_kernel: bool = False) -> Batch:
+        """Lay out the spans in the order given.
+
+        Args:
+            spans: of the step.
+            layout: of the cache.
+            device: where the tensors are wanted.
+            for_kernel: whether the CPU's attention kernel is to compute it, instead of torch's operators.
+        """
+        look = list_readers if for_kernel else look_up
         ids: list[int] = []
         positions: list[int] = []
         global_places: list[Place] = []
@@ -72,8 +88,8 @@ class Batch:
         return cls(
             ids_T,
             positions_T,
-            look_up(global_places, device) if layout.global_layers else None,
-            look_up(local_places, device) if layout.chunk else None,
+            look(global_places, device) if layout.global_layers else None,
+            look(local_places, device) if layout.chunk else None,
             rows,
         )
 

@@ -225,7 +225,8 @@ class Engine:
         num_generating = sum(not item.sequence.is_prefilling for item in work)
         num_tokens = sum(item.num_tokens for item in work)
         parts = split([self._span(item) for item in work], self._overlap.num_batches(num_tokens))
-        batches = [Batch.of(spans, self.layout, self._device) for spans in parts]
+        for_kernel = self._forward.wants_readings(self._storage)
+        batches = [Batch.of(spans, self.layout, self._device, for_kernel=for_kernel) for spans in parts]
         logits_BV = self._forward(batches, self._storage)
         seconds = time.perf_counter() - started_s
         self._overlap.observe(num_tokens, len(parts), seconds)

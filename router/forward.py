@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from models.cpu.attention import AttentionStep
 from models.llama4.attention import PositionTables
 from models.llama4.decoder import Decoder, DecoderLayer
 from models.llama4.softmax import attend_causal, attend_padded, attend_past
@@ -32,6 +33,10 @@ class Forward:
     transport: Transport
     probe: LayerProbe = field(default=lambda layer, hidden_TD: None)
 
+    def wants_readings(self, storage: KvStorage) -> bool:
+        """Tell whether batches are to be made for the CPU's attention kernel."""
+        return self.decoder.kernel is not None and storage.plain is not None
+
     @torch.inference_mode()
     def __call__(self, batches: Sequence[Batch], storage: KvStorage) -> Tensor:
         """Return the logits [rows, V] float32 of all `logit_rows`, batch after batch.
@@ -47,9 +52,10 @@ class Forward:
             ReplicaError: experts could not be reached; the cache of these tokens is then undefined.
             StepAbandoned: the transport's `on_wait` gave up waiting for them; likewise.
         """
-        with threads_for(sum(batch.num_tokens for batch in batches)):
+        num_tokens = sum(batch.num_tokens for batch in batches)
+        with threads_for(num_tokens, by_kernel=all(batch.readings for batch in batches)):
             rows = self._rows(batches, storage)
-        return self.decoder.logits(rows[0] if len(rows) == 1 else torch.cat(rows))
+            return self.decoder.logits(rows[0] if len(rows) == 1 else torch.cat(rows))
 
     def _rows(self, batches: Sequence[Batch], storage: KvStorage) -> list[Tensor]:
         """Run batches through the layers in turn; return the wanted rows [rows, D] of each."""
@@ -73,11 +79,31 @@ class Forward:
         decoder = self.decoder
         tables = decoder.attention.tables(batch.positions_T)
         hidden_TD = decoder.embed(batch.ids_T)
+        if batch.readings:
+            return (yield from self._layers_by_kernel(batch, storage, hidden_TD, tables))
         for index, layer in enumerate(decoder.layers):
             normed_TD = decoder.normed(hidden_TD, layer.attn_norm)
             hidden_TD = hidden_TD + self._attention(index, layer, normed_TD, tables, batch, storage)
             normed_TD = decoder.normed(hidden_TD, layer.ffn_norm)
             hidden_TD = hidden_TD + (yield from self._feed_forward(index, layer, normed_TD))
+            self.probe(index, hidden_TD)
+        return hidden_TD[batch.logit_rows]
+
+    def _layers_by_kernel(
+        self, batch: Batch, storage: KvStorage, hidden_TD: Tensor, tables: PositionTables
+    ) -> Generator[None, None, Tensor]:
+        """Do what `_layers` does, with one call per attention layer."""
+        assert self.decoder.kernel is not None
+        assert storage.plain is not None
+        step = AttentionStep(
+            self.decoder.kernel, hidden_TD, tables.turns, tables.temperature_T, batch.readings, storage.plain
+        )
+        for index, layer in enumerate(self.decoder.layers):
+            normed_TD = step.attend(index)
+            if layer.dense is None:
+                hidden_TD += yield from self._experts(index, layer, normed_TD, step.expert_ids_TK, step.scores_TK)
+            else:
+                hidden_TD += layer.dense(normed_TD)
             self.probe(index, hidden_TD)
         return hidden_TD[batch.logit_rows]
 
@@ -92,15 +118,21 @@ class Forward:
     ) -> Tensor:
         q_THC, k_TGC, v_TGC = self.decoder.attention.project(index, hidden_TD, layer.attention, tables)
         seen = batch.locally if self.decoder.config.is_local(index) else batch.globally
-        assert seen is not None
+        assert isinstance(seen, Seen)
         storage.write(index, seen.slots_T, k_TGC, v_TGC)
         return layer.attention.o(_attend(q_THC, seen, index, storage).flatten(1))
 
     def _feed_forward(self, index: int, layer: DecoderLayer, hidden_TD: Tensor) -> Generator[None, None, Tensor]:
-        if layer.gate_ED is None or layer.shared is None:
+        if layer.gate_ED is None:
             assert layer.dense is not None
             return layer.dense(hidden_TD)
-        expert_ids_TK, scores_TK = route(hidden_TD, layer.gate_ED, self.decoder.config.experts_per_token)
+        choice = route(hidden_TD, layer.gate_ED, self.decoder.config.experts_per_token)
+        return (yield from self._experts(index, layer, hidden_TD, *choice))
+
+    def _experts(
+        self, index: int, layer: DecoderLayer, hidden_TD: Tensor, expert_ids_TK: Tensor, scores_TK: Tensor
+    ) -> Generator[None, None, Tensor]:
+        assert layer.shared is not None
         plan = plan_dispatch(expert_ids_TK, self.transport.choose_replica)
         # The score scales the expert's input, not its output: SwiGLU is not linear (llama-models, llama4/moe.py).
         scores_N1 = scores_TK.reshape(-1, 1).index_select(0, plan.slots_N)

@@ -19,6 +19,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from models.cpu.environment import CPU_ENVIRONMENT
+
+os.environ.update(CPU_ENVIRONMENT | os.environ)  # before torch, which reads it once
+
 import torch
 import worker
 
@@ -79,7 +83,9 @@ class HerdEngine:
         }
         if options.experts == "split":
             self.settings |= {"replicas": options.replicas, "expert_threads": options.expert_threads}
-        self.settings |= {name: value for name, value in os.environ.items() if name.startswith(("OMP_", "GOMP_"))}
+        self.settings |= {
+            name: value for name, value in os.environ.items() if name.startswith(("OMP_", "GOMP_", "THP_"))
+        }
 
     def _open_split(self, checkpoint: Checkpoint, options: argparse.Namespace, stack: ExitStack) -> Transport:
         experts = range(checkpoint.config.num_experts)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from cluster.names import APP, ROUTER
 from cluster.startup_board import ReplicaProgress
+from models.cpu.environment import CPU_ENVIRONMENT
 from protos.errors import InternalError
 
 if TYPE_CHECKING:
@@ -142,8 +143,7 @@ def _environment(folder: Path) -> dict[str, str]:
         # Between deployments gRPC costs a third of what Ray's streams of objects do.
         "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(_LONGEST_MESSAGE),
-        # Threads that wait must not keep the cores that routers and experts take turns on.
-        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+        **(CPU_ENVIRONMENT | {name: os.environ[name] for name in CPU_ENVIRONMENT.keys() & os.environ.keys()}),
         "TMPDIR": str(folder),  # what replicas leave behind goes with the folder
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # Ray's hook for `uv run` copies the working directory
     }

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from models.cpu.tensors import swiglu
 from models.linear import Quantization, pack_linear
 from models.llama4.mlp import Mlp
 
@@ -46,5 +47,8 @@ class TorchCpuKernel:
         """Run one expert after the other."""
         if len(experts) == 1:
             return experts[0](hidden_ND)
+        if experts and experts[0].rows:
+            rows = [expert.rows for expert in experts]
+            return swiglu([each for each in rows if each], token_counts, hidden_ND.contiguous())
         parts_nD = hidden_ND.split(list(token_counts))
         return torch.cat([expert(part_nD) for expert, part_nD in zip(experts, parts_nD, strict=True)])

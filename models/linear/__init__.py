@@ -2,7 +2,8 @@
 
 linear         what every form offers
 plain          torch's own product, obviously right, everywhere
-onednn         the fastest full-precision products on a CPU
+row_major      bfloat16 and int8 on a CPU, with kernels of our own
+onednn         the fastest full-precision products that torch has on a CPU
 quantization   how weights are rounded to 8 or 4 bits
 dequantized    quantised weights, obviously right, everywhere
 int8, int4     the fastest products with quantised weights on an x86 CPU
@@ -12,13 +13,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from models.cpu.weight import Weight, copy_weight, is_int8_supported, is_supported
 from models.linear import int4, int8, onednn
 from models.linear.dequantized import DequantizedInt4, DequantizedInt8
 from models.linear.linear import Linear
 from models.linear.plain import PlainLinear
 from models.linear.quantization import BITS_PER_WEIGHT, Quantization, quantize_int4, quantize_int8
+from models.linear.row_major import RowMajorLinear
 
-__all__ = ["BITS_PER_WEIGHT", "Linear", "Quantization", "pack_linear", "share_linear"]
+__all__ = ["BITS_PER_WEIGHT", "Linear", "Quantization", "RowMajorLinear", "pack_linear", "share_linear"]
 
 
 def pack_linear(weight_OI: Tensor, quantize: Quantization | None = None) -> Linear:
@@ -33,12 +36,16 @@ def pack_linear(weight_OI: Tensor, quantize: Quantization | None = None) -> Line
     if quantize == "int8":
         levels = int8.num_levels(weight_OI.device)
         rounded = quantize_int8(weight_OI)
+        if is_int8_supported(weight_OI):
+            return RowMajorLinear(Weight(rounded.codes_OI.contiguous(), rounded.scale_O.contiguous()))
         return int8.Int8Linear(rounded, levels) if levels else DequantizedInt8(rounded)
     if quantize == "int4":
         form = int4.Int4Linear if int4.is_supported(weight_OI.device) else DequantizedInt4
         return form(quantize_int4(weight_OI))
     if not onednn.is_supported(weight_OI):
         return PlainLinear(weight_OI)
+    if is_supported(weight_OI):
+        return RowMajorLinear(copy_weight(weight_OI))
     if onednn.is_small(weight_OI):
         return onednn.SmallLinear(weight_OI)
     return onednn.PackedLinear(weight_OI)
@@ -46,4 +53,6 @@ def pack_linear(weight_OI: Tensor, quantize: Quantization | None = None) -> Line
 
 def share_linear(weight_OI: Tensor) -> Linear:
     """Return the fastest product with a weight that others read too: no bytes besides the argument's."""
+    if is_supported(weight_OI):
+        return RowMajorLinear(Weight(weight_OI.contiguous()))
     return onednn.UnpackedLinear(weight_OI) if onednn.is_supported(weight_OI) else PlainLinear(weight_OI)

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.config import ModelConfig
-from models.linear import Linear, Quantization, pack_linear, share_linear
+from models.cpu import attention as cpu_attention
+from models.cpu.attention import AttentionKernel, LayerTensors
+from models.linear import Linear, Quantization, RowMajorLinear, pack_linear, share_linear
 from models.llama4.attention import Attention, AttentionWeights
 from models.llama4.mlp import Mlp
 from models.llama4.norm import rms_norm
@@ -69,6 +71,8 @@ class Decoder:
         self.config = config
         self.layers = layers
         self.attention = Attention(config, embed_VD.device)
+        self.kernel = _attention_kernel(config, layers)
+        """Whole attention layers in one call, where there is such a kernel."""
         self._embed_VD = embed_VD
         self._norm_D = norm_D
         self._lm_head = lm_head or share_linear(embed_VD)
@@ -100,6 +104,18 @@ class Decoder:
         """Return the bytes of distinct weights in memory, as they are held."""
         ends_bytes = self._embed_VD.nbytes + self._norm_D.nbytes + self._head_bytes
         return ends_bytes + sum(layer.num_bytes for layer in self.layers)
+
+
+def _attention_kernel(config: ModelConfig, layers: tuple[DecoderLayer, ...]) -> AttentionKernel | None:
+    if not cpu_attention.is_supported(config):
+        return None
+    tensors = []
+    for layer in layers:
+        qkv, o = layer.attention.qkv, layer.attention.o
+        if not (isinstance(qkv, RowMajorLinear) and isinstance(o, RowMajorLinear)):
+            return None
+        tensors.append(LayerTensors(layer.attn_norm, qkv.weight, o.weight, layer.ffn_norm, layer.gate_ED))
+    return AttentionKernel(config, tensors)
 
 
 def load_decoder(

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.linear import Linear
+from models.cpu.tensors import swiglu
+from models.cpu.weight import Weight
+from models.linear import Linear, RowMajorLinear
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,16 @@ class Mlp:
         """Bytes of the weights in memory."""
         return self.gate_up.num_bytes + self.down.num_bytes
 
+    @property
+    def rows(self) -> tuple[Weight, Weight] | None:
+        """Return gate and up [2F, D] and down [D, F] if they lie as the CPU's kernels read them."""
+        if isinstance(self.gate_up, RowMajorLinear) and isinstance(self.down, RowMajorLinear):
+            return self.gate_up.weight, self.down.weight
+        return None
+
     def __call__(self, x_TD: Tensor) -> Tensor:
         """Return [T, D] in the dtype of x."""
+        if rows := self.rows:
+            return swiglu([rows], [x_TD.shape[0]], x_TD.contiguous())
         gate_TF, up_TF = self.gate_up(x_TD).chunk(2, dim=-1)
         return self.down(F.silu(gate_TF).mul_(up_TF))

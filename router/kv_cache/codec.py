@@ -21,6 +21,10 @@ _FP8_MOST = torch.finfo(torch.float8_e4m3fn).max
 class KvCodec(Protocol):
     """Turns rows of heads into what is stored, and back."""
 
+    @property
+    def is_plain(self) -> bool:
+        """Tell whether both are the same: one tensor, in the dtype the model computes in."""
+
     def allocate(self, num_slots: int, heads: tuple[int, int], device: torch.device) -> tuple[Tensor, ...]:
         """Return empty tensors [slots, G, ...] that hold rows [G, C] = `heads`."""
 
@@ -51,6 +55,7 @@ class FloatCodec:
     def __init__(self, stored: torch.dtype, dtype: torch.dtype) -> None:
         self._stored = stored
         self._dtype = dtype
+        self.is_plain = stored == dtype
 
     def allocate(self, num_slots: int, heads: tuple[int, int], device: torch.device) -> tuple[Tensor, ...]:
         """Return one tensor [slots, G, C]."""
@@ -67,6 +72,8 @@ class FloatCodec:
 
 class Int8Codec:
     """Stores round(x / scale) with scale = max|x| / 127 of each head's row: an error of at most scale / 2."""
+
+    is_plain = False
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
@@ -93,6 +100,8 @@ class Int8Codec:
 
 class Fp8Codec:
     """Stores e4m3 floats as they are: QK norm bounds keys, and values lie far within ±448; what does not is clamped."""
+
+    is_plain = False
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype

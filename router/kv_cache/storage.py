@@ -46,6 +46,9 @@ class KvStorage:
             for index, layer in enumerate(layers)
         }
         self._layers = [self._kinds[kind][index] for kind, index in (places[layer] for layer in sorted(places))]
+        plain = [(store.keys.parts[0], store.values.parts[0]) for store in self._layers]
+        self.plain = plain if codec.is_plain else None
+        """Keys and values [slots, G, C] of each layer, where they are stored as they are computed."""
 
     def write(self, layer: int, slots_T: Tensor, k_TGC: Tensor, v_TGC: Tensor) -> None:
         """Store new tokens.

@@ -41,7 +41,8 @@ def run_in_splits(
         spans = [
             Span(pages, start, ids[start:stop], num_logits=step) for pages, ids in zip(sequences, rows, strict=True)
         ]
-        batches = [Batch.of(part, layout, CPU) for part in split(spans, num_batches)]
+        for_kernel = forward.wants_readings(storage)
+        batches = [Batch.of(part, layout, CPU, for_kernel=for_kernel) for part in split(spans, num_batches)]
         parts.append(forward(batches, storage).unflatten(0, (len(rows), step)))
         for pages, ids in zip(sequences, rows, strict=True):
             kv.advance(pages, ids, step)

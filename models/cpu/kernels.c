@@ -1,0 +1,832 @@
+/* A model's layers on a CPU: bfloat16 with float32 sums, weights in bfloat16 or int8.
+ *
+ * A step of few tokens is bound by reading weights once, and then by the number of calls: so a whole attention layer,
+ * or all experts of a dispatch, are one call. Weights lie as [out, in] rows, as checkpoints have them. Shapes are in the names' comments: T tokens, D width, H query heads in G groups, C head size, F intermediate.
+ */
+#include <math.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdint.h>
+#include <string.h>
+#include <immintrin.h>
+#ifndef __AVX512F__
+#error "written for 512-bit vectors: on narrower ones torch's operators are faster"
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define VECTOR(type) type __attribute__((vector_size(64), aligned(2), may_alias))
+
+typedef uint16_t bf16;
+typedef VECTOR(float) floats;   /* 16 numbers */
+typedef VECTOR(int32_t) ints;
+typedef VECTOR(uint32_t) pairs; /* 32 bfloat16 numbers, or 64 of 8 bits */
+typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
+
+enum {
+    VECTOR_BYTES = 64,
+    ROWS = 4,          /* rows of a weight at once: their sums are added up together */
+    CHUNK_ROWS = 32,   /* rows of a weight that a thread takes at a time */
+    AHEAD = 8192,      /* bytes of a weight that are fetched ahead of their use, past the caches that Python needs */
+    PIECE = 256,       /* tokens that a chunk of a weight is multiplied with at a time */
+    TILE = 64,         /* keys whose scores are in memory at once */
+    QUERIES = 48,      /* rows of queries that read a tile together */
+    MOST_HEAD = 256,   /* numbers of a head */
+    MOST_EXPERTS = 1024,
+    BLOCK = 6,         /* tokens at once: as many sums as registers hold */
+};
+
+/* ---- numbers ---- */
+
+INLINE float widen(bf16 x)
+{
+    union { uint32_t bits; float number; } u = {(uint32_t)x << 16};
+    return u.number;
+}
+
+INLINE bf16 narrow(float x) /* to nearest, ties to even; a NaN stays one */
+{
+    union { float number; uint32_t bits; } u = {x};
+    if (x != x) return (bf16)(u.bits >> 16 | 64);
+    return (bf16)((u.bits + 0x7fff + (u.bits >> 16 & 1)) >> 16);
+}
+
+INLINE floats choose(ints mask, floats yes, floats no)
+{
+    return (floats)(((ints)yes & mask) | ((ints)no & ~mask));
+}
+
+INLINE floats widen16(const bf16 *x)
+{
+    typedef uint16_t halves __attribute__((vector_size(32), aligned(2), may_alias));
+    return (floats)(__builtin_convertvector(*(const halves *)x, pairs) << 16);
+}
+
+INLINE void narrow16(bf16 *out, floats x)
+{
+    typedef uint16_t halves __attribute__((vector_size(32), aligned(2), may_alias));
+#ifdef __AVX512BF16__
+    *(halves *)out = (halves)_mm512_cvtneps_pbh((__m512)x);
+#else
+    const pairs bits = (pairs)x, even = bits >> 16 & 1;
+    const pairs rounded = (bits + 0x7fff + even) >> 16, not_a_number = bits >> 16 | 64;
+    *(halves *)out = __builtin_convertvector((pairs)choose(x == x, (floats)rounded, (floats)not_a_number), halves);
+#endif
+}
+
+INLINE floats exp16(floats x) /* relative error below 2e-7 from -87 to 0; 0 below */
+{
+    const floats scaled = x * 1.44269504f;
+    const floats whole = __builtin_convertvector(__builtin_convertvector(scaled - 0.5f, ints), floats);
+    const floats part = (scaled - whole) * 0.69314718f; /* in [-1.04, 0.35] */
+    floats sum = part * (1.0f / 40320) + 1.0f / 5040;
+    sum = sum * part + 1.0f / 720;
+    sum = sum * part + 1.0f / 120;
+    sum = sum * part + 1.0f / 24;
+    sum = sum * part + 1.0f / 6;
+    sum = sum * part + 0.5f;
+    sum = sum * part + 1.0f;
+    sum = sum * part + 1.0f;
+    const ints power = (__builtin_convertvector(whole, ints) + 127) << 23;
+    return choose(x > -87.0f, sum * (floats)power, (floats){});
+}
+
+INLINE float total(floats x)
+{
+    float sum = 0;
+    for (int i = 0; i < 16; i++) sum += x[i];
+    return sum;
+}
+
+/* What weights are: rows of bfloat16, or of signed bytes, which are multiplied by unsigned ones. */
+typedef enum { BFLOAT16, INT8 } Kind;
+
+/* Add the products of two vectors, by 32-bit lanes; int8 sums are integers in a vector of floats. */
+INLINE floats multiply_add(const Kind kind, floats sum, pairs weight, pairs x)
+{
+#ifdef __AVX512VNNI__
+    if (kind == INT8) return (floats)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)weight);
+#endif
+#ifdef __AVX512BF16__
+    return (floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weight, (__m512bh)x);
+#else
+    const pairs high = (pairs){} + 0xffff0000u;
+    return sum + (floats)(weight << 16) * (floats)(x << 16) + (floats)(weight & high) * (floats)(x & high);
+#endif
+}
+
+INLINE floats add(const Kind kind, floats a, floats b)
+{
+    if (kind == INT8) return (floats)((ints)a + (ints)b);
+    return a + b;
+}
+
+/* The four totals of four vectors: half as many shuffles as one after the other. */
+INLINE four totals(const Kind kind, floats a, floats b, floats c, floats d)
+{
+#define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#define LOW 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29
+#define HIGH 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31
+#define EVEN 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29
+#define ODD 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31
+#define SECOND 8, 9, 10, 11, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15
+#define FOURTH 4, 5, 6, 7, 4, 5, 6, 7, 4, 5, 6, 7, 4, 5, 6, 7
+    const floats ab = add(kind, SHUFFLE(a, b, LOW), SHUFFLE(a, b, HIGH));
+    const floats cd = add(kind, SHUFFLE(c, d, LOW), SHUFFLE(c, d, HIGH));
+    const floats quarters = add(kind, SHUFFLE(ab, cd, EVEN), SHUFFLE(ab, cd, ODD));
+    const floats halves = add(kind, quarters, SHUFFLE(quarters, quarters, SECOND));
+    const floats whole = add(kind, halves, SHUFFLE(halves, halves, FOURTH));
+    return __builtin_shufflevector(whole, whole, 0, 1, 2, 3);
+}
+
+/* ---- products ---- */
+
+/* Products of four rows with N tokens, all of `width` bytes: out[token][row]. Fetches P rows more, that come next. The
+ * kind, N and P are known when this is compiled. */
+INLINE void dot_block(const Kind kind, const int N, const int P, const char *const rows[ROWS], const char *x,
+                      long x_stride, long width, const char *next, float *out, long out_stride)
+{
+    floats sums[ROWS][BLOCK] = {};
+    for (long k = 0; k < width; k += VECTOR_BYTES) {
+        pairs w[ROWS];
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; r++) w[r] = *(const pairs *)(rows[r] + k);
+#pragma GCC unroll 2
+        for (int p = 0; p < P; p++) __builtin_prefetch(next + p * width + k, 0, 0);
+#pragma GCC unroll 6
+        for (int n = 0; n < N; n++) {
+            const pairs token = *(const pairs *)(x + n * x_stride + k);
+#pragma GCC unroll 4
+            for (int r = 0; r < ROWS; r++) sums[r][n] = multiply_add(kind, sums[r][n], w[r], token);
+        }
+    }
+#pragma GCC unroll 6
+    for (int n = 0; n < N; n++)
+        *(four *)(out + n * out_stride) = totals(kind, sums[0][n], sums[1][n], sums[2][n], sums[3][n]);
+}
+
+/* Tokens in blocks of like size. `next` are four rows to be fetched meanwhile, a part with every block; or NULL. */
+INLINE void dot_rows(const Kind kind, const char *const rows[ROWS], const char *x, long x_stride, long num_tokens,
+                     long width, const char *next, float *out, long out_stride)
+{
+    const long num_blocks = (num_tokens + BLOCK - 1) / BLOCK, at_once = num_blocks < ROWS ? 2 : 1;
+    for (long block = 0, done = 0; block < num_blocks; block++) {
+        const long blocks_left = num_blocks - block, size = (num_tokens - done + blocks_left - 1) / blocks_left;
+        const char *tokens = x + done * x_stride, *fetched = next + block * at_once * width;
+        float *sums = out + done * out_stride;
+        const long fetches = next && block * at_once < ROWS ? at_once : 0;
+#define CASE(N)                                                                                                       \
+    case N:                                                                                                           \
+        if (fetches == 2) dot_block(kind, N, 2, rows, tokens, x_stride, width, fetched, sums, out_stride);            \
+        else if (fetches) dot_block(kind, N, 1, rows, tokens, x_stride, width, fetched, sums, out_stride);            \
+        else dot_block(kind, N, 0, rows, tokens, x_stride, width, fetched, sums, out_stride);                         \
+        break;
+        switch (size) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) }
+#undef CASE
+        done += size;
+    }
+}
+
+/* The same for rows that lie one after the other, read in the order of memory: for so few tokens that reading is all
+ * that counts. On an AMD EPYC (Zen 5) a core reads 35 instead of 27 GB/s, and two cores 48 instead of 36. */
+INLINE void dot_stream(const Kind kind, const int N, const char *weight, const char *x, long width, float *out,
+                       long out_stride)
+{
+    floats sums[ROWS][BLOCK] = {};
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; r++)
+        for (long k = 0; k < width; k += VECTOR_BYTES) {
+            const char *place = weight + r * width + k;
+            const pairs w = *(const pairs *)place;
+            __builtin_prefetch(place + AHEAD, 0, 0);
+#pragma GCC unroll 6
+            for (int n = 0; n < N; n++)
+                sums[r][n] = multiply_add(kind, sums[r][n], w, *(const pairs *)(x + n * width + k));
+        }
+#pragma GCC unroll 6
+    for (int n = 0; n < N; n++)
+        *(four *)(out + n * out_stride) = totals(kind, sums[0][n], sums[1][n], sums[2][n], sums[3][n]);
+}
+
+/* Four consecutive rows of a weight with every token. */
+INLINE void dot_weight(const Kind kind, const char *weight, const char *x, long num_tokens, long width, float *out,
+                       long out_stride)
+{
+    switch (num_tokens) {
+#define CASE(N)                                                                                                       \
+    case N: dot_stream(kind, N, weight, x, width, out, out_stride); return;
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5)
+#undef CASE
+    }
+    const char *const rows[ROWS] = {weight, weight + width, weight + 2 * width, weight + 3 * width};
+    dot_rows(kind, rows, x, width, num_tokens, width, weight + ROWS * width, out, out_stride);
+}
+
+static void dot_bfloat16(const char *weight, const char *x, long num_tokens, long width, float *out, long out_stride)
+{
+    dot_weight(BFLOAT16, weight, x, num_tokens, width, out, out_stride);
+}
+
+static void dot_int8(const char *weight, const char *x, long num_tokens, long width, float *out, long out_stride)
+{
+    dot_weight(INT8, weight, x, num_tokens, width, out, out_stride);
+}
+
+typedef struct {
+    const char *rows;       /* [O, I] */
+    const float *scale;     /* [O] of int8; NULL: bfloat16 */
+    const int32_t *offsets; /* [O]: MIDDLE times the sum of a row of int8 */
+    long height, width;     /* O, I */
+} Weight;
+
+typedef struct {
+    const char *rows;   /* [T, I]: bfloat16, or bytes of which MIDDLE stands for zero */
+    const float *scale; /* [T] of bytes */
+} Tokens;
+
+enum { MIDDLE = 128, MOST_CODE = 127 };
+
+INLINE Kind kind_of(const Weight *w) { return w->scale ? INT8 : BFLOAT16; }
+
+INLINE long row_bytes(const Weight *w) { return w->width * (w->scale ? 1 : sizeof(bf16)); }
+
+/* Up to CHUNK_ROWS rows of a weight with up to PIECE tokens, as float32: out[token][row]. */
+static void multiply_chunk(const Weight *w, long start, long count, Tokens x, long first, long num_tokens,
+                           float out[][CHUNK_ROWS])
+{
+    const long width = row_bytes(w);
+    const char *rows = w->rows + start * width, *tokens = x.rows + first * width;
+    for (long row = 0; row < count; row += ROWS) {
+        if (kind_of(w) == INT8) dot_int8(rows + row * width, tokens, num_tokens, width, &out[0][row], CHUNK_ROWS);
+        else dot_bfloat16(rows + row * width, tokens, num_tokens, width, &out[0][row], CHUNK_ROWS);
+    }
+    if (kind_of(w) == INT8)
+        for (long t = 0; t < num_tokens; t++)
+            for (long r = 0; r < count; r++) {
+                const int32_t sum = ((int32_t *)out[t])[r] - w->offsets[start + r];
+                out[t][r] = sum * x.scale[first + t] * w->scale[start + r];
+            }
+}
+
+/* Round a row to bytes around MIDDLE, so that its greatest number becomes MOST_CODE away from it. Returns the scale. */
+static float quantize(const bf16 *x, long width, uint8_t *codes)
+{
+    __m512 most = _mm512_setzero_ps();
+    for (long i = 0; i < width; i += 16) most = _mm512_max_ps(most, _mm512_abs_ps((__m512)widen16(x + i)));
+    const float scale = _mm512_reduce_max_ps(most) / MOST_CODE;
+    const float inverse = scale > 0 ? 1 / scale : 0;
+    for (long i = 0; i < width; i += 16) {
+        const __m512i code = _mm512_cvtps_epi32((__m512)(widen16(x + i) * inverse));
+        _mm_storeu_si128((__m128i *)(codes + i), _mm512_cvtepi32_epi8(_mm512_add_epi32(code, _mm512_set1_epi32(MIDDLE))));
+    }
+    return scale;
+}
+
+static void rms_norm(const bf16 *x, const bf16 *weight, long width, float eps, bf16 *out)
+{
+    floats squares = {};
+    for (long i = 0; i < width; i += 16) squares += widen16(x + i) * widen16(x + i);
+    const float scale = 1.0f / sqrtf(total(squares) / width + eps);
+    for (long i = 0; i < width; i += 16) {
+        narrow16(out + i, widen16(x + i) * scale);
+        if (weight) narrow16(out + i, widen16(out + i) * widen16(weight + i));
+    }
+}
+
+/* ---- threads ---- */
+
+typedef void (*Task)(const void *job, long chunk);
+typedef struct { Task task; long num_chunks; } Phase;
+enum { MOST_PHASES = 8, MOST_WORKERS = 63, SPINS_BEFORE_YIELD = 2000 };
+
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t begun, left;
+    long num_workers, generation, num_inside, num_wanted;
+    const void *job;
+    const Phase *phases;
+    long num_phases;
+    long next[MOST_PHASES], done[MOST_PHASES];
+} pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .begun = PTHREAD_COND_INITIALIZER, .left = PTHREAD_COND_INITIALIZER};
+static pthread_mutex_t pool_user = PTHREAD_MUTEX_INITIALIZER;
+
+INLINE void relax(long spins)
+{
+    _mm_pause();
+    if (spins % SPINS_BEFORE_YIELD == SPINS_BEFORE_YIELD - 1) sched_yield();
+}
+
+/* Take chunks until none is left. A phase begins when all chunks of the one before are done, whoever did them: who
+ * comes late finds nothing to do, and nobody waits for him. */
+static void work(const void *job, const Phase *phases, long num_phases)
+{
+    for (long p = 0; p < num_phases; p++) {
+        const long num_chunks = phases[p].num_chunks;
+        long chunk;
+        while ((chunk = __atomic_fetch_add(&pool.next[p], 1, __ATOMIC_RELAXED)) < num_chunks) {
+            phases[p].task(job, chunk);
+            __atomic_fetch_add(&pool.done[p], 1, __ATOMIC_RELEASE);
+        }
+        for (long spins = 0; __atomic_load_n(&pool.done[p], __ATOMIC_ACQUIRE) < num_chunks; spins++) relax(spins);
+    }
+}
+
+static void *worker(void *number)
+{
+    long seen = 0;
+    for (;;) {
+        pthread_mutex_lock(&pool.lock);
+        while (pool.generation == seen || !pool.job || (long)number >= pool.num_wanted) {
+            seen = pool.generation;
+            pthread_cond_wait(&pool.begun, &pool.lock);
+        }
+        seen = pool.generation;
+        pool.num_inside++;
+        pthread_mutex_unlock(&pool.lock);
+        work(pool.job, pool.phases, pool.num_phases);
+        pthread_mutex_lock(&pool.lock);
+        if (--pool.num_inside == 0) pthread_cond_signal(&pool.left);
+        pthread_mutex_unlock(&pool.lock);
+    }
+    return NULL;
+}
+
+static void start_workers(long num_workers)
+{
+    if (num_workers > MOST_WORKERS) num_workers = MOST_WORKERS;
+    while (pool.num_workers < num_workers) {
+        pthread_t thread;
+        if (pthread_create(&thread, NULL, worker, (void *)pool.num_workers)) return; /* fewer threads do it, too */
+        pthread_detach(thread);
+        pool.num_workers++;
+    }
+}
+
+static void run_alone(const void *job, const Phase *phases, long num_phases)
+{
+    for (long p = 0; p < num_phases; p++)
+        for (long chunk = 0; chunk < phases[p].num_chunks; chunk++) phases[p].task(job, chunk);
+}
+
+static void run(const void *job, const Phase *phases, long num_phases, long num_threads)
+{
+    if (num_threads < 2 || pthread_mutex_trylock(&pool_user)) {
+        run_alone(job, phases, num_phases);
+        return;
+    }
+    start_workers(num_threads - 1);
+    pthread_mutex_lock(&pool.lock);
+    memset(pool.next, 0, sizeof pool.next);
+    memset(pool.done, 0, sizeof pool.done);
+    pool.job = job, pool.phases = phases, pool.num_phases = num_phases, pool.num_wanted = num_threads - 1;
+    pool.generation++;
+    pthread_cond_broadcast(&pool.begun);
+    pthread_mutex_unlock(&pool.lock);
+    work(job, phases, num_phases);
+    pthread_mutex_lock(&pool.lock);
+    pool.job = NULL;
+    while (pool.num_inside) pthread_cond_wait(&pool.left, &pool.lock);
+    pthread_mutex_unlock(&pool.lock);
+    pthread_mutex_unlock(&pool_user);
+}
+
+/* ---- linear ---- */
+
+/* Store up to 16 numbers; those of a product that is added are rounded before. */
+INLINE void store(bf16 *out, floats numbers, long count, const int adds)
+{
+    bf16 place[16];
+    bf16 *target = count < 16 ? memcpy(place, out, count * sizeof(bf16)) : out;
+    if (adds) {
+        bf16 rounded[16];
+        narrow16(rounded, numbers);
+        numbers = widen16(target) + widen16(rounded);
+    }
+    narrow16(target, numbers);
+    if (count < 16) memcpy(out, place, count * sizeof(bf16));
+}
+
+/* A chunk of a weight's rows with all tokens, rounded and stored in out [T, O]; added to what is there if `adds`. */
+INLINE void multiply_rows(const Weight *w, long chunk, Tokens x, long num_tokens, bf16 *out, const int adds)
+{
+    const long start = chunk * CHUNK_ROWS, left = w->height - start, count = left < CHUNK_ROWS ? left : CHUNK_ROWS;
+    for (long first = 0; first < num_tokens; first += PIECE) {
+        const long piece = num_tokens - first < PIECE ? num_tokens - first : PIECE;
+        float sums[PIECE][CHUNK_ROWS];
+        multiply_chunk(w, start, count, x, first, piece, sums);
+        for (long t = 0; t < piece; t++)
+            for (long r = 0; r < count; r += 16)
+                store(out + (first + t) * w->height + start + r, *(floats *)(sums[t] + r), count - r, adds);
+    }
+}
+
+INLINE long num_chunks(long num_rows) { return (num_rows + CHUNK_ROWS - 1) / CHUNK_ROWS; }
+
+/* Tokens that may have to be rounded to bytes first. */
+typedef struct {
+    const bf16 *rows; /* [T, I] */
+    uint8_t *codes;   /* [T, I], and */
+    float *scale;     /* [T], written here; NULL for weights of bfloat16 */
+    long width;
+} Input;
+
+INLINE Tokens tokens_of(const Input *x)
+{
+    return x->codes ? (Tokens){(const char *)x->codes, x->scale} : (Tokens){(const char *)x->rows, NULL};
+}
+
+INLINE void quantize_token(const Input *x, long t)
+{
+    if (x->codes) x->scale[t] = quantize(x->rows + t * x->width, x->width, x->codes + t * x->width);
+}
+
+/* Where there is nothing to round, there are no chunks of it. */
+INLINE long num_quantized(const Input *x, long num_tokens) { return x->codes ? num_tokens : 0; }
+
+typedef struct {
+    const Weight *weight;
+    Input x;
+    bf16 *out; /* [T, O] */
+    long num_tokens;
+} Linear;
+
+static void quantize_chunk(const void *job, long t) { quantize_token(&((const Linear *)job)->x, t); }
+
+static void linear_chunk(const void *job, long chunk)
+{
+    const Linear *l = job;
+    multiply_rows(l->weight, chunk, tokens_of(&l->x), l->num_tokens, l->out, 0);
+}
+
+void herd_linear(const Linear *l, long num_threads)
+{
+    const Phase phases[] = {
+        {quantize_chunk, num_quantized(&l->x, l->num_tokens)},
+        {linear_chunk, num_chunks(l->weight->height)},
+    };
+    run(l, phases, 2, num_threads);
+}
+
+/* Tell whether weights of int8 are known to the processor this was compiled for. */
+long herd_has_int8(void)
+{
+#ifdef __AVX512VNNI__
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+/* ---- experts: down(silu(gate(x)) * up(x)) ---- */
+
+typedef struct {
+    const Weight *gate_up; /* [2F, D], the gate's rows first */
+    const Weight *down;    /* [D, F] */
+    long num_tokens;
+} Expert;
+
+typedef struct {
+    const Expert *experts; /* all of one kind */
+    long num_experts, num_tokens;
+    Input x;     /* [N, D], sorted by expert */
+    Input mixed; /* [N, F] */
+    bf16 *out;   /* [N, D] */
+} Experts;
+
+INLINE long first_token(const Experts *e, long expert)
+{
+    long first = 0;
+    for (long i = 0; i < expert; i++) first += e->experts[i].num_tokens;
+    return first;
+}
+
+INLINE Tokens tokens_from(const Input *x, long first)
+{
+    const Tokens all = tokens_of(x);
+    return (Tokens){all.rows + first * x->width * (x->codes ? 1 : sizeof(bf16)), all.scale ? all.scale + first : NULL};
+}
+
+INLINE floats silu16(floats x) /* x / (1 + exp(-x)), of exp(-|x|): it does not overflow */
+{
+    const floats small = exp16((floats)((ints)x | INT32_MIN));
+    return x / (1 + small) * choose(x < 0, small, (floats){} + 1);
+}
+
+static void quantize_x_chunk(const void *job, long t) { quantize_token(&((const Experts *)job)->x, t); }
+
+static void quantize_mixed_chunk(const void *job, long t) { quantize_token(&((const Experts *)job)->mixed, t); }
+
+static void gate_up_chunk(const void *job, long chunk)
+{
+    const Experts *e = job;
+    const long inner = e->mixed.width, number = chunk / num_chunks(inner), start = chunk % num_chunks(inner) * CHUNK_ROWS;
+    const Expert *expert = e->experts + number;
+    const long before = first_token(e, number);
+    const Tokens x = tokens_from(&e->x, before);
+    for (long first = 0; first < expert->num_tokens; first += PIECE) {
+        const long piece = expert->num_tokens - first < PIECE ? expert->num_tokens - first : PIECE;
+        float gates[PIECE][CHUNK_ROWS], ups[PIECE][CHUNK_ROWS];
+        multiply_chunk(expert->gate_up, start, CHUNK_ROWS, x, first, piece, gates);
+        multiply_chunk(expert->gate_up, inner + start, CHUNK_ROWS, x, first, piece, ups);
+        for (long t = 0; t < piece; t++)
+            for (long r = 0; r < CHUNK_ROWS; r += 16)
+                narrow16((bf16 *)e->mixed.rows + (before + first + t) * inner + start + r,
+                         silu16(*(floats *)(gates[t] + r)) * *(floats *)(ups[t] + r));
+    }
+}
+
+static void down_chunk(const void *job, long chunk)
+{
+    const Experts *e = job;
+    const long width = e->x.width, number = chunk / num_chunks(width), first = first_token(e, number);
+    multiply_rows(e->experts[number].down, chunk % num_chunks(width), tokens_from(&e->mixed, first),
+                  e->experts[number].num_tokens, e->out + first * width, 0);
+}
+
+void herd_experts(const Experts *e, long num_threads)
+{
+    const Phase phases[] = {
+        {quantize_x_chunk, num_quantized(&e->x, e->num_tokens)},
+        {gate_up_chunk, e->num_experts * num_chunks(e->mixed.width)},
+        {quantize_mixed_chunk, num_quantized(&e->mixed, e->num_tokens)},
+        {down_chunk, e->num_experts * num_chunks(e->x.width)},
+    };
+    run(e, phases, 4, num_threads);
+}
+
+/* ---- attention over pages ---- */
+
+typedef struct {
+    long num_heads, num_groups, head_size, width; /* H, G, C, D */
+    long rotates, interleaved, norms_qk;
+    float eps;
+    const bf16 *attn_norm; /* [D] */
+    const Weight *qkv;     /* [(H + 2G)C, D] */
+    const Weight *o;       /* [D, HC] */
+    const bf16 *ffn_norm;  /* [D] */
+    const bf16 *gate;      /* [E, D]; NULL in a dense layer */
+    long num_experts, num_chosen; /* E, K */
+} Layer;
+
+typedef struct {
+    long token, num_tokens; /* rows of the step */
+    long num_seen;          /* keys that the first of them sees; each next one sees one more */
+    long first_run, num_runs;
+} Reader;
+
+typedef struct {
+    long num_tokens, num_readers, num_runs;
+    const int64_t *slots;     /* [T]: where each token's key and value go */
+    const Reader *readers;
+    const int64_t (*runs)[2]; /* (first slot, number of slots) */
+} Seen;
+
+typedef struct {
+    const Layer *layer;
+    const Seen *seen;
+    bf16 *keys, *values;      /* [slots, G, C]: the layer's cache */
+    const float *turns;       /* [T, C/2, 2]: cos and sin */
+    const float *temperature; /* [T], or NULL */
+    bf16 *hidden;             /* [T, D]: the residual stream, to which attention is added */
+    Input normed;             /* [T, D]: normalised, at first for attention, in the end for what follows */
+    bf16 *qkv;                /* [T, (H + 2G)C] */
+    Input mixed;              /* [T, HC] */
+    int64_t *chosen;          /* [T, K]: the experts of each token, and */
+    bf16 *scores;             /* [T, K]: how much of it they get */
+} Step;
+
+INLINE void norm_token(const Step *s, long t, const bf16 *weight)
+{
+    const long width = s->layer->width;
+    rms_norm(s->hidden + t * width, weight, width, s->layer->eps, (bf16 *)s->normed.rows + t * width);
+}
+
+static void norm_before_chunk(const void *job, long t)
+{
+    const Step *s = job;
+    norm_token(s, t, s->layer->attn_norm);
+    quantize_token(&s->normed, t);
+}
+
+/* The experts with the greatest logits, equal ones by their number. Source: router/gate.py. */
+static void choose_experts(const Step *s, long t)
+{
+    const Layer *l = s->layer;
+    const char *token = (const char *)(s->normed.rows + t * l->width);
+    float logits[MOST_EXPERTS];
+    for (long e = 0; e < l->num_experts; e += ROWS)
+        dot_bfloat16((const char *)(l->gate + e * l->width), token, 1, l->width * sizeof(bf16), logits + e, ROWS);
+    for (long k = 0; k < l->num_chosen; k++) {
+        long best = 0;
+        for (long e = 1; e < l->num_experts; e++)
+            if (widen(narrow(logits[e])) > widen(narrow(logits[best]))) best = e;
+        s->chosen[t * l->num_chosen + k] = best;
+        s->scores[t * l->num_chosen + k] = narrow(1 / (1 + expf(-widen(narrow(logits[best])))));
+        logits[best] = -INFINITY;
+    }
+}
+
+static void norm_after_chunk(const void *job, long t)
+{
+    const Step *s = job;
+    norm_token(s, t, s->layer->ffn_norm);
+    if (s->layer->gate) choose_experts(s, t);
+}
+
+INLINE long qkv_width(const Layer *l) { return (l->num_heads + 2 * l->num_groups) * l->head_size; }
+
+static void qkv_chunk(const void *job, long chunk)
+{
+    const Step *s = job;
+    multiply_rows(s->layer->qkv, chunk, tokens_of(&s->normed), s->seen->num_tokens, s->qkv, 0);
+}
+
+static void quantize_attended_chunk(const void *job, long t) { quantize_token(&((const Step *)job)->mixed, t); }
+
+static void o_chunk(const void *job, long chunk)
+{
+    const Step *s = job;
+    multiply_rows(s->layer->o, chunk, tokens_of(&s->mixed), s->seen->num_tokens, s->hidden, 1);
+}
+
+INLINE void rotate(bf16 *head, const float *turns, long size, const int interleaved)
+{
+    const long step = interleaved ? 2 : 1, other = interleaved ? 1 : size / 2;
+    for (long i = 0; i < size / 2; i++) {
+        const float a = widen(head[i * step]), b = widen(head[i * step + other]);
+        const float cosine = turns[2 * i], sine = turns[2 * i + 1];
+        head[i * step] = narrow(a * cosine - b * sine);
+        head[i * step + other] = narrow(a * sine + b * cosine);
+    }
+}
+
+/* Rotate, normalise, scale, in Llama 4's order, and store the token's keys and values. */
+static void place_chunk(const void *job, long t)
+{
+    const Step *s = job;
+    const Layer *l = s->layer;
+    const long size = l->head_size, num_turning = l->num_heads + l->num_groups;
+    bf16 *heads = s->qkv + t * qkv_width(l);
+    for (long h = 0; h < num_turning && l->rotates; h++) {
+        const float *turns = s->turns + t * size;
+        if (l->interleaved) rotate(heads + h * size, turns, size, 1);
+        else rotate(heads + h * size, turns, size, 0);
+        if (l->norms_qk) rms_norm(heads + h * size, NULL, size, l->eps, heads + h * size);
+    }
+    if (s->temperature && !l->rotates)
+        for (long i = 0; i < l->num_heads * size; i++) heads[i] = narrow(widen(heads[i]) * s->temperature[t]);
+    const long row = l->num_groups * size;
+    memcpy(s->keys + s->seen->slots[t] * row, heads + l->num_heads * size, row * sizeof(bf16));
+    memcpy(s->values + s->seen->slots[t] * row, heads + num_turning * size, row * sizeof(bf16));
+}
+
+typedef struct {
+    long count; /* rows: (token, head of the group) */
+    bf16 q[QUERIES][MOST_HEAD];
+    long num_seen[QUERIES];
+    float scores[QUERIES][TILE], most[QUERIES], sum[QUERIES];
+    float out[QUERIES][MOST_HEAD];
+} Queries;
+
+static void score_tile(Queries *q, const bf16 *keys, long stride, long num_keys, long size)
+{
+    for (long key = 0; key < num_keys; key += ROWS) {
+        const char *rows[ROWS];
+        for (int r = 0; r < ROWS; r++)
+            rows[r] = (const char *)(keys + (key + r < num_keys ? key + r : num_keys - 1) * stride);
+        dot_rows(BFLOAT16, rows, (const char *)q->q[0], sizeof q->q[0], q->count, size * sizeof(bf16), NULL,
+                 &q->scores[0][key], TILE);
+    }
+}
+
+/* Turn a tile's scores into weights, and scale what was added up before to the new greatest score. */
+static void soften_tile(Queries *q, long first_key, long num_keys, long size)
+{
+    const float scale = 1.0f / sqrtf(size);
+    for (long i = 0; i < q->count; i++) {
+        float *scores = q->scores[i], most = q->most[i];
+        const long left = q->num_seen[i] - first_key, visible = left < num_keys ? (left > 0 ? left : 0) : num_keys;
+        for (long k = visible; k < (num_keys + 15) / 16 * 16; k++) scores[k] = -INFINITY;
+        for (long k = 0; k < visible; k++) {
+            scores[k] *= scale;
+            if (scores[k] > most) most = scores[k];
+        }
+        const float shrink = q->most[i] == most ? 1 : expf(q->most[i] - most);
+        floats sums = {};
+        for (long k = 0; k < num_keys; k += 16) {
+            const floats weights = exp16(*(floats *)(scores + k) - most);
+            *(floats *)(scores + k) = weights;
+            sums += weights;
+        }
+        q->sum[i] = q->sum[i] * shrink + total(sums);
+        q->most[i] = most;
+        if (shrink != 1)
+            for (long c = 0; c < size; c += 16) *(floats *)(q->out[i] + c) *= shrink;
+    }
+}
+
+INLINE void add_values_block(const int N, Queries *q, long first, const bf16 *values, long stride, long num_keys, long c)
+{
+    floats sums[BLOCK][4];
+#pragma GCC unroll 6
+    for (int n = 0; n < N; n++)
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) sums[n][i] = *(floats *)(q->out[first + n] + c + 16 * i);
+    for (long k = 0; k < num_keys; k++) {
+        floats value[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) value[i] = widen16(values + k * stride + c + 16 * i);
+#pragma GCC unroll 6
+        for (int n = 0; n < N; n++)
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) sums[n][i] += q->scores[first + n][k] * value[i];
+    }
+#pragma GCC unroll 6
+    for (int n = 0; n < N; n++)
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) *(floats *)(q->out[first + n] + c + 16 * i) = sums[n][i];
+}
+
+static void add_values(Queries *q, const bf16 *values, long stride, long num_keys, long size)
+{
+    for (long c = 0; c < size; c += 64)
+        for (long first = 0; first < q->count;) {
+            const long left = q->count - first;
+            if (left >= 6) add_values_block(6, q, first, values, stride, num_keys, c), first += 6;
+            else if (left >= 3) add_values_block(3, q, first, values, stride, num_keys, c), first += 3;
+            else if (left >= 2) add_values_block(2, q, first, values, stride, num_keys, c), first += 2;
+            else add_values_block(1, q, first, values, stride, num_keys, c), first += 1;
+        }
+}
+
+/* One group's queries of a reader over its keys, tile by tile. Source: Milakov and Gimelshein 2018 (online softmax). */
+static void attend_reader(const Step *s, const Reader *reader, long group, long start, long count)
+{
+    const Layer *l = s->layer;
+    const long size = l->head_size, per_group = l->num_heads / l->num_groups, stride = l->num_groups * size;
+    Queries q;
+    q.count = count;
+    for (long i = 0; i < count; i++) {
+        const long token = reader->token + (start + i) / per_group, head = group * per_group + (start + i) % per_group;
+        memcpy(q.q[i], s->qkv + token * qkv_width(l) + head * size, size * sizeof(bf16));
+        memset(q.out[i], 0, size * sizeof(float));
+        q.num_seen[i] = reader->num_seen + (start + i) / per_group;
+        q.most[i] = -INFINITY, q.sum[i] = 0;
+    }
+    const long num_seen = reader->num_seen + (start + count - 1) / per_group; /* of the last of them */
+    long position = 0;
+    for (long run = 0; run < reader->num_runs; run++) {
+        const int64_t *pages = s->seen->runs[reader->first_run + run];
+        for (long key = 0; key < pages[1] && position < num_seen; key += TILE) {
+            const long in_run = pages[1] - key < TILE ? pages[1] - key : TILE;
+            const long num_keys = num_seen - position < in_run ? num_seen - position : in_run;
+            const long offset = (pages[0] + key) * stride + group * size;
+            score_tile(&q, s->keys + offset, stride, num_keys, size);
+            soften_tile(&q, position, num_keys, size);
+            add_values(&q, s->values + offset, stride, num_keys, size);
+            position += num_keys;
+        }
+    }
+    for (long i = 0; i < count; i++) {
+        const long token = reader->token + (start + i) / per_group, head = group * per_group + (start + i) % per_group;
+        bf16 *out = (bf16 *)s->mixed.rows + (token * l->num_heads + head) * size;
+        for (long c = 0; c < size; c += 16) narrow16(out + c, *(floats *)(q.out[i] + c) / q.sum[i]);
+    }
+}
+
+INLINE long num_parts(const Step *s, const Reader *reader)
+{
+    return (reader->num_tokens * (s->layer->num_heads / s->layer->num_groups) + QUERIES - 1) / QUERIES;
+}
+
+/* A chunk is up to QUERIES rows of one group of one reader. */
+static void attend_chunk(const void *job, long chunk)
+{
+    const Step *s = job;
+    const long groups = s->layer->num_groups, per_group = s->layer->num_heads / groups;
+    for (long i = 0; i < s->seen->num_readers; i++) {
+        const Reader *reader = s->seen->readers + i;
+        const long parts = num_parts(s, reader);
+        if (chunk < parts * groups) {
+            const long start = chunk / groups * QUERIES, left = reader->num_tokens * per_group - start;
+            attend_reader(s, reader, chunk % groups, start, left < QUERIES ? left : QUERIES);
+            return;
+        }
+        chunk -= parts * groups;
+    }
+}
+
+void herd_attention(const Step *s, long num_threads)
+{
+    long num_attends = 0;
+    for (long i = 0; i < s->seen->num_readers; i++) num_attends += num_parts(s, s->seen->readers + i);
+    const Phase phases[] = {
+        {norm_before_chunk, s->seen->num_tokens},
+        {qkv_chunk, num_chunks(qkv_width(s->layer))},
+        {place_chunk, s->seen->num_tokens},
+        {attend_chunk, num_attends * s->layer->num_groups},
+        {quantize_attended_chunk, num_quantized(&s->mixed, s->seen->num_tokens)},
+        {o_chunk, num_chunks(s->layer->width)},
+        {norm_after_chunk, s->seen->num_tokens},
+    };
+    run(s, phases, sizeof phases / sizeof *phases, num_threads);
+}
