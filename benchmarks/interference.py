@@ -172,7 +172,7 @@ def main() -> None:
     options = parser.parse_args()
     options.vocabulary, options.context = 32_000, options.prompt + 1024
     options.experts, options.replicas, options.quantize = "split", 2, "none"
-    options.slots, options.kv_gib, options.step_tokens = 32, 2, 512
+    options.slots, options.kv_gib, options.step_tokens = 32, 2, 2048
     environment = describe_environment("torch", "grpcio")
     with ExitStack() as stack:
         engine = HerdEngine(options, stack)

@@ -78,7 +78,7 @@ class RouterSettings:
     """Most sequences one router generates at once; at least 1."""
     max_waiting: int = 256
     """Most sequences one router accepts beyond that; at least 0. More are refused as Overloaded."""
-    step_tokens: int = 512
+    step_tokens: int = 2048
     """Most tokens computed in one step; at least `slots`."""
     prefill_stretch: float = 2.0
     """How many times longer a step may take because a prompt shares it with sequences that generate; at least 1. Where

@@ -18,7 +18,7 @@ from router.gate import route
 from router.kv_cache.storage import KvStorage
 from router.plan import plan_dispatch
 from router.seen import Seen
-from router.threads import threads_for
+from router.threads import threads_beside, threads_for
 from router.transport.base import Transport
 
 LayerProbe = Callable[[int, Tensor], None]
@@ -139,7 +139,8 @@ class Forward:
         scaled_ND = hidden_TD.index_select(0, plan.token_rows_N) * scores_N1
         pending = self.transport.dispatch(index, plan, scaled_ND)
         try:
-            shared_TD = layer.shared(hidden_TD)  # computed while the dispatch is in flight
+            with threads_beside(pending.num_neighbours):
+                shared_TD = layer.shared(hidden_TD)  # computed while the dispatch is in flight
             yield
             return combine(shared_TD, pending.wait(), plan)
         finally:

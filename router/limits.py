@@ -29,7 +29,7 @@ class EngineLimits:
     """Most sequences that generate at once."""
     max_waiting: int = 256
     """Most sequences accepted beyond that; more are refused with Overloaded."""
-    step_tokens: int = 512
+    step_tokens: int = 2048
     """Most tokens computed in one step."""
     prefill_stretch: float = 2.0
     """How many times longer a step may take because a prompt shares it with sequences that generate; at least 1. Where

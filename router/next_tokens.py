@@ -65,7 +65,8 @@ class NextTokens:
             choosing.append(sequence)
             rows.append(row - 1)
         if choosing:
-            self._choose(choosing, logits_BV[rows])
+            # Usually every row chooses: to copy them would cost as much as to choose.
+            self._choose(choosing, logits_BV if len(rows) == len(logits_BV) else logits_BV[rows])
 
     def _choose(self, sequences: SequenceOf[Sequence], logits_BV: Tensor) -> None:
         try:

@@ -18,6 +18,9 @@ from router.paging.paged_kv import PagedKv
 from router.sequence import Sequence
 from router.step_budget import StepBudget
 
+_MOST_LOGITS = 512
+"""Tokens of a step that one sequence may want logits of: a row has 0.8 MB with a vocabulary of 200,000."""
+
 MakeWay = Callable[[Sequence], None]
 """Takes a running sequence's pages, and saves their content if that is worth it."""
 ComeBack = Callable[[Sequence], None]
@@ -198,6 +201,8 @@ class Scheduler:
         """Hold pages for a sequence's next tokens and add them to the step, or fewer of them, or none."""
         if sequence.pages is None:
             return  # it made room for another a moment ago
+        if sequence.wants_prompt_logits:
+            num_tokens = min(num_tokens, _MOST_LOGITS)
         num_tokens = self._within_chunk(sequence, num_tokens)
         while num_tokens > self._layout.page_tokens and not self._kv.can_grow(sequence.pages, num_tokens):
             num_tokens //= 2

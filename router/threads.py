@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
-from models.cpu.threads import kernel_threads
+from models.cpu.threads import kernel_threads, num_kernel_threads
 
 _FEW_TOKENS = 16
 """Most tokens of a step whose operators one thread runs faster than all: each takes microseconds, and to wake a thread
@@ -34,3 +34,8 @@ def threads_for(num_tokens: int, *, by_kernel: bool) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+
+
+def threads_beside(num_neighbours: int) -> AbstractContextManager[None]:
+    """Leave a core to each process that computes a part of the same layer: it is waited for."""
+    return kernel_threads(max(num_kernel_threads() - num_neighbours, 1))

@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 ROUTER_THREADS = CORES
 EXPERT_THREADS = max(1, CORES // 2)
 EXPERT_REPLICAS = 2
-STEP_TOKENS = 512
+STEP_TOKENS = 2048
 
 # vLLM compiled, an engine and a worker process beside the caller, as it comes. How its threads are bound matters more
 # than anything else: "auto" leaves a core to the other processes (of two cores, it computes on one), "all" takes every
@@ -92,7 +92,7 @@ def gguf_path(home: Path, checkpoint: Path, kind: str) -> Path:
 
 def _herd(experts: str, dtype: str, router_threads: int, expert_threads: int, step_tokens: int) -> Variant:
     quantized = dtype == "int8"
-    options = ["--experts", experts, "--dtype", DTYPES.get(dtype, "float32")]
+    options = ["--experts", experts, "--dtype", DTYPES["bf16" if quantized else dtype]]
     options += ["--quantize", "int8"] if quantized else []
     options += ["--router-threads", str(router_threads), "--expert-threads", str(expert_threads)]
     options += ["--replicas", str(EXPERT_REPLICAS), "--step-tokens", str(step_tokens)]

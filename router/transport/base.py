@@ -20,6 +20,10 @@ class StepAbandoned(Exception):
 class PendingDispatch(Protocol):
     """A dispatch under way."""
 
+    @property
+    def num_neighbours(self) -> int:
+        """Return how many replicas compute it on this host's cores."""
+
     def wait(self) -> Tensor:
         """Return the experts' outputs [N, D] in the plan's order, once all have arrived.
 

@@ -147,6 +147,8 @@ class _Pending:
         self._hidden_ND = hidden_ND
         self._give_up_at = time.monotonic() + self._timeouts.patience_s
         self._sent: list[_Sent] = []
+        self.num_neighbours = 0
+        """Replicas of this host among those that were sent something."""
         self._failed: set[str] = set()
         self._pause_s = _FIRST_PAUSE_S
 
@@ -217,6 +219,7 @@ class _Pending:
                 slot.write(hidden_nD)
                 write_shared(dispatch.hidden, hidden_nD, slot.offset)
             answer = stream.send(request, slot)
+            self.num_neighbours += stream.is_on_this_host
         except BaseException:
             if slot is not None:
                 slot.let_go()

@@ -20,6 +20,7 @@ class _Done:
     """A dispatch that was computed when it was made."""
 
     outputs_ND: Tensor
+    num_neighbours: int = 0
 
     def wait(self) -> Tensor:
         return self.outputs_ND

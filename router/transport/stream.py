@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import cached_property
 
 import grpc
 
@@ -212,13 +213,18 @@ class ReplicaStream:
             future.set_exception(failure)
         return was_ready
 
+    @cached_property
+    def is_on_this_host(self) -> bool:
+        """Tell whether the replica computes on the cores that we do."""
+        return self.holder.host == socket.gethostname()
+
     @property
     def _peer(self) -> str:
         return f"expert replica {self.holder.replica_id} at {self.holder.address}"
 
     def _target(self) -> str:
         """Prefer the Unix socket on our own host: it saves the TCP stack twice per dispatch."""
-        if self.holder.unix_address and self.holder.host == socket.gethostname():
+        if self.holder.unix_address and self.is_on_this_host:
             return self.holder.unix_address
         return self.holder.address
 

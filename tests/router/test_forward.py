@@ -51,6 +51,8 @@ class _Watched:
     def wait(self):
         return self._pending.wait()
 
+    num_neighbours = 0
+
     def give_up(self) -> None:
         if id(self) in self._open:
             self._open.remove(id(self))
