@@ -12,18 +12,18 @@ import json
 import os
 import queue
 import random
-import socket
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
+
+from models.cpu.environment import CPU_ENVIRONMENT
+
+os.environ.update(CPU_ENVIRONMENT | os.environ)  # before torch, which reads it once; clients do without torch
 
 GENERATE = "/herd.inference.v1.InferenceService/Generate"
-_READY_S = 300.0
+_ANSWER_S = 300.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,22 +139,10 @@ def _run_grpc(address: str) -> Callable[[Round], list[Count]]:
 
 
 @contextmanager
-def _expert_process(folder: Path, expert_ids: tuple[int, ...], threads: int, dtype: str, path: Path) -> Iterator[dict]:
-    command = [sys.executable, "-m", "experts", "--checkpoint", folder, "--experts", ",".join(map(str, expert_ids))]
-    command += ["--threads", threads, "--dtype", dtype, "--unix", path]
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        yield json.loads(process.stdout.readline())
-    finally:
-        process.terminate()
-        process.wait(_READY_S)
-
-
-@contextmanager
 def _engine(assignments: list[str]) -> Iterator[Callable[[Round], list[Count]]]:
     """Yield the engine that `herd serve` with these settings has, experts in as many processes."""
     import torch
+    from expert_processes import open_experts
 
     from cluster.config_source import load_config
     from cluster.machine import Machine
@@ -163,9 +151,7 @@ def _engine(assignments: list[str]) -> Iterator[Callable[[Round], list[Count]]]:
     from models.llama4.decoder import load_decoder
     from models.presets import resolve_model
     from router.engine import Engine
-    from router.placement import ExpertHolder, Placement
     from router.request import Ended, EngineEvent, GenerationRequest, SamplingParams, TokenChosen
-    from router.transport.grpc import GrpcTransport
 
     settings = load_config(None, assignments)
     checkpoint = open_checkpoint(resolve_model(settings.model.path))
@@ -173,30 +159,11 @@ def _engine(assignments: list[str]) -> Iterator[Callable[[Round], list[Count]]]:
     plan = make_plan(settings, checkpoint, "benchmark", Machine(cores=os.cpu_count() or 1, free_bytes=2**62))
     torch.set_num_threads(plan.router_threads)
     with ExitStack() as stack:
-        sockets = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        processes = [
-            stack.enter_context(
-                _expert_process(plan.folder, ids, plan.expert_threads, plan.dtype_name, sockets / str(group))
-            )
-            for group, ids in enumerate(plan.expert_groups)
-        ]
-        holders = tuple(
-            ExpertHolder(
-                replica_id=each["replica_id"],
-                address=each["address"],
-                unix_address=each["unix_address"],
-                host=socket.gethostname(),
-                expert_ids=tuple(each["expert_ids"]),
-            )
-            for each in processes
+        experts = stack.enter_context(
+            open_experts(checkpoint, plan.expert_groups, dtype=plan.dtype_name, threads=plan.expert_threads)
         )
-        transport = GrpcTransport(router_id="benchmark", fingerprint=plan.fingerprint)
-        stack.callback(transport.close)
-        transport.update(Placement(version=1, holders=holders))
-        if not transport.wait_ready(range(plan.config.num_experts), _READY_S):
-            raise SystemExit("no experts")
         decoder = load_decoder(checkpoint, dtype=plan.dtype)
-        engine = Engine(decoder, transport, plan.engine_limits)
+        engine = Engine(decoder, experts.transport, plan.engine_limits)
         engine.start()
         stack.callback(engine.stop)
 
@@ -223,7 +190,7 @@ def _engine(assignments: list[str]) -> Iterator[Callable[[Round], list[Count]]]:
                 )
                 engine.submit(request, receiver(count))
             for _ in counts:
-                if (event := ended.get(timeout=_READY_S)).error:
+                if (event := ended.get(timeout=_ANSWER_S)).error:
                     raise event.error
             return counts
 

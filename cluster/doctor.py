@@ -12,6 +12,7 @@ from cluster.byte_text import format_bytes
 from cluster.imports import check_imports
 from cluster.machine import check_port, read_machine
 from cluster.versions import OLDEST, check_version
+from models.cpu.library import why_unavailable
 from protos.errors import ServingError
 
 _SHARED_MEMORY_BYTES = 150 * 1024**2
@@ -52,6 +53,7 @@ def examine(model: str, http_port: int, grpc_port: int) -> list[Finding]:
         _ask("memory", lambda: _memory(model)),
         _shared_memory(),
         _temporary_folder(),
+        _cpu_kernels(),
         _ask("HTTP port", lambda: _port(http_port, "HTTP", "--http-port")),
         _ask("gRPC port", lambda: _port(grpc_port, "gRPC", "--grpc-port")),
     ]
@@ -101,6 +103,13 @@ def _temporary_folder() -> Finding:
             f"expected {format_bytes(_TEMP_BYTES)} free in {folder}, found {format_bytes(free)}: logs may fill it",
         )
     return Finding("temporary files", Verdict.OK, f"{format_bytes(free)} free in {folder}")
+
+
+def _cpu_kernels() -> Finding:
+    why = why_unavailable()
+    if why is None:
+        return Finding("CPU kernels", Verdict.OK, "compiled for this processor: bfloat16 and int8 run on them")
+    return Finding("CPU kernels", Verdict.WARN, f"bfloat16 and int8 on a CPU take up to twice as long without: {why}")
 
 
 def _port(port: int, what: str, setting: str) -> str:

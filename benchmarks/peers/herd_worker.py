@@ -7,38 +7,33 @@ served, less its front door. Run with PYTHONPATH naming the checkout to measure.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import socket
-import subprocess
 import sys
-import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from models.cpu.environment import CPU_ENVIRONMENT
 
 os.environ.update(CPU_ENVIRONMENT | os.environ)  # before torch, which reads it once
+# This checkout's folder `benchmarks`, which PYTHONPATH does not name: the checkout to measure may be another.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import worker
+from expert_processes import open_experts
 
 from experts.weights import ExpertWeights
 from models.checkpoint import Checkpoint, open_checkpoint
 from models.llama4.decoder import load_decoder
 from router.engine import Engine
 from router.limits import EngineLimits
-from router.placement import ExpertHolder, Placement
 from router.request import Ended, GenerationRequest, SamplingParams, TokenChosen
 from router.transport.base import Transport
-from router.transport.grpc import GrpcTransport
 from router.transport.local import LocalTransport
 
-READY_S = 300.0
-STOP_S = 30.0
 GENERATE_S = 900.0
 
 
@@ -62,7 +57,7 @@ class HerdEngine:
         else:
             held = ExpertWeights.load(checkpoint, range(checkpoint.config.num_experts), dtype, **quantize)
             transport = LocalTransport(held.run)
-        stack.callback(transport.close)
+            stack.callback(transport.close)
         limits: dict[str, Any] = {
             "context_length": options.context,
             "kv_bytes": int(options.kv_gib * 2**30),
@@ -89,20 +84,17 @@ class HerdEngine:
 
     def _open_split(self, checkpoint: Checkpoint, options: argparse.Namespace, stack: ExitStack) -> Transport:
         experts = range(checkpoint.config.num_experts)
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="herd-peers-")))
-        groups = [tuple(experts[first :: options.replicas]) for first in range(options.replicas)]
-        # All load at once; each says where it is when it serves.
-        processes = [
-            stack.enter_context(_expert_process(folder / f"experts-{number}", group, options))
-            for number, group in enumerate(groups)
-        ]
-        self._names |= {process.pid: f"experts {number}" for number, process in enumerate(processes)}
-        holders = [_read_holder(process, group) for process, group in zip(processes, groups, strict=True)]
-        transport = GrpcTransport(router_id="benchmark", fingerprint=checkpoint.fingerprint)
-        transport.update(Placement(version=1, holders=tuple(holders)))
-        if not transport.wait_ready(experts, READY_S):
-            raise TimeoutError(f"expected the expert processes to be reached within {READY_S:.0f} s")
-        return transport
+        opened = stack.enter_context(
+            open_experts(
+                checkpoint,
+                [experts[first :: options.replicas] for first in range(options.replicas)],
+                dtype=options.dtype,
+                threads=options.expert_threads,
+                quantize=None if options.quantize == "none" else options.quantize,
+            )
+        )
+        self._names |= {pid: f"experts {number}" for number, pid in enumerate(opened.pids)}
+        return opened.transport
 
     def generate(self, prompts: list[list[int]], max_tokens: int, emit: Callable[[int, int], None]) -> None:
         """See worker.Engine."""
@@ -140,42 +132,6 @@ class HerdEngine:
         return self._names
 
 
-@contextmanager
-def _expert_process(
-    unix_path: Path, experts: tuple[int, ...], options: argparse.Namespace
-) -> Iterator[subprocess.Popen[str]]:
-    """Run `python -m experts`; SIGTERM ends it."""
-    command = [sys.executable, "-m", "experts", "--checkpoint", options.checkpoint, "--dtype", options.dtype]
-    command += ["--experts", ",".join(map(str, experts)), "--unix", str(unix_path)]
-    command += ["--threads", str(options.expert_threads), "--parent-pid", str(os.getpid())]
-    if options.quantize != "none":
-        command += ["--quantize", options.quantize]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-
-def _read_holder(process: subprocess.Popen[str], experts: tuple[int, ...]) -> ExpertHolder:
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line:
-        raise RuntimeError("an expert process ended before it was ready: what it said is above")
-    ready = json.loads(line)
-    return ExpertHolder(
-        replica_id=ready["replica_id"],
-        address=ready["address"],
-        unix_address=ready["unix_address"],
-        host=socket.gethostname(),
-        expert_ids=experts,
-    )
-
-
 def main() -> None:
     """Answer on stdin and stdout."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -186,7 +142,7 @@ def main() -> None:
     parser.add_argument("--router-threads", type=int, default=2)
     parser.add_argument("--expert-threads", type=int, default=1)
     parser.add_argument("--replicas", type=int, default=2)
-    parser.add_argument("--step-tokens", type=int, default=512)
+    parser.add_argument("--step-tokens", type=int, default=2048)
     parser.add_argument("--slots", type=int, default=32)
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--kv-gib", type=float, default=2)

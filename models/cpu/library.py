@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -26,19 +27,19 @@ _COMPILE_S = 60.0
 _LOG = logging.getLogger(__name__)
 
 
-@cache
 def load_library() -> ctypes.CDLL | None:
-    """Return the kernels, compiled at the first call on a machine; None: they are switched off or do not compile.
+    """Return the kernels, compiled at the first call on a machine; None: `why_unavailable` says why.
 
     Cost: two seconds when it compiles, a millisecond when it finds the library in the cache.
     """
-    if os.environ.get(SWITCH, "1") == "0":
-        return None
-    try:
-        return _declare(ctypes.CDLL(str(_compiled())))
-    except (OSError, subprocess.SubprocessError) as error:
-        _LOG.info("steps of few tokens run on torch's operators, which are slower: %s", error)
-        return None
+    found = _load()
+    return None if isinstance(found, str) else found
+
+
+def why_unavailable() -> str | None:
+    """Return what keeps the kernels from being used; None: nothing does."""
+    found = _load()
+    return found if isinstance(found, str) else None
 
 
 def loaded_library() -> ctypes.CDLL:
@@ -46,6 +47,18 @@ def loaded_library() -> ctypes.CDLL:
     library = load_library()
     assert library is not None, "is_supported said that there are kernels"
     return library
+
+
+@cache
+def _load() -> ctypes.CDLL | str:
+    """Return the kernels, or why there are none."""
+    if os.environ.get(SWITCH, "1") == "0":
+        return f"{SWITCH}=0 switches them off"
+    try:
+        return _declare(_open())
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: there is no home
+        _LOG.info("bfloat16 and int8 run on torch's operators, which are slower: %s", error)
+        return str(error)
 
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
@@ -58,29 +71,41 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     return library
 
 
-def _compiled() -> Path:
-    """Return the library's path; compile it if the cache has none of this source for this processor.
+def _open() -> ctypes.CDLL:
+    """Load the kernels; compile them first if the cache has none of this source for this processor.
 
     Raises:
         OSError: there is no compiler, or nowhere to write.
         subprocess.SubprocessError: it fails or hangs.
     """
-    source = SOURCE.read_bytes()
     compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, _COMPILERS)), None)
     if compiler is None:
-        raise FileNotFoundError(f"expected a C compiler ({', '.join(_COMPILERS)}), found none: install one")
-    key = hashlib.sha256(b"\0".join((source, _processor().encode(), compiler.encode(), " ".join(_FLAGS).encode())))
-    path = _cache_folder() / f"kernels-{key.hexdigest()[:16]}.so"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            made = Path(folder) / path.name
-            command = [compiler, *_FLAGS, "-o", str(made), str(SOURCE), "-lm", "-lpthread"]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_S, check=False)
-            if done.returncode:
-                raise subprocess.SubprocessError(f"{' '.join(command)}: {done.stderr.strip()[-500:]}")
-            made.replace(path)  # at once: several processes may start together
-    return path
+        raise FileNotFoundError(f"expected a C compiler, one of {', '.join(_COMPILERS)}, found none: install one")
+    parts = (SOURCE.read_bytes(), _processor().encode(), compiler.encode(), " ".join(_FLAGS).encode())
+    path = _cache_folder() / f"kernels-{hashlib.sha256(bytes(1).join(parts)).hexdigest()[:16]}.so"
+    if path.exists():
+        return ctypes.CDLL(str(path))
+    with tempfile.TemporaryDirectory(prefix="herd-kernels-") as folder:
+        made = Path(folder) / path.name
+        _compile(compiler, made)
+        with suppress(OSError):  # a read-only home: every process compiles for itself
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside = path.with_name(f"{path.name}.{os.getpid()}")
+            shutil.copyfile(made, beside)
+            beside.replace(path)  # at once: several processes may start together
+        return ctypes.CDLL(str(made))
+
+
+def _compile(compiler: str, library: Path) -> None:
+    command = [compiler, *_FLAGS, "-o", str(library), str(SOURCE), "-lm", "-lpthread"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_S, check=False)
+    if done.returncode:
+        raise subprocess.SubprocessError(f"{compiler} refused them: {_first_error(done.stderr)}")
+
+
+def _first_error(output: str) -> str:
+    lines = output.strip().splitlines() or ["it gave no reason"]
+    return next((line for line in lines if "error" in line), lines[-1]).strip()
 
 
 def _cache_folder() -> Path:
