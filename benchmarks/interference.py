@@ -165,9 +165,9 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=8, help="streams that generate (8)")
     parser.add_argument("--tokens-alone", type=int, default=200, help="tokens of each measured without it (200)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds (3)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--router-threads", type=int, default=2)
-    parser.add_argument("--expert-threads", type=int, default=2)
+    parser.add_argument("--expert-threads", type=int, default=1)
     parser.add_argument("--name", default="interference", help="of the result's files")
     options = parser.parse_args()
     options.vocabulary, options.context = 32_000, options.prompt + 1024

@@ -27,7 +27,7 @@ from tests.tiny import TINY, TinyWeights
 pytestmark = pytest.mark.usefixtures("kernels")
 
 CPU = torch.device("cpu")
-BROKEN = 95
+ODD = 95
 """A token that appears only where it is asked for."""
 BY_KERNEL, BY_TORCH, IN_TURN = (True,), (False,), (True, False)
 """Which way steps are computed, over and over."""
@@ -123,16 +123,16 @@ def run(
     *,
     page_tokens: int = 4,
     num_batches: int = 1,
-    broken_at: int | None = None,
+    odd_at: int | None = None,
 ) -> Tensor:
-    """Return the logits of all tokens, step after step; the first sequence may have a broken one."""
+    """Return the logits of all tokens, step after step; the first sequence may have the odd one."""
     layout = CacheLayout(decoder.config, dtype_name(decoder.dtype), page_tokens)
     lengths = [sum(counts) for counts in zip(*steps, strict=True)]
     sequences, num_pages = random_pages(lengths, layout.page_tokens)
     storage = empty_storage(layout, num_pages, decoder.dtype)
-    ids = torch.randint(3, BROKEN, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(1)).tolist()
-    if broken_at is not None:
-        ids[0][broken_at] = BROKEN
+    ids = torch.randint(3, ODD, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(1)).tolist()
+    if odd_at is not None:
+        ids[0][odd_at] = ODD
     forward = Forward(decoder, LocalTransport(weights.run_experts))
     starts, parts = [0] * len(lengths), []
     for counts, by_kernel in zip(steps, cycle(ways), strict=False):
@@ -190,12 +190,13 @@ def test_either_way_continues_what_the_other_began():
     assert_as_near(*errors(MODEL, IN_TURN, STEPS["pieces beside lone tokens"]))
 
 
-def test_a_prompts_pieces_give_the_same_bits_however_it_is_cut():
+def test_the_bits_of_a_sequence_do_not_depend_on_what_another_says():
     weights = RoundedWeights(replace(MODEL, **NO_EXPERTS))
     decoder = load_decoder(weights, dtype=torch.bfloat16)
-    whole = run(decoder, weights, BY_KERNEL, [(200,)])
-    for steps in ([(1,)] * 200, [(47,), (50,), (103,)]):
-        assert torch.equal(run(decoder, weights, BY_KERNEL, steps), whole)
+    logits, others = (run(decoder, weights, BY_KERNEL, [(64, 64)], odd_at=place) for place in (None, 30))
+    assert torch.equal(logits[:30], others[:30])
+    assert not torch.equal(logits[30:64], others[30:64])
+    assert torch.equal(logits[64:], others[64:])
 
 
 def attend_once(config: ModelConfig, weights: TinyWeights, num_tokens: int = 60) -> tuple[AttentionStep, Tensor]:
@@ -234,12 +235,32 @@ def test_ties_between_experts_go_to_the_lower_index(num_chosen):
 def test_a_broken_token_shows_in_those_that_see_it_and_in_no_other_sequence():
     weights = RoundedWeights(MODEL)
     embed_VD = weights.read("embed", torch.bfloat16).clone()
-    embed_VD[BROKEN, 7] = torch.nan
+    embed_VD[ODD, 7] = torch.nan
     weights.put("embed", embed_VD)
     decoder = load_decoder(weights, dtype=torch.bfloat16)
-    is_finite_T = run(decoder, weights, BY_KERNEL, [(64, 64)], broken_at=30).isfinite().all(dim=1)
+    is_finite_T = run(decoder, weights, BY_KERNEL, [(64, 64)], odd_at=30).isfinite().all(dim=1)
     assert not is_finite_T[30:64].any()
     assert is_finite_T[64:].all()
+
+
+def test_a_broken_gate_shows():
+    weights = RoundedWeights(replace(MODEL, experts_per_token=1))
+    gate_ED = weights.read("layers.1.gate", torch.bfloat16).clone()
+    gate_ED[2, 5] = torch.nan
+    weights.put("layers.1.gate", gate_ED)
+    decoder = load_decoder(weights, dtype=torch.bfloat16)
+    assert not run(decoder, weights, BY_KERNEL, STEPS["lone tokens"]).isfinite().any()
+
+
+@pytest.mark.parametrize("layer", [0, 2], ids=["rotary", "nope"])
+@pytest.mark.parametrize("matrix", "qkvo")
+def test_a_broken_weight_shows(matrix, layer):
+    weights = RoundedWeights(MODEL)
+    weight_OI = weights.read(f"layers.{layer}.attn.{matrix}", torch.bfloat16).clone()
+    weight_OI[5, 7] = torch.nan
+    weights.put(f"layers.{layer}.attn.{matrix}", weight_OI)
+    decoder = load_decoder(weights, dtype=torch.bfloat16)
+    assert not run(decoder, weights, BY_KERNEL, STEPS["lone tokens"]).isfinite().any()
 
 
 @pytest.mark.parametrize(
