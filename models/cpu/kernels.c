@@ -343,8 +343,11 @@ static void *worker(void *number)
         }
         seen = pool.generation;
         pool.num_inside++;
+        const void *job = pool.job;
+        const Phase *phases = pool.phases;
+        const long num_phases = pool.num_phases;
         pthread_mutex_unlock(&pool.lock);
-        work(pool.job, pool.phases, pool.num_phases);
+        work(job, phases, num_phases);
         pthread_mutex_lock(&pool.lock);
         if (--pool.num_inside == 0) pthread_cond_signal(&pool.left);
         pthread_mutex_unlock(&pool.lock);

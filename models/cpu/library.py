@@ -83,7 +83,7 @@ def _open() -> ctypes.CDLL:
         raise FileNotFoundError(f"expected a C compiler, one of {', '.join(_COMPILERS)}, found none: install one")
     parts = (SOURCE.read_bytes(), _processor().encode(), compiler.encode(), " ".join(_FLAGS).encode())
     path = _cache_folder() / f"kernels-{hashlib.sha256(bytes(1).join(parts)).hexdigest()[:16]}.so"
-    if path.exists():
+    with suppress(OSError):  # there is none, or a damaged one
         return ctypes.CDLL(str(path))
     with tempfile.TemporaryDirectory(prefix="herd-kernels-") as folder:
         made = Path(folder) / path.name

@@ -49,6 +49,7 @@ class Input:
 
     def __init__(self, rows_TI: Tensor, weight: Weight) -> None:
         num_tokens, width = rows_TI.shape
+        assert width == weight.width, f"rows of {width} numbers for a weight of {weight.width}"
         self._rows_TI = rows_TI
         self._codes_TI = torch.empty(num_tokens, width, dtype=torch.uint8) if weight.is_int8 else None
         self._scale_T = torch.empty(num_tokens) if weight.is_int8 else None
