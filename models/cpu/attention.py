@@ -113,7 +113,8 @@ class AttentionKernel:
     def __init__(self, config: ModelConfig, layers: Sequence[LayerTensors]) -> None:
         self.config = config
         self.layers = [_describe_layer(config, number, layer) for number, layer in enumerate(layers)]
-        self.qkv = layers[0].qkv
+        self.qkv, self.o = layers[0].qkv, layers[0].o
+        """Of some layer: they are alike in all."""
         self._tensors = tuple(layers)  # kept: the structures name their memory
 
 
@@ -146,7 +147,7 @@ class AttentionStep:
         self._normed_TD = torch.empty_like(hidden_TD)
         qkv = hidden_TD.new_empty(num_tokens, (heads + 2 * groups) * size)
         normed = Input(self._normed_TD, kernel.qkv)
-        mixed = Input(hidden_TD.new_empty(num_tokens, heads * size), kernel.qkv)
+        mixed = Input(hidden_TD.new_empty(num_tokens, heads * size), kernel.o)
         self.expert_ids_TK = torch.empty(num_tokens, config.experts_per_token, dtype=torch.int64)
         """The experts that each token visits, chosen by `attend` in a MoE layer. Source: router.gate."""
         self.scores_TK = hidden_TD.new_empty(num_tokens, config.experts_per_token)

@@ -146,21 +146,21 @@ def test_the_speed_of_prompts_is_learnt_where_nobody_generates():
 
 
 def test_a_burst_of_prompts_gets_more_the_fewer_generate_beside_it():
-    steered, machine = budget(step_tokens=10_000), Machine()
+    steered, machine = budget(step_tokens=100_000), Machine()
     machine.run(steered, 60)
     alone = steered.prompt_tokens(8, 1)
     assert steered.prompt_tokens(64, 2) == 0, "what 8 sequences take says little about 64"
-    assert steered.prompt_tokens(8, 2) == pytest.approx(2 * alone, abs=2)
-    assert steered.prompt_tokens(8, 8) == pytest.approx(8 * alone, abs=8)
+    assert steered.prompt_tokens(8, 2) == pytest.approx(8 * alone, abs=8)
+    assert steered.prompt_tokens(8, 8) == pytest.approx(32 * alone, abs=32)
 
 
 def test_a_burst_is_steered_to_its_longer_steps_and_leaves_the_share_of_one_prompt_as_it_was():
-    steered, machine = budget(step_tokens=10_000), Machine(first_s=0.0)
+    steered, machine = budget(step_tokens=100_000), Machine(first_s=0.0)
     machine.run(steered, 60)
     alone = steered.prompt_tokens(8, 1)
     for _ in range(30):
         num_prompt = steered.prompt_tokens(8, 3)
         seconds = machine.seconds(num_prompt)
         steered.observe(num_generating=8, num_prompts=3, num_prompt=num_prompt, seconds=seconds)
-    assert seconds == pytest.approx(4 * PLAIN_S, rel=0.05)
+    assert seconds == pytest.approx(13 * PLAIN_S, rel=0.05)
     assert steered.prompt_tokens(8, 1) == pytest.approx(alone, rel=0.05)
