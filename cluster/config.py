@@ -80,7 +80,7 @@ class RouterSettings:
     """Most sequences one router accepts beyond that; at least 0. More are refused as Overloaded."""
     step_tokens: int = 2048
     """Most tokens computed in one step; at least `slots`."""
-    prefill_stretch: float = 2.0
+    prefill_stretch: float = 1.75
     """How many times longer a step may take because a prompt shares it with sequences that generate; at least 1. Where
     several prompts wait, the extra time is longer: a burst of them is read in large pieces. Smaller: a long prompt
     delays the others' tokens less, and takes longer itself."""

@@ -67,7 +67,9 @@ class Engine:
         self._swap = SwapSpace(self._storage, self.layout, limits.swap_bytes)
         self._forward = Forward(decoder, transport)
         self._budget = StepBudget(
-            step_tokens=limits.step_tokens, stretch=limits.prefill_stretch, least_tokens=self.layout.page_tokens
+            step_tokens=limits.step_tokens,
+            stretch=limits.prefill_stretch,
+            least_tokens=max(self.layout.page_tokens // 4, 1),  # what a prompt gets beside streams in any case
         )
         self._overlap = Overlap()
         self._scheduler = Scheduler(

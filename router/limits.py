@@ -31,7 +31,7 @@ class EngineLimits:
     """Most sequences accepted beyond that; more are refused with Overloaded."""
     step_tokens: int = 2048
     """Most tokens computed in one step."""
-    prefill_stretch: float = 2.0
+    prefill_stretch: float = 1.75
     """How many times longer a step may take because a prompt shares it with sequences that generate; at least 1. Where
     several prompts wait, the extra time is longer: a burst of them is read in large pieces."""
 
