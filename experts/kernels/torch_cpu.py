@@ -30,7 +30,9 @@ from models.llama4.mlp import Mlp
 
 
 class TorchCpuKernel:
-    """Runs the experts that have tokens in turn; rows are views, and outputs are joined only if there are several.
+    """Runs the experts in one call where the CPU has kernels for their weights (`models.cpu`), else in turn.
+
+    Rows are views, and outputs are joined only if there are several.
 
     Args:
         quantize: how to round weights; None: not at all.
@@ -44,7 +46,7 @@ class TorchCpuKernel:
         return Mlp(pack_linear(gate_up_D2F.t(), self._quantize), pack_linear(down_FD.t(), self._quantize))
 
     def run(self, experts: Sequence[Mlp], token_counts: Sequence[int], hidden_ND: Tensor) -> Tensor:
-        """Run one expert after the other."""
+        """Run the experts."""
         if len(experts) == 1:
             return experts[0](hidden_ND)
         if experts and experts[0].rows:

@@ -1,7 +1,13 @@
 /* A model's layers on a CPU: bfloat16 with float32 sums, weights in bfloat16 or int8.
  *
  * A step of few tokens is bound by reading weights once, and then by the number of calls: so a whole attention layer,
- * or all experts of a dispatch, are one call. Weights lie as [out, in] rows, as checkpoints have them. Shapes are in the names' comments: T tokens, D width, H query heads in G groups, C head size, F intermediate.
+ * or all experts of a dispatch, are one call. Weights lie as [out, in] rows. Shapes: T tokens, D width, H query heads in
+ * G groups, C head size, E experts, F their inner width, O and I the outputs and inputs of any weight.
+ *
+ *   numbers     bfloat16, exponentials, sums of vectors
+ *   products    rows of a weight with tokens, few or many
+ *   threads     who takes which chunk of a call
+ *   linear, experts, attention     the calls, at the end of their sections
  */
 #include <math.h>
 #include <pthread.h>
@@ -30,7 +36,7 @@ enum {
     PIECE = 256,       /* tokens that a chunk of a weight is multiplied with at a time */
     TILE = 64,         /* keys whose scores are in memory at once */
     QUERIES = 48,      /* rows of queries that read a tile together */
-    WORTH_PACKING = 12,
+    WORTH_PACKING = 12, /* rows of queries from which a tile is put in another order first */
     MOST_HEAD = 256,   /* numbers of a head */
     MOST_EXPERTS = 1024,
     BLOCK = 6,         /* tokens at once: as many sums as registers hold */
