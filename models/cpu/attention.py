@@ -48,7 +48,6 @@ class _Seen(ctypes.Structure):
     _fields_ = (
         ("num_tokens", c_long),
         ("num_readers", c_long),
-        ("num_runs", c_long),
         ("slots", c_void_p),
         ("readers", c_void_p),
         ("runs", c_void_p),
@@ -183,7 +182,7 @@ def is_supported(config: ModelConfig) -> bool:
 
 
 def _describe_reading(reading: Reading) -> _Seen:
-    counts = (reading.slots_T.shape[0], reading.readers_R5.shape[0], reading.runs_N2.shape[0])
+    counts = reading.slots_T.shape[0], reading.readers_R5.shape[0]
     return _Seen(*counts, reading.slots_T.data_ptr(), reading.readers_R5.data_ptr(), reading.runs_N2.data_ptr())
 
 

@@ -236,7 +236,7 @@ static void dot_int8(const char *weight, const char *x, long num_tokens, long wi
 typedef struct {
     const char *rows;       /* [O, I] */
     const float *scale;     /* [O] of int8; NULL: bfloat16 */
-    const int32_t *offsets; /* [O]: MIDDLE times the sum of a row of int8 */
+    const int32_t *sums;    /* [O]: of a row of int8 */
     long height, width;     /* O, I */
 } Weight;
 
@@ -264,7 +264,7 @@ static void multiply_chunk(const Weight *w, long start, long count, Tokens x, lo
     if (kind_of(w) == INT8)
         for (long t = 0; t < num_tokens; t++)
             for (long r = 0; r < count; r++) {
-                const int32_t sum = ((int32_t *)out[t])[r] - w->offsets[start + r];
+                const int32_t sum = ((int32_t *)out[t])[r] - MIDDLE * w->sums[start + r];
                 out[t][r] = sum * x.scale[first + t] * w->scale[start + r];
             }
 }
@@ -303,15 +303,14 @@ static void rms_norm(const bf16 *x, const bf16 *weight, long width, float eps, b
 /* ---- threads ---- */
 
 typedef void (*Task)(const void *job, long chunk);
-typedef struct { Task task; long num_chunks; } Phase;
+typedef struct { Task task; const void *job; long num_chunks; } Phase;
 enum { MOST_PHASES = 8, MOST_WORKERS = 63, SPINS_BEFORE_YIELD = 2000 };
 
 static struct {
     pthread_mutex_t lock;
     pthread_cond_t begun, left;
     long num_workers, generation, num_inside, num_wanted;
-    const void *job;
-    const Phase *phases;
+    const Phase *phases; /* of the call under way, or NULL */
     long num_phases;
     long next[MOST_PHASES], done[MOST_PHASES];
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .begun = PTHREAD_COND_INITIALIZER, .left = PTHREAD_COND_INITIALIZER};
@@ -325,13 +324,13 @@ INLINE void relax(long spins)
 
 /* Take chunks until none is left. A phase begins when all chunks of the one before are done, whoever did them: who
  * comes late finds nothing to do, and nobody waits for him. */
-static void work(const void *job, const Phase *phases, long num_phases)
+static void work(const Phase *phases, long num_phases)
 {
     for (long p = 0; p < num_phases; p++) {
         const long num_chunks = phases[p].num_chunks;
         long chunk;
         while ((chunk = __atomic_fetch_add(&pool.next[p], 1, __ATOMIC_RELAXED)) < num_chunks) {
-            phases[p].task(job, chunk);
+            phases[p].task(phases[p].job, chunk);
             __atomic_fetch_add(&pool.done[p], 1, __ATOMIC_RELEASE);
         }
         for (long spins = 0; __atomic_load_n(&pool.done[p], __ATOMIC_ACQUIRE) < num_chunks; spins++) relax(spins);
@@ -343,17 +342,16 @@ static void *worker(void *number)
     long seen = 0;
     for (;;) {
         pthread_mutex_lock(&pool.lock);
-        while (pool.generation == seen || !pool.job || (long)number >= pool.num_wanted) {
+        while (pool.generation == seen || !pool.phases || (long)number >= pool.num_wanted) {
             seen = pool.generation;
             pthread_cond_wait(&pool.begun, &pool.lock);
         }
         seen = pool.generation;
         pool.num_inside++;
-        const void *job = pool.job;
         const Phase *phases = pool.phases;
         const long num_phases = pool.num_phases;
         pthread_mutex_unlock(&pool.lock);
-        work(job, phases, num_phases);
+        work(phases, num_phases);
         pthread_mutex_lock(&pool.lock);
         if (--pool.num_inside == 0) pthread_cond_signal(&pool.left);
         pthread_mutex_unlock(&pool.lock);
@@ -372,29 +370,30 @@ static void start_workers(long num_workers)
     }
 }
 
-static void run_alone(const void *job, const Phase *phases, long num_phases)
+static void run_alone(const Phase *phases, long num_phases)
 {
     for (long p = 0; p < num_phases; p++)
-        for (long chunk = 0; chunk < phases[p].num_chunks; chunk++) phases[p].task(job, chunk);
+        for (long chunk = 0; chunk < phases[p].num_chunks; chunk++)
+            phases[p].task(phases[p].job, chunk);
 }
 
-static void run(const void *job, const Phase *phases, long num_phases, long num_threads)
+static void run(const Phase *phases, long num_phases, long num_threads)
 {
     if (num_threads < 2 || pthread_mutex_trylock(&pool_user)) {
-        run_alone(job, phases, num_phases);
+        run_alone(phases, num_phases);
         return;
     }
     start_workers(num_threads - 1);
     pthread_mutex_lock(&pool.lock);
     memset(pool.next, 0, sizeof pool.next);
     memset(pool.done, 0, sizeof pool.done);
-    pool.job = job, pool.phases = phases, pool.num_phases = num_phases, pool.num_wanted = num_threads - 1;
+    pool.phases = phases, pool.num_phases = num_phases, pool.num_wanted = num_threads - 1;
     pool.generation++;
     pthread_cond_broadcast(&pool.begun);
     pthread_mutex_unlock(&pool.lock);
-    work(job, phases, num_phases);
+    work(phases, num_phases);
     pthread_mutex_lock(&pool.lock);
-    pool.job = NULL;
+    pool.phases = NULL;
     while (pool.num_inside) pthread_cond_wait(&pool.left, &pool.lock);
     pthread_mutex_unlock(&pool.lock);
     pthread_mutex_unlock(&pool_user);
@@ -440,18 +439,23 @@ typedef struct {
     long width;
 } Input;
 
-INLINE Tokens tokens_of(const Input *x)
+INLINE Tokens tokens_from(const Input *x, long first)
 {
-    return x->codes ? (Tokens){(const char *)x->codes, x->scale} : (Tokens){(const char *)x->rows, NULL};
+    if (x->codes) return (Tokens){(const char *)(x->codes + first * x->width), x->scale + first};
+    return (Tokens){(const char *)(x->rows + first * x->width), NULL};
 }
 
-INLINE void quantize_token(const Input *x, long t)
+static void quantize_chunk(const void *input, long t)
 {
-    if (x->codes) x->scale[t] = quantize(x->rows + t * x->width, x->width, x->codes + t * x->width);
+    const Input *x = input;
+    x->scale[t] = quantize(x->rows + t * x->width, x->width, x->codes + t * x->width);
 }
 
 /* Where there is nothing to round, there are no chunks of it. */
-INLINE long num_quantized(const Input *x, long num_tokens) { return x->codes ? num_tokens : 0; }
+INLINE Phase quantize_phase(const Input *x, long num_tokens)
+{
+    return (Phase){quantize_chunk, x, x->codes ? num_tokens : 0};
+}
 
 typedef struct {
     const Weight *weight;
@@ -460,21 +464,19 @@ typedef struct {
     long num_tokens;
 } Linear;
 
-static void quantize_chunk(const void *job, long t) { quantize_token(&((const Linear *)job)->x, t); }
-
 static void linear_chunk(const void *job, long chunk)
 {
     const Linear *l = job;
-    multiply_rows(l->weight, chunk, tokens_of(&l->x), l->num_tokens, l->out, 0);
+    multiply_rows(l->weight, chunk, tokens_from(&l->x, 0), l->num_tokens, l->out, 0);
 }
 
 void herd_linear(const Linear *l, long num_threads)
 {
     const Phase phases[] = {
-        {quantize_chunk, num_quantized(&l->x, l->num_tokens)},
-        {linear_chunk, num_chunks(l->weight->height)},
+        quantize_phase(&l->x, l->num_tokens),
+        {linear_chunk, l, num_chunks(l->weight->height)},
     };
-    run(l, phases, 2, num_threads);
+    run(phases, 2, num_threads);
 }
 
 /* Tell whether weights of int8 are known to the processor this was compiled for. */
@@ -510,21 +512,11 @@ INLINE long first_token(const Experts *e, long expert)
     return first;
 }
 
-INLINE Tokens tokens_from(const Input *x, long first)
-{
-    const Tokens all = tokens_of(x);
-    return (Tokens){all.rows + first * x->width * (x->codes ? 1 : sizeof(bf16)), all.scale ? all.scale + first : NULL};
-}
-
 INLINE floats silu16(floats x) /* x / (1 + exp(-x)), of exp(-|x|): it does not overflow */
 {
     const floats small = exp16((floats)((ints)x | INT32_MIN));
     return x / (1 + small) * choose(x < 0, small, (floats){} + 1);
 }
-
-static void quantize_x_chunk(const void *job, long t) { quantize_token(&((const Experts *)job)->x, t); }
-
-static void quantize_mixed_chunk(const void *job, long t) { quantize_token(&((const Experts *)job)->mixed, t); }
 
 static void gate_up_chunk(const void *job, long chunk)
 {
@@ -556,12 +548,12 @@ static void down_chunk(const void *job, long chunk)
 void herd_experts(const Experts *e, long num_threads)
 {
     const Phase phases[] = {
-        {quantize_x_chunk, num_quantized(&e->x, e->num_tokens)},
-        {gate_up_chunk, e->num_experts * num_chunks(e->mixed.width)},
-        {quantize_mixed_chunk, num_quantized(&e->mixed, e->num_tokens)},
-        {down_chunk, e->num_experts * num_chunks(e->x.width)},
+        quantize_phase(&e->x, e->num_tokens),
+        {gate_up_chunk, e, e->num_experts * num_chunks(e->mixed.width)},
+        quantize_phase(&e->mixed, e->num_tokens),
+        {down_chunk, e, e->num_experts * num_chunks(e->x.width)},
     };
-    run(e, phases, 4, num_threads);
+    run(phases, 4, num_threads);
 }
 
 /* ---- attention over pages ---- */
@@ -585,7 +577,7 @@ typedef struct {
 } Reader;
 
 typedef struct {
-    long num_tokens, num_readers, num_runs;
+    long num_tokens, num_readers;
     const int64_t *slots;     /* [T]: where each token's key and value go */
     const Reader *readers;
     const int64_t (*runs)[2]; /* (first slot, number of slots) */
@@ -615,7 +607,7 @@ static void norm_before_chunk(const void *job, long t)
 {
     const Step *s = job;
     norm_token(s, t, s->layer->attn_norm);
-    quantize_token(&s->normed, t);
+    if (s->normed.codes) quantize_chunk(&s->normed, t);
 }
 
 /* The experts with the greatest logits, equal ones by their number; a NaN is the greatest. Source: router/gate.py. */
@@ -649,15 +641,13 @@ INLINE long qkv_width(const Layer *l) { return (l->num_heads + 2 * l->num_groups
 static void qkv_chunk(const void *job, long chunk)
 {
     const Step *s = job;
-    multiply_rows(s->layer->qkv, chunk, tokens_of(&s->normed), s->seen->num_tokens, s->qkv, 0);
+    multiply_rows(s->layer->qkv, chunk, tokens_from(&s->normed, 0), s->seen->num_tokens, s->qkv, 0);
 }
-
-static void quantize_attended_chunk(const void *job, long t) { quantize_token(&((const Step *)job)->mixed, t); }
 
 static void o_chunk(const void *job, long chunk)
 {
     const Step *s = job;
-    multiply_rows(s->layer->o, chunk, tokens_of(&s->mixed), s->seen->num_tokens, s->hidden, 1);
+    multiply_rows(s->layer->o, chunk, tokens_from(&s->mixed, 0), s->seen->num_tokens, s->hidden, 1);
 }
 
 INLINE void rotate(bf16 *head, const float *turns, long size, const int interleaved)
@@ -751,12 +741,10 @@ static void add_values(Queries *q, Heads values)
     for (long c = 0; c < values.size; c += 64)
         for (long first = 0; first < q->count; first += BLOCK)
             switch (q->count - first) {
-            case 1: add_values_block(1, q, first, values, c); break;
-            case 2: add_values_block(2, q, first, values, c); break;
-            case 3: add_values_block(3, q, first, values, c); break;
-            case 4: add_values_block(4, q, first, values, c); break;
-            case 5: add_values_block(5, q, first, values, c); break;
-            default: add_values_block(6, q, first, values, c);
+#define CASE(N) case N: add_values_block(N, q, first, values, c); break;
+                CASE(1) CASE(2) CASE(3) CASE(4) CASE(5)
+#undef CASE
+            default: add_values_block(BLOCK, q, first, values, c);
             }
 }
 
@@ -966,14 +954,15 @@ void herd_attention(const Step *s, long num_threads)
 {
     long num_attends = 0;
     for (long i = 0; i < s->seen->num_readers; i++) num_attends += num_parts(s, s->seen->readers + i);
+    const long num_tokens = s->seen->num_tokens;
     const Phase phases[] = {
-        {norm_before_chunk, s->seen->num_tokens},
-        {qkv_chunk, num_chunks(qkv_width(s->layer))},
-        {place_chunk, s->seen->num_tokens},
-        {attend_chunk, num_attends * s->layer->num_groups},
-        {quantize_attended_chunk, num_quantized(&s->mixed, s->seen->num_tokens)},
-        {o_chunk, num_chunks(s->layer->width)},
-        {norm_after_chunk, s->seen->num_tokens},
+        {norm_before_chunk, s, num_tokens},
+        {qkv_chunk, s, num_chunks(qkv_width(s->layer))},
+        {place_chunk, s, num_tokens},
+        {attend_chunk, s, num_attends * s->layer->num_groups},
+        quantize_phase(&s->mixed, num_tokens),
+        {o_chunk, s, num_chunks(s->layer->width)},
+        {norm_after_chunk, s, num_tokens},
     };
-    run(s, phases, sizeof phases / sizeof *phases, num_threads);
+    run(phases, sizeof phases / sizeof *phases, num_threads);
 }

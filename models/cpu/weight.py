@@ -15,12 +15,10 @@ _INT8_MULTIPLE = 64
 """Numbers in a vector: what widths are multiples of."""
 _HEIGHT_MULTIPLE = 4
 """Rows taken at once: what heights are multiples of."""
-_MIDDLE = 128
-"""What is added to the codes of activations: the products want them unsigned."""
 
 
 class _Weight(ctypes.Structure):
-    _fields_ = (("rows", c_void_p), ("scale", c_void_p), ("offsets", c_void_p), ("height", c_long), ("width", c_long))
+    _fields_ = (("rows", c_void_p), ("scale", c_void_p), ("sums", c_void_p), ("height", c_long), ("width", c_long))
 
 
 class Weight:
@@ -36,8 +34,8 @@ class Weight:
         self.is_int8 = scale_O is not None
         self._rows_OI = rows_OI
         self._scale_O = scale_O
-        self._offsets_O = rows_OI.sum(1, dtype=torch.int32) * _MIDDLE if self.is_int8 else None
-        others = (None if each is None else each.data_ptr() for each in (scale_O, self._offsets_O))
+        self._sums_O = rows_OI.sum(1, dtype=torch.int32) if self.is_int8 else None
+        others = (None if each is None else each.data_ptr() for each in (scale_O, self._sums_O))
         self._struct = _Weight(rows_OI.data_ptr(), *others, self.height, self.width)
         self.address = addressof(self._struct)
         """Of the structure; alive as long as this is."""
@@ -45,7 +43,7 @@ class Weight:
     @property
     def num_bytes(self) -> int:
         """Bytes in memory."""
-        return sum(each.nbytes for each in (self._rows_OI, self._scale_O, self._offsets_O) if each is not None)
+        return sum(each.nbytes for each in (self._rows_OI, self._scale_O, self._sums_O) if each is not None)
 
 
 def is_supported(weight_OI: Tensor) -> bool:
