@@ -143,7 +143,7 @@ def _environment(folder: Path) -> dict[str, str]:
         # Between deployments gRPC costs a third of what Ray's streams of objects do.
         "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(_LONGEST_MESSAGE),
-        **(CPU_ENVIRONMENT | {name: os.environ[name] for name in CPU_ENVIRONMENT.keys() & os.environ.keys()}),
+        **{name: os.environ.get(name, value) for name, value in CPU_ENVIRONMENT.items()},
         "TMPDIR": str(folder),  # what replicas leave behind goes with the folder
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # Ray's hook for `uv run` copies the working directory
     }

@@ -49,8 +49,8 @@ class TorchCpuKernel:
         """Run the experts."""
         if len(experts) == 1:
             return experts[0](hidden_ND)
-        if experts and experts[0].rows:
-            rows = [expert.rows for expert in experts]
-            return swiglu([each for each in rows if each], token_counts, hidden_ND.contiguous())
+        held = [rows for expert in experts if (rows := expert.rows)]
+        if len(held) == len(experts):
+            return swiglu(held, token_counts, hidden_ND.contiguous())
         parts_nD = hidden_ND.split(list(token_counts))
         return torch.cat([expert(part_nD) for expert, part_nD in zip(experts, parts_nD, strict=True)])
