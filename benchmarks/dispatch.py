@@ -121,7 +121,7 @@ def make_routings(num_tokens: int, options: argparse.Namespace, replica_id: str)
     routings = []
     for _ in range(_NUM_ROUTINGS):
         ids_TK = torch.randint(num_experts, (num_tokens, 1), generator=generator)
-        plan = plan_dispatch(ids_TK, lambda _: replica_id)
+        plan = plan_dispatch(ids_TK, lambda counts: {each: ((replica_id, n),) for each, n in counts.items()})
         hidden_ND = torch.randn(num_tokens, hidden_size, generator=generator).to(getattr(torch, options.dtype))
         (share,) = plan.shares
         routings.append(Routing(hidden_ND, share.expert_ids, share.token_counts, plan))

@@ -63,7 +63,7 @@ def connect(addresses: list[str], share_from_bytes: int | None, num_experts: int
 def time_round(transport: GrpcTransport, hidden_TD: torch.Tensor, num_experts: int, num_repeats: int) -> float:
     """Return the median round trip of a few dispatches, in seconds."""
     ids_TK = torch.arange(hidden_TD.shape[0]).remainder(num_experts).reshape(-1, 1)
-    plan = plan_dispatch(ids_TK, transport.choose_replica)
+    plan = plan_dispatch(ids_TK, transport.assign)
     hidden_ND = hidden_TD[plan.token_rows_N]
     seconds = []
     for number in range(_NUM_WARM_UP + num_repeats):

@@ -22,7 +22,8 @@ from models.llama4.decoder import load_decoder
 from protos.errors import ServingError
 from router.engine import Engine
 from router.request import GenerationRequest
-from router.transport.grpc import DispatchTimeouts, GrpcTransport
+from router.transport.grpc import GrpcTransport
+from router.transport.pending import DispatchTimeouts
 
 _LOG = logging.getLogger(__name__)
 _WAIT_STEP_S = 0.5

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from experts.replica import HeldExperts
 from experts.work import Outcome, Work
+from protos.checksum import dispatch_checksum
 from protos.codec import decode_tensor
 from protos.errors import BadDispatch, BadTensor, StalePlacement
 from protos.expert.v1 import expert_pb2
@@ -34,10 +35,16 @@ def read_dispatch(
         segment: memory shared with the sender.
 
     Raises:
-        BadDispatch: the layer has no experts, an expert is not in the model, or the counts do not add up.
+        BadDispatch: it was damaged on its way, the layer has no experts, an expert is not in the model, or the counts
+            do not add up.
         BadTensor: the tokens' dtype, shape or byte count is not what the model has.
         StalePlacement: an expert is not held here.
     """
+    if dispatch.HasField("checksum") and dispatch.checksum != (found := dispatch_checksum(dispatch)):
+        raise BadDispatch(
+            f"checksum: expected {dispatch.checksum}, as the sender computed it, found {found}: the dispatch was "
+            "damaged on its way, send it again"
+        )
     config = held.config
     if dispatch.layer not in config.moe_layers:
         raise BadDispatch(

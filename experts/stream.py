@@ -25,8 +25,10 @@ from torch import Tensor
 
 from experts.inbound import read_dispatch
 from experts.replica import Replica
+from experts.seen_ids import SeenIds
 from experts.work import Outcome
 from protos import errors
+from protos.checksum import result_checksum
 from protos.codec import write_tensor
 from protos.expert.v1 import expert_pb2
 from protos.shared_memory import SharedSegment, write_shared
@@ -45,6 +47,8 @@ class _AnswerTo(NamedTuple):
     dispatch_id: int
     shared_offset: int
     """Where the tokens lie in shared memory, and the outputs shall; 0: they came in the message."""
+    has_checksum: bool
+    """True if the dispatch had one: then the result gets one."""
 
 
 class DispatchStream:
@@ -70,6 +74,7 @@ class DispatchStream:
         self._sender: threading.Thread | None = None
         self._router_id = ""
         self._segment: SharedSegment | None = None
+        self._seen = SeenIds()
 
     def serve(self, requests: Iterator[expert_pb2.DispatchRequest]) -> None:
         """Run the stream; returns when it has ended or the router is gone."""
@@ -136,10 +141,12 @@ class DispatchStream:
             )
         dispatch = request.dispatch
         dispatch_id = dispatch.dispatch_id
+        if self._seen.knows(dispatch_id):
+            return  # doubled on its way: its memory may be somebody else's by now, and one answer is enough
         with self._changed:
             self._changed.wait_for(lambda: self._in_flight < self._max_in_flight or self._has_ended)
             self._in_flight += 1
-        answer_to = _AnswerTo(dispatch_id, dispatch.hidden.shared.offset)
+        answer_to = _AnswerTo(dispatch_id, dispatch.hidden.shared.offset, dispatch.HasField("checksum"))
         deliver = partial(self._deliver, answer_to)
         outcome: Outcome | None
         try:
@@ -186,6 +193,8 @@ class DispatchStream:
         result.compute_us = outcome.compute_us
         result.load.queued_tokens = self._replica.batcher.queued_tokens
         result.load.total_tokens = self._replica.batcher.total_tokens
+        if answer_to.has_checksum:
+            result.checksum = result_checksum(result)
         return response
 
     def _write_outputs(self, wire: tensor_pb2.Tensor, outputs_ND: Tensor, shared_offset: int) -> None:

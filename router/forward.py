@@ -133,7 +133,7 @@ class Forward:
         self, index: int, layer: DecoderLayer, hidden_TD: Tensor, expert_ids_TK: Tensor, scores_TK: Tensor
     ) -> Generator[None, None, Tensor]:
         assert layer.shared is not None
-        plan = plan_dispatch(expert_ids_TK, self.transport.choose_replica)
+        plan = plan_dispatch(expert_ids_TK, self.transport.assign)
         # The score scales the expert's input, not its output: SwiGLU is not linear (llama-models, llama4/moe.py).
         scores_N1 = scores_TK.reshape(-1, 1).index_select(0, plan.slots_N)
         scaled_ND = hidden_TD.index_select(0, plan.token_rows_N) * scores_N1

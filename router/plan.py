@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from router.spread import Assignment
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,32 +41,38 @@ class DispatchPlan:
         return self.slots_N if self.num_choices == 1 else self.slots_N // self.num_choices
 
 
-def plan_dispatch(expert_ids_TK: Tensor, choose_replica: Callable[[int], str]) -> DispatchPlan:
+def plan_dispatch(expert_ids_TK: Tensor, assign: Callable[[Mapping[int, int]], Assignment]) -> DispatchPlan:
     """Group routed tokens by the replica that will run them.
 
     Args:
         expert_ids_TK: [T, K] int, logical expert per choice; -1 marks an unused slot.
-        choose_replica: names the replica to run an expert this time; called once per expert used, in ascending
-            order. May raise NoReplica.
+        assign: (tokens by expert, ascending) -> which replicas run how many of them this time; called once if any
+            expert is used. May raise NoReplica.
 
     Returns:
-        A plan whose slots are sorted by (replica, expert, slot); replicas in the order they were first chosen.
+        A plan whose slots are sorted by (replica, expert, slot); replicas in the order they first occur.
     """
     # Plain integers: a step has few slots, and a tensor operation on so few costs more than the loop.
     slots_by_expert: dict[int, list[int]] = {}
     for slot, expert in enumerate(expert_ids_TK.reshape(-1).tolist()):
         if expert >= 0:
             slots_by_expert.setdefault(expert, []).append(slot)
-    experts_by_replica: dict[str, list[int]] = {}
-    for expert in sorted(slots_by_expert):
-        experts_by_replica.setdefault(choose_replica(expert), []).append(expert)
+    token_counts = {expert: len(slots_by_expert[expert]) for expert in sorted(slots_by_expert)}
+    assignment = assign(token_counts) if token_counts else {}
+    experts_by_replica: dict[str, list[tuple[int, list[int]]]] = {}
+    for expert in token_counts:
+        start, expert_slots = 0, slots_by_expert[expert]
+        for replica_id, count in assignment[expert]:
+            part = expert_slots[start : start + count]
+            experts_by_replica.setdefault(replica_id, []).append((expert, part))
+            start += count
     slots: list[int] = []
     shares: list[ReplicaShare] = []
-    for replica_id, experts in experts_by_replica.items():
+    for replica_id, parts in experts_by_replica.items():
         start = len(slots)
-        for expert in experts:
-            slots += slots_by_expert[expert]
-        token_counts = tuple(len(slots_by_expert[expert]) for expert in experts)
-        shares.append(ReplicaShare(replica_id, tuple(experts), token_counts, start, len(slots)))
+        for _, part in parts:
+            slots += part
+        expert_ids = tuple(expert for expert, _ in parts)
+        shares.append(ReplicaShare(replica_id, expert_ids, tuple(len(part) for _, part in parts), start, len(slots)))
     slots_N = torch.tensor(slots, dtype=torch.int64, device=expert_ids_TK.device)
     return DispatchPlan(slots_N, expert_ids_TK.shape[1], tuple(shares))

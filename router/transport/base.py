@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from torch import Tensor
 
 from router.plan import DispatchPlan
+from router.spread import Assignment
 
 WAIT_STEP_S = 0.25
 """Longest time between two calls of `Transport.on_wait`, in seconds: also how late a wait may be given up."""
@@ -44,11 +45,14 @@ class Transport(Protocol):
     """Set by the step loop and called in its thread, again and again, while any call below waits for a replica. What
     it raises ends the wait."""
 
-    def choose_replica(self, expert: int) -> str:
-        """Name a replica that will run this logical expert now.
+    def assign(self, token_counts: Mapping[int, int]) -> Assignment:
+        """Say which replicas run the tokens of a layer's experts now.
+
+        Args:
+            token_counts: by logical expert, all positive.
 
         Raises:
-            NoReplica: none holds it and none came back in time.
+            NoReplica: none holds an expert and none came back in time.
             StepAbandoned: raised by `on_wait`.
         """
 
@@ -57,7 +61,7 @@ class Transport(Protocol):
 
         Args:
             layer: decoder layer, 0-based.
-            plan: made with `choose_replica`.
+            plan: made with `assign`.
             hidden_ND: [N, D] in the plan's order, already multiplied by the scores.
 
         Raises:

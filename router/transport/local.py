@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from router.plan import DispatchPlan
+from router.spread import Assignment
 
 RunExperts = Callable[[int, Tensor, Sequence[int], Sequence[int]], Tensor]
 """(layer, hidden [N, D] sorted by expert, expert ids, token counts) -> outputs [N, D]."""
@@ -42,9 +43,9 @@ class LocalTransport:
         """Never called: nothing here waits."""
         self._run_experts = run_experts
 
-    def choose_replica(self, expert: int) -> str:
+    def assign(self, token_counts: Mapping[int, int]) -> Assignment:
         """Name this process."""
-        return _REPLICA_ID
+        return {expert: ((_REPLICA_ID, count),) for expert, count in token_counts.items()}
 
     def dispatch(self, layer: int, plan: DispatchPlan, hidden_ND: Tensor) -> _Done:
         """Run the experts now."""

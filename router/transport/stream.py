@@ -6,9 +6,11 @@ import logging
 import queue
 import socket
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import cached_property
+from typing import NamedTuple
 
 import grpc
 
@@ -22,7 +24,22 @@ from router.transport.slots import Slot, Slots
 _LOG = logging.getLogger(__name__)
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.05, 2.0
 
-Answer = Future[expert_pb2.DispatchResult]
+MOST_OWED_BYTES = 128 * 1024 * 1024
+"""Most bytes of dispatches that a replica may owe answers to, forgotten ones included: while it does not read, they lie
+in our memory, unsent. As much as two of the largest messages."""
+MOST_OWED = 256
+"""Most such dispatches."""
+
+
+class Answered(NamedTuple):
+    """A result, and when it came."""
+
+    result: expert_pb2.DispatchResult
+    at_s: float
+    """Monotonic second."""
+
+
+Answer = Future[Answered]
 
 
 class ReplicaStream:
@@ -57,6 +74,11 @@ class ReplicaStream:
         self._slots: Slots | None = None
         self._lent: dict[int, Slot] = {}
         """Slots the replica may still write to: of dispatches not answered yet, forgotten ones included."""
+        self._owed: dict[int, int] = {}
+        """Bytes of the dispatches not answered yet, forgotten ones included."""
+        self._owed_bytes = 0
+        self.last_answer_at = 0.0
+        """Monotonic second of the last answer to anything: a sign of life."""
         self._outbox: queue.SimpleQueue[expert_pb2.DispatchRequest | None] | None = None
         self._call: grpc.Call | None = None
         self._failure: errors.ServingError | None = None
@@ -75,6 +97,11 @@ class ReplicaStream:
         return len(self._pending)
 
     @property
+    def num_owed(self) -> int:
+        """Return the dispatches not answered yet, those forgotten included."""
+        return len(self._owed)
+
+    @property
     def slots(self) -> Slots | None:
         """Return the memory shared with the replica; None while it is not ready, or shares none."""
         return self._slots
@@ -89,25 +116,34 @@ class ReplicaStream:
         slots = self.slots
         return None if slots is None else slots.take(num_bytes)
 
-    def send(self, request: expert_pb2.DispatchRequest, slot: Slot | None = None) -> Answer:
+    def send(self, request: expert_pb2.DispatchRequest, num_bytes: int, slot: Slot | None = None) -> Answer:
         """Send a dispatch; the answer arrives in the future, as a result or a ServingError.
 
         Args:
             request: carries the dispatch; put into a request here, its tensor would be copied once more.
+            num_bytes: of its tensor, if that is in the request; the message would be written once more to find out.
             slot: where its tensor lies, if not in the request; who sends it lets go of it.
 
         Raises:
-            ReplicaUnavailable: the stream is not connected.
+            ReplicaUnavailable: the stream is not connected, or the replica owes as much as it may.
         """
         answer: Answer = Future()
+        dispatch_id = request.dispatch.dispatch_id
         with self._lock:
             # A slot of a stream that broke meanwhile means nothing on the one that replaced it.
             if self._outbox is None or (slot is not None and slot.slots is not self._slots):
                 raise errors.ReplicaUnavailable(f"replica {self.holder.replica_id} is not connected: try another")
+            if self._owed and (len(self._owed) >= MOST_OWED or self._owed_bytes + num_bytes > MOST_OWED_BYTES):
+                raise errors.ReplicaUnavailable(
+                    f"expected replica {self.holder.replica_id} to owe less than {MOST_OWED} answers, found "
+                    f"{len(self._owed)} to {self._owed_bytes} bytes: try another"
+                )
             if slot is not None:
                 slot.lend()
-                self._lent[request.dispatch.dispatch_id] = slot
-            self._pending[request.dispatch.dispatch_id] = answer
+                self._lent[dispatch_id] = slot
+            self._owed[dispatch_id] = num_bytes
+            self._owed_bytes += num_bytes
+            self._pending[dispatch_id] = answer
             self._outbox.put(request)
         return answer
 
@@ -190,9 +226,12 @@ class ReplicaStream:
             self._take(response.error.dispatch_id, errors.from_detail(response.error.detail))
 
     def _take(self, dispatch_id: int, answer: expert_pb2.DispatchResult | errors.ServingError) -> None:
+        now = time.monotonic()
         with self._lock:
+            self.last_answer_at = now
             future = self._pending.pop(dispatch_id, None)
             slot = self._lent.pop(dispatch_id, None)
+            self._owed_bytes -= self._owed.pop(dispatch_id, 0)
         if slot is not None:
             slot.answered()
         if future is None:
@@ -200,7 +239,7 @@ class ReplicaStream:
         if isinstance(answer, errors.ServingError):
             future.set_exception(answer)
         else:
-            future.set_result(answer)
+            future.set_result(Answered(answer, now))
 
     def _break(self, failure: errors.ServingError) -> bool:
         """Fail what is pending; tell whether the stream had been usable."""
@@ -208,6 +247,7 @@ class ReplicaStream:
             was_ready = self._outbox is not None
             pending, self._pending, self._outbox, self._call = self._pending, {}, None, None
             self._slots, self._lent = None, {}
+            self._owed, self._owed_bytes = {}, 0
             self._failure = failure
         for future in pending.values():
             future.set_exception(failure)
@@ -217,6 +257,11 @@ class ReplicaStream:
     def is_on_this_host(self) -> bool:
         """Tell whether the replica computes on the cores that we do."""
         return self.holder.host == socket.gethostname()
+
+    @cached_property
+    def crosses_network(self) -> bool:
+        """Tell whether dispatches go by TCP rather than by a socket of this host."""
+        return not self._target().startswith("unix:")
 
     @property
     def _peer(self) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from protos import errors
 from router.placement import ExpertHolder, Placement
+from router.spread import Assignment, spread
 from router.transport.base import WAIT_STEP_S
 from router.transport.stream import ReplicaStream
 
@@ -20,7 +20,7 @@ Connect = Callable[[ExpertHolder, Callable[[], None]], ReplicaStream]
 class ReplicaStreams:
     """One stream to each replica of the placement in force.
 
-    Any thread may use it; `choose` is the step loop's alone.
+    Any thread may use it; `assign` is the step loop's alone.
 
     Args:
         connect: makes a stream.
@@ -33,8 +33,7 @@ class ReplicaStreams:
         self._changed = threading.Condition()
         self._streams: dict[str, ReplicaStream] = {}
         self._placement = Placement(version=0, holders=())
-        # Experts begin with different holders, so that those of one step spread over replicas that hold them all.
-        self._turns: defaultdict[int, Iterator[int]] = defaultdict(lambda: itertools.count(len(self._turns)))
+        self._turns = itertools.count()
         self._is_closed = False
 
     @property
@@ -83,17 +82,24 @@ class ReplicaStreams:
         with self._changed:
             return self._is_closed or self._changed.wait(timeout_s)
 
-    def choose(self, expert: int, *, avoid: Collection[str], give_up_at: float, on_wait: Callable[[], None]) -> str:
-        """Name a connected holder of an expert, its holders in turn; wait for one if there is none.
+    def assign(
+        self,
+        token_counts: Mapping[int, int],
+        *,
+        avoid: Collection[str],
+        give_up_at: float,
+        on_wait: Callable[[], None],
+    ) -> Assignment:
+        """Spread tokens over connected holders of their experts; wait for one where there is none.
 
         Args:
-            expert: logical expert.
+            token_counts: by logical expert.
             avoid: replicas to name only if no other holder is connected.
             give_up_at: monotonic second until which to wait.
             on_wait: see `Transport.on_wait`.
 
         Raises:
-            NoReplica: no holder was connected in time, or the streams are closed.
+            NoReplica: an expert had no holder in time, or the streams are closed.
         """
         while True:
             with self._changed:
@@ -101,18 +107,44 @@ class ReplicaStreams:
                     raise errors.NoReplica(
                         "expected streams to expert replicas, found them closed: the router stops, try another"
                     )
-                ready = self._ready_holders(expert)
-                if choices := [replica for replica in ready if replica not in avoid] or ready:
-                    return choices[next(self._turns[expert]) % len(choices)]
+                holders = self._holders(token_counts, avoid)
+                missing = [expert for expert, found in holders.items() if not found]
+                if not missing:
+                    return spread(token_counts, holders, next(self._turns))
                 left_s = give_up_at - time.monotonic()
                 if left_s <= 0:
-                    raise self._no_holder(expert)
+                    raise self._no_holder(missing[0])
                 self._changed.wait(min(left_s, WAIT_STEP_S))
             on_wait()
 
-    def _ready_holders(self, expert: int) -> list[str]:
+    def assign_elsewhere(self, token_counts: Mapping[int, int], *, avoid: Collection[str]) -> Assignment | None:
+        """Give tokens to as few connected holders as can be, none of those to avoid; None where some expert has none.
+
+        As few, because who asks has reason to doubt replicas: with each that must answer, one that will not is likelier.
+        """
+        with self._changed:
+            holders = {expert: self._ready_holders(expert, avoid) for expert in token_counts}
+        if not all(holders.values()):
+            return None
+        turn = next(self._turns)
+        of_all = [each for each in next(iter(holders.values())) if all(each in found for found in holders.values())]
+        if not of_all:
+            return spread(token_counts, holders, turn)
+        return {expert: ((of_all[turn % len(of_all)], count),) for expert, count in token_counts.items()}
+
+    def _holders(self, experts: Iterable[int], avoid: Collection[str]) -> dict[int, Sequence[str]]:
+        """Return the connected holders of each expert, those to avoid only where there are no others."""
+        if not avoid:
+            return {expert: self._ready_holders(expert) for expert in experts}
+        return {expert: self._ready_holders(expert, avoid) or self._ready_holders(expert) for expert in experts}
+
+    def _ready_holders(self, expert: int, avoid: Collection[str] = ()) -> list[str]:
         holders = self._placement.replicas_by_expert.get(expert, ())
-        return [replica for replica in holders if (stream := self._streams.get(replica)) and stream.is_ready]
+        return [
+            replica
+            for replica in holders
+            if replica not in avoid and (stream := self._streams.get(replica)) and stream.is_ready
+        ]
 
     def _no_holder(self, expert: int) -> errors.NoReplica:
         known = self._placement.replicas_by_expert.get(expert, ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -15,14 +16,20 @@ from protos.codec import decode_tensor, encode_tensor
 from protos.expert.v1 import expert_pb2, expert_pb2_grpc
 
 WAIT_S = 30
+_IDS = itertools.count(1_000_000)
 
 
 def dispatch_of(
-    hidden_ND: Tensor, counts: Mapping[int, int], *, dispatch_id: int = 1, layer: int = 1, deadline_ms: int = 0
+    hidden_ND: Tensor,
+    counts: Mapping[int, int],
+    *,
+    dispatch_id: int | None = None,
+    layer: int = 1,
+    deadline_ms: int = 0,
 ) -> expert_pb2.Dispatch:
-    """Return a dispatch as a router makes it."""
+    """Return a dispatch as a router makes it, with an id of its own unless one is given."""
     return expert_pb2.Dispatch(
-        dispatch_id=dispatch_id,
+        dispatch_id=next(_IDS) if dispatch_id is None else dispatch_id,
         layer=layer,
         expert_ids=counts.keys(),
         token_counts=counts.values(),

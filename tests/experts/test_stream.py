@@ -11,6 +11,7 @@ import torch
 
 from experts.batcher import BatcherLimits
 from protos import errors
+from protos.checksum import dispatch_checksum, result_checksum
 from protos.expert.v1 import expert_pb2
 from tests.experts.replica_client import WAIT_S, StreamClient, dispatch_of, outputs_of, wait_until
 
@@ -127,7 +128,7 @@ def shared_client(tiny_folder):
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_dispatch_is_refused_and_its_stream_goes_on(shared_client, case):
     changes, reason, words = WRONG[case]
-    wrong = dispatch_of(HIDDEN_ND, COUNTS, dispatch_id=13)
+    wrong = dispatch_of(HIDDEN_ND, COUNTS)
     for field, value in changes.items():
         if isinstance(value, dict):
             for tensor_field, tensor_value in value.items():
@@ -137,7 +138,7 @@ def test_wrong_dispatch_is_refused_and_its_stream_goes_on(shared_client, case):
             wrong.ClearField(field)
             wrong.MergeFrom(expert_pb2.Dispatch(**{field: value}))
     response = shared_client.ask(wrong)
-    assert response.error.dispatch_id == 13
+    assert response.error.dispatch_id == wrong.dispatch_id
     refusal = error_of(response)
     assert refusal.reason == reason
     with pytest.raises(errors.ServingError, match=words):
@@ -157,7 +158,7 @@ def test_stream_without_hello_is_ended(serve):
 def test_second_hello_ends_the_stream_after_the_answers(serve, connect, held):
     held.gate.clear()
     client = connect(serve().address)
-    client.send(dispatch_of(HIDDEN_ND.repeat(20, 1), {0: 80}))
+    client.send(dispatch_of(HIDDEN_ND.repeat(20, 1), {0: 80}, dispatch_id=1))
     held.begun.get(timeout=WAIT_S)
     client.send_raw(expert_pb2.DispatchRequest(hello=expert_pb2.Hello()))
     held.gate.set()
@@ -289,3 +290,42 @@ def test_message_over_the_limit_ends_its_stream_and_no_other(serve, connect):
     greedy.send(huge)
     assert greedy.end().code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert outputs_of(client.ask(dispatch_of(HIDDEN_ND, COUNTS))).shape == (4, 32)
+
+
+def test_a_dispatch_that_comes_twice_is_answered_once(serve, connect):
+    client = connect(serve().address)
+    client.send(dispatch_of(HIDDEN_ND, COUNTS, dispatch_id=1))
+    client.send(dispatch_of(HIDDEN_ND, COUNTS, dispatch_id=1))
+    client.send(dispatch_of(HIDDEN_ND, COUNTS, dispatch_id=2))
+    assert [client.next().result.dispatch_id for _ in range(2)] == [1, 2]
+
+
+def test_a_dispatch_with_a_checksum_is_answered_with_one(serve, connect):
+    client = connect(serve().address)
+    dispatch = dispatch_of(HIDDEN_ND, COUNTS)
+    dispatch.checksum = dispatch_checksum(dispatch)
+    result = client.ask(dispatch).result
+    assert result.checksum == result_checksum(result)
+    assert not client.ask(dispatch_of(HIDDEN_ND, COUNTS)).result.HasField("checksum")
+
+
+def _flip_a_token_bit(dispatch):
+    data = bytearray(dispatch.hidden.data)
+    data[5] ^= 1
+    dispatch.hidden.data = bytes(data)
+
+
+DAMAGE = {
+    "a bit of a token": _flip_a_token_bit,
+    "the layer": lambda dispatch: setattr(dispatch, "layer", dispatch.layer + 2),
+    "an expert": lambda dispatch: dispatch.expert_ids.__setitem__(0, dispatch.expert_ids[0] + 1),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_dispatch_that_was_damaged_on_its_way_is_refused(serve, connect, damage):
+    client = connect(serve().address)
+    dispatch = dispatch_of(HIDDEN_ND, COUNTS)
+    dispatch.checksum = dispatch_checksum(dispatch)
+    damage(dispatch)
+    assert error_of(client.ask(dispatch)).reason == "BAD_DISPATCH"

@@ -9,6 +9,7 @@ import grpc
 import torch
 
 from protos import errors
+from protos.checksum import result_checksum
 from protos.codec import decode_tensor, encode_tensor
 from protos.expert.v1 import expert_pb2, expert_pb2_grpc
 from router.placement import ExpertHolder
@@ -16,7 +17,10 @@ from router.transport.local import RunExperts
 
 
 class ScriptedReplica(expert_pb2_grpc.ExpertServiceServicer):
-    """Answers with 2·hidden, or what `run_experts` makes of it, unless told to refuse, to fail, to hang, or to err."""
+    """Answers with 2·hidden, or what `run_experts` makes of it, unless told to refuse, to fail, to hang, or to err.
+
+    While `gate` is cleared, answers wait. The next `num_damaged` have a bit turned once their checksum was made.
+    """
 
     def __init__(
         self,
@@ -33,6 +37,9 @@ class ScriptedReplica(expert_pb2_grpc.ExpertServiceServicer):
         self.refusal: errors.ServingError | None = None
         self.wrong_rows = 0
         self.hanging = threading.Event()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.num_damaged = 0
         self._stopped = threading.Event()
         self._port = 0
         self._server: grpc.Server | None = None
@@ -72,10 +79,16 @@ class ScriptedReplica(expert_pb2_grpc.ExpertServiceServicer):
                 )
                 yield expert_pb2.DispatchResponse(error=error)
                 continue
+            self.gate.wait(30)
             dispatch = request.dispatch
             hidden_ND = decode_tensor(dispatch.hidden, dtype=torch.float32, shape=(None, None))
             outputs_ND = self.run_experts(dispatch.layer, hidden_ND, dispatch.expert_ids, dispatch.token_counts)
             result = expert_pb2.DispatchResult(
                 dispatch_id=dispatch.dispatch_id, hidden=encode_tensor(outputs_ND[self.wrong_rows :])
             )
+            if request.dispatch.HasField("checksum"):
+                result.checksum = result_checksum(result)
+            if self.num_damaged:
+                self.num_damaged -= 1
+                result.hidden.data = result.hidden.data[:-1] + bytes([result.hidden.data[-1] ^ 1])
             yield expert_pb2.DispatchResponse(result=result)

@@ -13,8 +13,9 @@ from router.engine import Engine
 from router.limits import EngineLimits
 from router.placement import Placement
 from router.request import Ended, GenerationRequest, SamplingParams, TokenChosen
-from router.transport.grpc import DispatchTimeouts, GrpcTransport
+from router.transport.grpc import GrpcTransport
 from router.transport.local import LocalTransport
+from router.transport.pending import DispatchTimeouts
 from tests.router.scripted_replica import ScriptedReplica
 from tests.tiny import TinyWeights, tiny_decoder
 

@@ -11,72 +11,10 @@ import torch
 
 from protos import channel, errors
 from router.placement import Placement
-from router.plan import plan_dispatch
 from router.transport.base import StepAbandoned
-from router.transport.grpc import DispatchTimeouts, GrpcTransport
+from tests.router.live_transport import EXPERTS, HIDDEN_TD, WAIT_S, placement_of, run, send_to, wait_until
 from tests.router.scripted_replica import ScriptedReplica
 from tests.router.silent_network import SilentNetwork
-
-EXPERTS = range(4)
-WAIT_S = 20
-HIDDEN_TD = torch.arange(24, dtype=torch.float32).reshape(6, 4)
-EXPERT_IDS_TK = torch.tensor([[3], [0], [1], [0], [2], [3]])
-
-
-@pytest.fixture
-def cluster():
-    """Start replicas and a transport that knows them: `cluster([(0, 1), (2, 3)])`."""
-    replicas: list[ScriptedReplica] = []
-    transports: list[GrpcTransport] = []
-
-    def start(groups, *, answer_s=10.0, patience_s=15.0):
-        replicas.extend(ScriptedReplica(f"replica-{i}", tuple(experts)) for i, experts in enumerate(groups))
-        timeouts = DispatchTimeouts(answer_s=answer_s, patience_s=patience_s)
-        transport = GrpcTransport(router_id="test", fingerprint="f00d", timeouts=timeouts)
-        transports.append(transport)
-        transport.update(placement_of(replicas, 1))
-        wait_connected(transport, replicas)
-        return transport, replicas
-
-    yield start
-    for transport in transports:
-        transport.close()
-    for replica in replicas:
-        replica.stop()
-
-
-def placement_of(replicas, version) -> Placement:
-    return Placement(version=version, holders=tuple(replica.holder for replica in replicas))
-
-
-def wait_connected(transport: GrpcTransport, replicas) -> None:
-    """Wait for each replica in turn: with others about, an expert is ready as soon as any holder is."""
-    assert all(
-        wait_until(lambda replica=replica: transport.stream(replica.replica_id).is_ready) for replica in replicas
-    )
-
-
-def wait_until(holds) -> bool:
-    end = time.monotonic() + WAIT_S
-    while not holds():
-        if time.monotonic() > end:
-            return False
-        threading.Event().wait(0.005)
-    return True
-
-
-def send_to(transport: GrpcTransport, replica_ids):
-    """Dispatch every token, expert e to the e-th of some replicas; return what is pending and what will come."""
-    plan = plan_dispatch(EXPERT_IDS_TK, lambda expert: replica_ids[expert % len(replica_ids)])
-    hidden_ND = HIDDEN_TD[plan.token_rows_N]
-    return transport.dispatch(7, plan, hidden_ND), hidden_ND * 2
-
-
-def run(transport: GrpcTransport) -> torch.Tensor:
-    """Dispatch every token and bring the outputs back into the tokens' order."""
-    plan = plan_dispatch(EXPERT_IDS_TK, transport.choose_replica)
-    outputs_ND = transport.dispatch(7, plan, HIDDEN_TD[plan.token_rows_N]).wait()
-    return torch.empty_like(HIDDEN_TD).index_copy(0, plan.token_rows_N, outputs_ND)
 
 
 @pytest.mark.parametrize("groups", [[EXPERTS], [(0, 2), (1, 3)], [(0,), (1,), (2,), (3,)]])
@@ -90,12 +28,13 @@ def test_every_token_comes_back_from_its_expert(cluster, groups):
         assert replica.hellos[0].model_fingerprint == "f00d"
 
 
-def test_holders_of_an_expert_take_turns_however_many_experts_are_asked_for(cluster):
+def test_holders_of_experts_that_are_used_alike_take_turns(cluster):
     transport, _ = cluster([EXPERTS, EXPERTS])
-    chosen = [[transport.choose_replica(expert) for expert in (0, 1)] for _ in range(4)]
-    for turns in zip(*chosen, strict=True):
-        assert turns[0] != turns[1]
-        assert turns[:2] == turns[2:]
+    chosen = [transport.assign({0: 1, 1: 1}) for _ in range(4)]
+    for assignment in chosen:
+        assert assignment[0] != assignment[1]
+    assert [each[0] for each in chosen[:2]] == [each[0] for each in chosen[2:]]
+    assert chosen[0][0] != chosen[1][0]
 
 
 def test_a_dead_replicas_dispatch_goes_to_another_holder(cluster):
@@ -209,9 +148,15 @@ def test_a_replica_cannot_ask_for_a_longer_pause_than_patience(cluster):
     assert time.monotonic() - started < 5
 
 
-def test_a_refusal_that_cannot_be_retried_is_raised_as_it_was_sent(cluster):
+def test_a_dispatch_that_is_refused_as_wrong_once_may_have_been_damaged_on_its_way(cluster):
     transport, (replica,) = cluster([EXPERTS])
-    replica.failures = [errors.BadDispatch("layer 7 is dense")]
+    replica.failures = [errors.BadDispatch("damaged"), errors.InternalError("a kernel failed")]
+    assert torch.equal(run(transport), HIDDEN_TD * 2)
+
+
+def test_a_dispatch_that_is_refused_as_wrong_again_and_again_fails_with_what_was_said(cluster):
+    transport, (replica,) = cluster([EXPERTS])
+    replica.failures = [errors.BadDispatch("layer 7 is dense")] * 3
     with pytest.raises(errors.BadDispatch, match="layer 7 is dense"):
         run(transport)
 
@@ -235,7 +180,7 @@ def test_closing_leaves_no_thread_behind(cluster):
     transport.close()
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("dispatch-")]
     with pytest.raises(errors.NoReplica, match="closed"):
-        transport.choose_replica(0)
+        transport.assign({0: 1})
 
 
 # Ways a step comes to wait, each for longer than a test may take.
@@ -287,7 +232,7 @@ def test_a_holder_that_refuses_the_router_is_named_with_its_reason(cluster):
     transport.update(placement_of([other], 2))
     assert wait_until(lambda: other.hellos)
     with pytest.raises(errors.NoReplica, match=r"holds expert 3.*other: model_fingerprint: expected beef"):
-        transport.choose_replica(3)
+        transport.assign({3: 1})
     other.stop()
 
 

@@ -23,7 +23,10 @@ def routings(draw):
 
 
 def make_plan(expert_ids_TK: torch.Tensor, holders: list[int]) -> DispatchPlan:
-    return plan_dispatch(expert_ids_TK, lambda expert: f"replica-{holders[expert]}")
+    return plan_dispatch(
+        expert_ids_TK,
+        lambda counts: {expert: ((f"replica-{holders[expert]}", count),) for expert, count in counts.items()},
+    )
 
 
 @given(routings())
@@ -60,19 +63,30 @@ def test_combining_what_identity_experts_return_adds_each_token_once_per_choice(
     assert torch.equal(combined_TD, hidden_TD * used_T)
 
 
-def test_each_used_expert_chooses_its_replica_once():
-    asked: list[int] = []
+def test_used_experts_are_assigned_once_and_together():
+    asked = []
 
-    def choose(expert: int) -> str:
-        asked.append(expert)
-        return "only"
+    def assign(counts):
+        asked.append(list(counts.items()))
+        return {expert: (("only", count),) for expert, count in counts.items()}
 
-    plan_dispatch(torch.tensor([[5], [2], [5], [2]]), choose)
-    assert asked == [2, 5]
+    plan_dispatch(torch.tensor([[5], [2], [5], [-1]]), assign)
+    plan_dispatch(torch.tensor([[-1]]), assign)
+    assert asked == [[(2, 1), (5, 2)]]
+
+
+def test_tokens_of_an_expert_that_replicas_share_are_cut_in_order():
+    assignment = {0: (("a", 1),), 1: (("a", 2), ("b", 1))}
+    plan = plan_dispatch(torch.tensor([[1], [0], [1], [1]]), lambda counts: assignment)
+    assert [(share.replica_id, share.expert_ids, share.token_counts) for share in plan.shares] == [
+        ("a", (0, 1), (1, 2)),
+        ("b", (1,), (1,)),
+    ]
+    assert plan.token_rows_N.tolist() == [1, 0, 2, 3]
 
 
 def test_tokens_of_one_expert_keep_their_order():
-    plan = plan_dispatch(torch.tensor([[1], [0], [1], [0]]), lambda expert: "only")
+    plan = make_plan(torch.tensor([[1], [0], [1], [0]]), [0, 0])
     assert plan.token_rows_N.tolist() == [1, 3, 0, 2]
 
 

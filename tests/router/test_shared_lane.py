@@ -21,10 +21,11 @@ from models.presets import SCOUT
 from router.placement import ExpertHolder, Placement
 from router.plan import plan_dispatch
 from router.transport.base import StepAbandoned
-from router.transport.grpc import DispatchTimeouts, GrpcTransport
+from router.transport.grpc import GrpcTransport
+from router.transport.pending import DispatchTimeouts
 from tests.models.checkpoint_files import write_hf
+from tests.router.live_transport import wait_until
 from tests.router.scripted_replica import ScriptedReplica
-from tests.router.test_grpc_transport import wait_until
 
 WAIT_S = 30
 WIDTH = 32
@@ -84,7 +85,7 @@ def holder_of(replica_id: str, address: str, expert_ids) -> ExpertHolder:
 
 def dispatch(transport: GrpcTransport, hidden_ND: torch.Tensor):
     ids_TK = torch.arange(hidden_ND.shape[0]).remainder(4).sort().values.reshape(-1, 1)
-    plan = plan_dispatch(ids_TK, transport.choose_replica)
+    plan = plan_dispatch(ids_TK, transport.assign)
     rows_ND = hidden_ND[plan.token_rows_N]
     return transport.dispatch(1, plan, rows_ND), rows_ND
 
@@ -225,7 +226,7 @@ def test_a_slot_of_a_broken_stream_is_not_sent_on_its_successor(start):
     stream.reset()
     assert wait_until(lambda: stream.slots is not None and stream.slots is not slot.slots)
     with pytest.raises(errors.ReplicaUnavailable):
-        stream.send(expert_pb2.DispatchRequest(), slot)
+        stream.send(expert_pb2.DispatchRequest(), 0, slot)
 
 
 def test_a_stream_holds_one_descriptor_at_each_end_and_none_after_it(start):
@@ -261,7 +262,7 @@ transport = GrpcTransport(router_id="test", fingerprint=ready["model_fingerprint
 holder = ExpertHolder(replica_id="far", address=ready["address"], expert_ids=tuple(ready["expert_ids"]))
 transport.update(Placement(version=1, holders=(holder,)))
 assert transport.wait_ready(range(len(ready["expert_ids"])), 30)
-plan = plan_dispatch(torch.zeros(8, 1, dtype=torch.int64), lambda _: "far")
+plan = plan_dispatch(torch.zeros(8, 1, dtype=torch.int64), transport.assign)
 while True:
     transport.dispatch(1, plan, torch.ones(8, 32)).wait()
     assert transport.stream("far").slots is not None

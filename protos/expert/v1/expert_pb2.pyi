@@ -39,7 +39,7 @@ class Welcome(_message.Message):
     def __init__(self, replica: _Optional[_Union[DescribeResponse, _Mapping]] = ..., shares_memory: bool = ...) -> None: ...
 
 class Dispatch(_message.Message):
-    __slots__ = ("dispatch_id", "placement_version", "layer", "expert_ids", "token_counts", "hidden", "deadline_ms")
+    __slots__ = ("dispatch_id", "placement_version", "layer", "expert_ids", "token_counts", "hidden", "deadline_ms", "checksum")
     DISPATCH_ID_FIELD_NUMBER: _ClassVar[int]
     PLACEMENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     LAYER_FIELD_NUMBER: _ClassVar[int]
@@ -47,6 +47,7 @@ class Dispatch(_message.Message):
     TOKEN_COUNTS_FIELD_NUMBER: _ClassVar[int]
     HIDDEN_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     dispatch_id: int
     placement_version: int
     layer: int
@@ -54,21 +55,24 @@ class Dispatch(_message.Message):
     token_counts: _containers.RepeatedScalarFieldContainer[int]
     hidden: _tensor_pb2.Tensor
     deadline_ms: int
-    def __init__(self, dispatch_id: _Optional[int] = ..., placement_version: _Optional[int] = ..., layer: _Optional[int] = ..., expert_ids: _Optional[_Iterable[int]] = ..., token_counts: _Optional[_Iterable[int]] = ..., hidden: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
+    checksum: int
+    def __init__(self, dispatch_id: _Optional[int] = ..., placement_version: _Optional[int] = ..., layer: _Optional[int] = ..., expert_ids: _Optional[_Iterable[int]] = ..., token_counts: _Optional[_Iterable[int]] = ..., hidden: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., deadline_ms: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class DispatchResult(_message.Message):
-    __slots__ = ("dispatch_id", "hidden", "queue_us", "compute_us", "load")
+    __slots__ = ("dispatch_id", "hidden", "queue_us", "compute_us", "load", "checksum")
     DISPATCH_ID_FIELD_NUMBER: _ClassVar[int]
     HIDDEN_FIELD_NUMBER: _ClassVar[int]
     QUEUE_US_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_US_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     dispatch_id: int
     hidden: _tensor_pb2.Tensor
     queue_us: int
     compute_us: int
     load: Load
-    def __init__(self, dispatch_id: _Optional[int] = ..., hidden: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., queue_us: _Optional[int] = ..., compute_us: _Optional[int] = ..., load: _Optional[_Union[Load, _Mapping]] = ...) -> None: ...
+    checksum: int
+    def __init__(self, dispatch_id: _Optional[int] = ..., hidden: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., queue_us: _Optional[int] = ..., compute_us: _Optional[int] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class DispatchError(_message.Message):
     __slots__ = ("dispatch_id", "code", "detail")

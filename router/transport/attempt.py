@@ -1,0 +1,135 @@
+"""One share of a dispatch on its way to one replica: written, sent, and its answer read."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from protos import errors
+from protos.checksum import dispatch_checksum, result_checksum
+from protos.codec import decode_tensor, write_tensor
+from protos.expert.v1 import expert_pb2
+from protos.shared_memory import write_shared
+from router.plan import ReplicaShare
+from router.transport.slots import Slot
+from router.transport.stream import Answer, ReplicaStream
+
+_MOST_MS = 2**32 - 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attempt:
+    """A share that was sent to a replica."""
+
+    share: ReplicaShare
+    stream: ReplicaStream
+    dispatch_id: int
+    answer: Answer
+    slot: Slot | None
+    """Where its tensor lies, if not in its message."""
+    sent_at: float
+    """Monotonic second."""
+    due_at: float
+    """Monotonic second after which the answer is no longer waited for."""
+
+    @property
+    def replica_id(self) -> str:
+        """Return who was asked."""
+        return self.share.replica_id
+
+    def rows(self, hidden_ND: Tensor) -> Tensor:
+        """Return the outputs [n, D] of the share, perhaps in its slot, once `answer` is done.
+
+        Args:
+            hidden_ND: the whole dispatch's tokens, for dtype and width.
+
+        Raises:
+            ServingError: what came instead.
+            BadTensor: the answer is not of the right form, or was damaged on its way.
+        """
+        result = self.answer.result(0).result
+        if result.HasField("checksum") and result.checksum != result_checksum(result):
+            raise errors.BadTensor(
+                f"expert output: expected the checksum {result.checksum} that replica {self.replica_id} sent, found "
+                f"{result_checksum(result)}: it was damaged on its way"
+            )
+        shape = (self.share.stop - self.share.start, hidden_ND.shape[1])
+        dtype, name = hidden_ND.dtype, "expert output"
+        if not result.hidden.HasField("shared"):
+            return decode_tensor(result.hidden, dtype=dtype, shape=shape, name=name)
+        if self.slot is None or result.hidden.shared.offset != self.slot.offset:
+            raise errors.BadTensor(f"{name}: expected it where the tokens were, found it elsewhere: check the replica")
+        return self.slot.slots.segment.read(result.hidden, dtype=dtype, shape=shape, name=name)
+
+    def let_go(self) -> None:
+        """Give up the slot, if there is one: whatever was in it has been copied or is not wanted. Idempotent."""
+        if self.slot is not None:
+            self.slot.let_go()
+
+    def abandon(self) -> None:
+        """Drop the answer nobody will read. Idempotent."""
+        self.stream.forget(self.dispatch_id)
+        self.let_go()
+
+
+class Sender:
+    """Writes dispatches. Belongs to one thread.
+
+    Args:
+        share_from_bytes: smallest tensor that travels through memory shared with a replica on this host; None: none.
+    """
+
+    def __init__(self, share_from_bytes: int | None) -> None:
+        self._share_from_bytes = share_from_bytes
+        self._dispatch_ids = itertools.count(1)
+
+    def send(
+        self,
+        share: ReplicaShare,
+        stream: ReplicaStream,
+        hidden_ND: Tensor,
+        *,
+        layer: int,
+        placement_version: int,
+        timeout_s: float,
+    ) -> Attempt:
+        """Send a share's tokens over a stream.
+
+        Raises:
+            ReplicaUnavailable: the stream is not connected, or its replica owes too many answers.
+        """
+        now = time.monotonic()
+        request = expert_pb2.DispatchRequest()
+        dispatch = request.dispatch
+        dispatch.dispatch_id = next(self._dispatch_ids)
+        dispatch.placement_version = placement_version
+        dispatch.layer = layer
+        dispatch.expert_ids.extend(share.expert_ids)
+        dispatch.token_counts.extend(share.token_counts)
+        dispatch.deadline_ms = min(max(int(timeout_s * 1000), 1), _MOST_MS)
+        hidden_nD = hidden_ND[share.start : share.stop]
+        num_bytes = hidden_nD.numel() * hidden_nD.itemsize
+        slot = self._slot(stream, num_bytes)
+        try:
+            if slot is None:
+                write_tensor(dispatch.hidden, hidden_nD)
+            else:
+                slot.write(hidden_nD)
+                write_shared(dispatch.hidden, hidden_nD, slot.offset)
+            if stream.crosses_network:
+                dispatch.checksum = dispatch_checksum(dispatch)
+            answer = stream.send(request, 0 if slot else num_bytes, slot)
+        except BaseException:
+            if slot is not None:
+                slot.let_go()
+            raise
+        return Attempt(share, stream, dispatch.dispatch_id, answer, slot, now, now + timeout_s)
+
+    def _slot(self, stream: ReplicaStream, num_bytes: int) -> Slot | None:
+        """Return shared memory for a tensor, if there is some and it is worth it."""
+        if self._share_from_bytes is None or num_bytes < self._share_from_bytes:
+            return None
+        return stream.take_slot(num_bytes)
