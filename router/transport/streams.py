@@ -120,7 +120,7 @@ class ReplicaStreams:
     def assign_elsewhere(self, token_counts: Mapping[int, int], *, avoid: Collection[str]) -> Assignment | None:
         """Give tokens to as few connected holders as can be, none of those to avoid; None where some expert has none.
 
-        As few, because who asks has reason to doubt replicas: with each that must answer, one that will not is likelier.
+        As few, because who asks has reason to doubt: with each replica that must answer, one that will not is likelier.
         """
         with self._changed:
             holders = {expert: self._ready_holders(expert, avoid) for expert in token_counts}
