@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from models.arena import Arena
 from models.config import ModelConfig
 
 Progress = Callable[[int, int], None]
@@ -32,5 +33,12 @@ class ExpertSource(Protocol):
     def num_bytes(self, name: str) -> int:
         """Return the bytes that reading a tensor reads."""
 
-    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """Return one tensor by Herd's name for it, converted to `dtype` if given."""
+    def read(self, name: str, dtype: torch.dtype | None = None, memory: Arena | None = None) -> Tensor:
+        """Return one tensor by Herd's name for it, converted to `dtype` if given.
+
+        Args:
+            name: of it.
+            dtype: what to convert it to.
+            memory: to read into, where that can be; the result then lasts until the next reading there, and may have
+                any strides.
+        """

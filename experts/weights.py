@@ -6,16 +6,15 @@ at the table once, without a lock, and a batch under way keeps the experts it ha
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from experts.kernels import choose
+from experts.memory import return_free_memory, returnable_blocks
 from experts.reader import ExpertReader
 from experts.source import ExpertSource, Progress
 from models.config import ModelConfig
@@ -181,7 +180,7 @@ class ExpertWeights:
             self._held = self._held.without_work_for(gone)
             settle()
             self._held = self._held.without(gone)
-        _return_free_memory()
+        return_free_memory()
 
     def run(self, layer: int, hidden_ND: Tensor, expert_ids: Sequence[int], token_counts: Sequence[int]) -> Tensor:
         """Return the experts' outputs [N, D], in the order of the tokens.
@@ -206,9 +205,10 @@ class ExpertWeights:
         return self._kernel.run(experts, token_counts, hidden_ND)
 
     def _add(self, expert_ids: tuple[int, ...], progress: Progress | None, num_threads: int | None = None) -> None:
-        for expert, by_layer in self._reader.read(expert_ids, progress, num_threads):
-            self._held = self._held.with_expert(expert, by_layer)
-        _return_free_memory()
+        with returnable_blocks():
+            for expert, by_layer in self._reader.read(expert_ids, progress, num_threads):
+                self._held = self._held.with_expert(expert, by_layer)
+        return_free_memory()
 
     def _check_room(self, num_experts: int) -> None:
         spare_bytes = self.spare_bytes
@@ -241,13 +241,3 @@ def _check_ids(config: ModelConfig, expert_ids: Sequence[int]) -> tuple[int, ...
     if not ids or len(set(ids)) != len(ids):
         raise BadConfig(f"expected at least one expert, each id once, found {list(expert_ids)}: give each once")
     return ids
-
-
-def _return_free_memory() -> None:
-    """Give the system back what reading and packing left behind between the weights that stay.
-
-    glibc keeps freed blocks below 32 MiB for itself: 121 MB resident for 75 MB of weights, 77 MB after this (torch
-    2.13, x86-64 Linux, 2026-11-21). Other C libraries have no such call and no such need.
-    """
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)

@@ -108,10 +108,10 @@ def test_a_failing_read_leaves_what_was_held(tiny_folder):
         def __getattr__(self, name):
             return getattr(self._source, name)
 
-        def read(self, name, dtype=None):
+        def read(self, name, dtype=None, memory=None):
             if name.startswith("layers.3.experts.3."):
                 raise errors.BadCheckpoint("expected a file, found none")
-            return self._source.read(name, dtype)
+            return self._source.read(name, dtype, memory)
 
     held = ExpertWeights.load(Failing(open_checkpoint(tiny_folder)), [0], torch.float32)
     with pytest.raises(errors.BadCheckpoint):
