@@ -21,6 +21,7 @@ from torch import Tensor
 
 from experts.server import ExpertServer
 from experts.weights import ExpertWeights
+from models.arena import Arena
 from models.config import ModelConfig
 from models.presets import SCOUT
 
@@ -54,7 +55,7 @@ class RandomExperts:
         """Return 0: nothing is read."""
         return 0
 
-    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+    def read(self, name: str, dtype: torch.dtype | None = None, memory: Arena | None = None) -> Tensor:
         """Return a weight made from its name: the same in every process."""
         width, hidden = self.config.expert_width, self.config.hidden_size
         shape = (hidden, 2 * width) if name.endswith("gate_up") else (width, hidden)

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import secrets
 import socket
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from experts.batcher import Batcher, BatcherLimits
+from experts.source import Progress
 from models.config import ModelConfig
 from protos.codec import wire_dtype
 from protos.expert.v1 import expert_pb2
+
+# What a dispatch that was checked may take until it waits in the batcher, in seconds: two lines of code.
+_ON_ITS_WAY_S = 0.1
+# Longest wait for what was accepted, in seconds: longer than a router waits for an answer.
+_SETTLE_S = 30.0
+_LOOK_EVERY_S = 0.005
 
 
 class HeldExperts(Protocol):
@@ -43,6 +51,12 @@ class HeldExperts(Protocol):
     def loaded_bytes(self) -> int:
         """Bytes read from the checkpoint."""
 
+    def hold(self, expert_ids: Sequence[int], progress: Progress | None = None) -> None:
+        """Read experts and add them, beside `run`."""
+
+    def release(self, expert_ids: Sequence[int], settle: Callable[[], None] = ...) -> None:
+        """Take no more work for experts, call `settle`, drop them; beside `run`."""
+
     def run(self, layer: int, hidden_ND: Tensor, expert_ids: Sequence[int], token_counts: Sequence[int]) -> Tensor:
         """Return outputs [N, D] of tokens sorted by expert."""
 
@@ -62,7 +76,16 @@ class Replica:
         # Three matrices: gate, up and down.
         macs_per_token = 3 * held.config.hidden_size * held.config.expert_width
         self.batcher = Batcher(self._run, limits, macs_per_token=macs_per_token)
-        self._tokens_by_expert = dict.fromkeys(held.expert_ids, 0)
+        self._tokens_by_expert: dict[int, int] = {}
+        self._num_batches = 0
+
+    def hold(self, expert_ids: Sequence[int], progress: Progress | None = None) -> None:
+        """Hold more experts; each takes dispatches once all its layers are in. See `ExpertWeights.hold`."""
+        self.held.hold(expert_ids, progress)
+
+    def release(self, expert_ids: Sequence[int]) -> None:
+        """Refuse dispatches for experts, compute those accepted, then drop the experts. See `ExpertWeights.release`."""
+        self.held.release(expert_ids, self._settle)
 
     def load(self) -> expert_pb2.Load:
         """Return how busy it is now."""
@@ -71,23 +94,37 @@ class Replica:
     def describe(self) -> expert_pb2.DescribeResponse:
         """Return what it holds and how busy it is."""
         held = self.held
+        expert_ids = held.expert_ids  # at one moment: others may be held at the next
         return expert_pb2.DescribeResponse(
             replica_id=self.replica_id,
             model_fingerprint=held.fingerprint,
             layers=held.config.moe_layers,
-            expert_ids=held.expert_ids,
+            expert_ids=expert_ids,
             dtype=wire_dtype(held.dtype),
             hidden_size=held.config.hidden_size,
             weight_bytes=held.weight_bytes,
             loaded_bytes=held.loaded_bytes,
             draining=self.batcher.is_draining,
             load=self.load(),
-            expert_tokens=self._tokens_by_expert.values(),
+            expert_tokens=[self._tokens_by_expert.get(expert, 0) for expert in expert_ids],
         )
 
     def _run(self, layer: int, hidden_ND: Tensor, expert_ids: Sequence[int], token_counts: Sequence[int]) -> Tensor:
         """Compute a batch and count its tokens; the batcher calls this from one thread at a time."""
+        self._num_batches += 1
         outputs_ND = self.held.run(layer, hidden_ND, expert_ids, token_counts)
         for expert, count in zip(expert_ids, token_counts, strict=True):
-            self._tokens_by_expert[expert] += count
+            self._tokens_by_expert[expert] = self._tokens_by_expert.get(expert, 0) + count
         return outputs_ND
+
+    def _settle(self) -> None:
+        """Wait until all that was accepted up to now has been computed.
+
+        At any moment at most one batch computes and each layer has one that waits; later work joins these or comes
+        after them. So it has been once as many batches more have begun and another one, or once nothing is left.
+        """
+        time.sleep(_ON_ITS_WAY_S)
+        last_batch = self._num_batches + len(self.held.config.moe_layers) + 1
+        give_up_at = time.monotonic() + _SETTLE_S
+        while self.batcher.num_unfinished and self._num_batches < last_batch and time.monotonic() < give_up_at:
+            time.sleep(_LOOK_EVERY_S)

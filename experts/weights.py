@@ -1,75 +1,85 @@
-"""The expert weights one process holds: chosen logical experts, through every MoE layer."""
+"""The expert weights one process holds: chosen logical experts, through every MoE layer, more or fewer while it serves.
+
+What is held at a moment is a table that never changes. Holding and releasing put another one in its place: `run` looks
+at the table once, without a lock, and a batch under way keeps the experts it has begun with.
+"""
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import Protocol
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from experts.kernels import Kernel, choose
+from experts.kernels import choose
+from experts.memory import return_free_memory, returnable_blocks
+from experts.reader import ExpertReader
+from experts.source import ExpertSource, Progress
 from models.config import ModelConfig
 from models.linear import Quantization
 from models.llama4.mlp import Mlp
-from protos.errors import BadConfig
-
-Progress = Callable[[int, int], None]
-"""(bytes read so far, bytes to read in all)."""
+from protos.errors import BadConfig, NotEnoughMemory, StalePlacement
 
 
-class ExpertSource(Protocol):
-    """Where expert weights come from: `models.checkpoint.Checkpoint`."""
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What is held at one moment."""
 
-    @property
-    def config(self) -> ModelConfig:
-        """The model they belong to."""
+    expert_ids: tuple[int, ...]
+    """Those that take work, ascending."""
+    by_layer: Mapping[int, Mapping[int, Mlp]]
+    """By layer and expert: those that take work, and those that are about to go."""
 
-    @property
-    def fingerprint(self) -> str:
-        """Which model exactly."""
+    def with_expert(self, expert: int, by_layer: Mapping[int, Mlp]) -> _Held:
+        """Return this and one expert more."""
+        grown = {layer: {**experts, expert: by_layer[layer]} for layer, experts in self.by_layer.items()}
+        return _Held(tuple(sorted((*self.expert_ids, expert))), grown)
 
-    @property
-    def bytes_read(self) -> int:
-        """Bytes read so far."""
+    def without_work_for(self, gone: set[int]) -> _Held:
+        """Return this with some experts still there, but for what was accepted already."""
+        return _Held(tuple(each for each in self.expert_ids if each not in gone), self.by_layer)
 
-    def num_bytes(self, name: str) -> int:
-        """Return the bytes that reading a tensor reads."""
-
-    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """Return one tensor by Herd's name for it, converted to `dtype` if given."""
+    def without(self, gone: set[int]) -> _Held:
+        """Return this without some experts."""
+        kept = {
+            layer: {each: mlp for each, mlp in experts.items() if each not in gone}
+            for layer, experts in self.by_layer.items()
+        }
+        return _Held(tuple(each for each in self.expert_ids if each not in gone), kept)
 
 
 class ExpertWeights:
     """Resident weights and the kernel that runs them. Made by `load`.
 
     Args:
-        source: where they were read from.
-        expert_ids: logical experts held, ascending.
+        source: where they are read from.
         dtype: of weights and tokens.
-        packed: by layer and expert, as `kernel` packed them.
-        kernel: what runs them.
-        loaded_bytes: read from the checkpoint for them.
+        device: where they are held.
+        quantize: how they are rounded; None: not at all.
+        spare_bytes: bytes of weights that `hold` may add to those of `load`; None: as many as it is told to.
     """
 
     def __init__(
         self,
         source: ExpertSource,
-        expert_ids: tuple[int, ...],
         dtype: torch.dtype,
-        packed: dict[int, dict[int, Mlp]],
-        kernel: Kernel,
-        loaded_bytes: int,
+        device: torch.device,
+        quantize: Quantization | None,
+        spare_bytes: int | None,
     ) -> None:
         self.config = source.config
         self.fingerprint = source.fingerprint
-        self.expert_ids = expert_ids
         self.dtype = dtype
-        self.loaded_bytes = loaded_bytes
-        self._packed = packed
-        self._kernel = kernel
+        self._source = source
+        self._kernel = choose(device, quantize)
+        self._reader = ExpertReader(source, self._kernel, dtype, device)
+        self._bytes_before = source.bytes_read
+        self._held = _Held((), {layer: {} for layer in source.config.moe_layers})
+        self._changing = threading.Lock()
+        self._spare_bytes = spare_bytes
+        self._loaded_weight_bytes = 0
 
     @classmethod
     def load(
@@ -81,6 +91,7 @@ class ExpertWeights:
         *,
         device: torch.device | None = None,
         quantize: Quantization | None = None,
+        spare_bytes: int | None = None,
     ) -> ExpertWeights:
         """Read chosen experts of every MoE layer and nothing else.
 
@@ -91,6 +102,7 @@ class ExpertWeights:
             progress: called after every expert of a layer.
             device: where to hold them; None: the CPU.
             quantize: how to round them; None: not at all.
+            spare_bytes: bytes of weights that `hold` may add; None: as many as it is told to.
 
         Raises:
             BadConfig: the model has no routed experts, or an id is out of range or given twice.
@@ -99,25 +111,10 @@ class ExpertWeights:
         Cost: blocks on the disk; one expert of one layer is in memory three times for a moment.
         """
         ids = _check_ids(source.config, expert_ids)
-        device = device or torch.device("cpu")
-        kernel = choose(device, quantize)
-        names = {
-            (layer, expert): (f"layers.{layer}.experts.{expert}.gate_up", f"layers.{layer}.experts.{expert}.down")
-            for layer in source.config.moe_layers
-            for expert in ids
-        }
-        total_bytes = sum(source.num_bytes(name) for pair in names.values() for name in pair)
-        bytes_before, done_bytes = source.bytes_read, 0
-        packed: dict[int, dict[int, Mlp]] = {layer: {} for layer in source.config.moe_layers}
-        for (layer, expert), pair in names.items():
-            gate_up_D2F, down_FD = (source.read(name, dtype).to(device) for name in pair)
-            packed[layer][expert] = kernel.pack(gate_up_D2F, down_FD)
-            done_bytes += sum(source.num_bytes(name) for name in pair)
-            if expert == ids[-1]:
-                _return_free_memory()
-            if progress is not None:
-                progress(done_bytes, total_bytes)
-        return cls(source, ids, dtype, packed, kernel, source.bytes_read - bytes_before)
+        weights = cls(source, dtype, device or torch.device("cpu"), quantize, spare_bytes)
+        weights._add(ids, progress)
+        weights._loaded_weight_bytes = weights.weight_bytes
+        return weights
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -125,9 +122,65 @@ class ExpertWeights:
         return self.config.moe_layers
 
     @property
+    def expert_ids(self) -> tuple[int, ...]:
+        """Logical experts held through all MoE layers, ascending."""
+        return self._held.expert_ids
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of weights in memory, as they are held."""
-        return sum(expert.num_bytes for experts in self._packed.values() for expert in experts.values())
+        return sum(expert.num_bytes for experts in self._held.by_layer.values() for expert in experts.values())
+
+    @property
+    def loaded_bytes(self) -> int:
+        """Bytes read from the source so far."""
+        return self._source.bytes_read - self._bytes_before
+
+    @property
+    def spare_bytes(self) -> int | None:
+        """Bytes of weights that `hold` may still add; None: as many as it is told to."""
+        if self._spare_bytes is None:
+            return None
+        return max(self._loaded_weight_bytes + self._spare_bytes - self.weight_bytes, 0)
+
+    def hold(self, expert_ids: Sequence[int], progress: Progress | None = None) -> None:
+        """Read experts and add each once all its layers are in; those that are held already stay. Safe beside `run`.
+
+        Args:
+            expert_ids: logical experts, in any order.
+            progress: called after every expert of a layer.
+
+        Raises:
+            BadConfig: an id is out of range or given twice.
+            NotEnoughMemory: they would take more than `spare_bytes`; none was read.
+            BadCheckpoint: the weights cannot be read; those that were complete before are held.
+
+        Cost: blocks on the disk; computes in this thread only, so that those who run experts keep their cores.
+        """
+        wanted = _check_ids(self.config, expert_ids)
+        with self._changing:
+            new = tuple(expert for expert in wanted if expert not in self.expert_ids)
+            self._check_room(len(new))
+            self._add(new, progress, num_threads=1)
+
+    def release(self, expert_ids: Sequence[int], settle: Callable[[], None] = lambda: None) -> None:
+        """Take work for experts no more, then drop them and give their memory back. Safe beside `run`.
+
+        Args:
+            expert_ids: held logical experts, in any order; others remain.
+            settle: called in between; returns once work accepted before has been computed. What is computed after
+                that without the experts it needs ends with StalePlacement.
+
+        Raises:
+            BadConfig: an id is given twice or not held, or none would remain.
+        """
+        gone = set(_check_ids(self.config, expert_ids))
+        with self._changing:
+            self._check_release(gone)
+            self._held = self._held.without_work_for(gone)
+            settle()
+            self._held = self._held.without(gone)
+        return_free_memory()
 
     def run(self, layer: int, hidden_ND: Tensor, expert_ids: Sequence[int], token_counts: Sequence[int]) -> Tensor:
         """Return the experts' outputs [N, D], in the order of the tokens.
@@ -137,9 +190,44 @@ class ExpertWeights:
             hidden_ND: [N, D] in our dtype, sorted by expert, already multiplied by the scores; only read.
             expert_ids: held logical experts, ascending.
             token_counts: rows for each of them; they sum to N.
+
+        Raises:
+            StalePlacement: an expert was released.
         """
-        held = self._packed[layer]
-        return self._kernel.run([held[expert] for expert in expert_ids], token_counts, hidden_ND)
+        held = self._held.by_layer[layer]
+        try:
+            experts = [held[expert] for expert in expert_ids]
+        except KeyError as error:
+            raise StalePlacement(
+                f"expected experts this replica holds, found {error} released: refresh the placement and send its "
+                "tokens to a holder"
+            ) from error
+        return self._kernel.run(experts, token_counts, hidden_ND)
+
+    def _add(self, expert_ids: tuple[int, ...], progress: Progress | None, num_threads: int | None = None) -> None:
+        with returnable_blocks():
+            for expert, by_layer in self._reader.read(expert_ids, progress, num_threads):
+                self._held = self._held.with_expert(expert, by_layer)
+        return_free_memory()
+
+    def _check_room(self, num_experts: int) -> None:
+        spare_bytes = self.spare_bytes
+        needed_bytes = num_experts * self.weight_bytes // len(self.expert_ids)
+        if spare_bytes is not None and needed_bytes > spare_bytes:
+            raise NotEnoughMemory(
+                f"expected room for {num_experts} experts of {needed_bytes} bytes, found {spare_bytes} bytes spare: "
+                "release others first or give the replica more"
+            )
+
+    def _check_release(self, gone: set[int]) -> None:
+        held = set(self.expert_ids)
+        if missing := sorted(gone - held):
+            raise BadConfig(f"expected held experts, {sorted(held)}, found {missing}: release only what is held")
+        if gone == held:
+            raise BadConfig(
+                f"expected at least one expert to remain, found all of {sorted(held)} to be released: stop the replica "
+                "instead"
+            )
 
 
 def _check_ids(config: ModelConfig, expert_ids: Sequence[int]) -> tuple[int, ...]:
@@ -153,13 +241,3 @@ def _check_ids(config: ModelConfig, expert_ids: Sequence[int]) -> tuple[int, ...
     if not ids or len(set(ids)) != len(ids):
         raise BadConfig(f"expected at least one expert, each id once, found {list(expert_ids)}: give each once")
     return ids
-
-
-def _return_free_memory() -> None:
-    """Give the system back what reading and packing left behind between the weights that stay.
-
-    glibc keeps freed blocks below 32 MiB for itself: 121 MB resident for 75 MB of weights, 77 MB after this (torch
-    2.13, x86-64 Linux, 2026-11-21). Other C libraries have no such call and no such need.
-    """
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)

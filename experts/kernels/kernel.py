@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from models.arena import Arena
 from models.llama4.mlp import Mlp
 
 
@@ -16,13 +18,19 @@ class Kernel(Protocol):
     A kernel packs the weights it runs: layout and code belong together.
     """
 
-    def pack(self, gate_up_D2F: Tensor, down_FD: Tensor) -> Mlp:
-        """Return an expert's weights as this kernel wants them; the arguments may be freed after.
+    def pack(self, gate_up_D2F: Tensor, down_FD: Tensor, arena: Arena | None = None) -> Mlp:
+        """Return an expert's weights as this kernel wants them.
+
+        The arguments may be freed after, and overwritten if they are on the CPU.
 
         Args:
-            gate_up_D2F: [D, 2F], the gate's F columns first.
-            down_FD: [F, D].
+            gate_up_D2F: [D, 2F] with any strides, the gate's F columns first.
+            down_FD: [F, D] with any strides.
+            arena: where to put them, for kernels that can choose; None: each matrix in memory of its own.
         """
+
+    def bytes_per_weight(self, dtype: torch.dtype) -> float:
+        """Return the bytes a packed number takes, of weights in a dtype."""
 
     def run(self, experts: Sequence[Mlp], token_counts: Sequence[int], hidden_ND: Tensor) -> Tensor:
         """Return the experts' outputs [N, D], in the dtype and order of the tokens.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from models.arena import Arena
 from models.linear.plain import PlainLinear
 from models.llama4.mlp import Mlp
 
@@ -14,9 +15,14 @@ from models.llama4.mlp import Mlp
 class ReferenceKernel:
     """Runs on every device and in every dtype that torch multiplies matrices in."""
 
-    def pack(self, gate_up_D2F: Tensor, down_FD: Tensor) -> Mlp:
+    def pack(self, gate_up_D2F: Tensor, down_FD: Tensor, arena: Arena | None = None) -> Mlp:
         """Keep the weights as the checkpoint has them."""
-        return Mlp(PlainLinear(gate_up_D2F.t()), PlainLinear(down_FD.t()))
+        kept = (each.clone() if each.device.type == "cpu" else each for each in (gate_up_D2F, down_FD))
+        return Mlp(*(PlainLinear(each.t()) for each in kept))
+
+    def bytes_per_weight(self, dtype: torch.dtype) -> float:
+        """Return the dtype's bytes."""
+        return dtype.itemsize
 
     def run(self, experts: Sequence[Mlp], token_counts: Sequence[int], hidden_ND: Tensor) -> Tensor:
         """Run one expert after the other."""

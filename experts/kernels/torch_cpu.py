@@ -24,8 +24,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from models.arena import Arena
 from models.cpu.tensors import swiglu
-from models.linear import Quantization, pack_linear
+from models.linear import BITS_PER_WEIGHT, Quantization, pack_linear
 from models.llama4.mlp import Mlp
 
 
@@ -41,9 +42,13 @@ class TorchCpuKernel:
     def __init__(self, quantize: Quantization | None = None) -> None:
         self._quantize = quantize
 
-    def pack(self, gate_up_D2F: Tensor, down_FD: Tensor) -> Mlp:
+    def pack(self, gate_up_D2F: Tensor, down_FD: Tensor, arena: Arena | None = None) -> Mlp:
         """Pack both products. Cost: both forms are in memory for a moment."""
-        return Mlp(pack_linear(gate_up_D2F.t(), self._quantize), pack_linear(down_FD.t(), self._quantize))
+        return Mlp(*(pack_linear(each.t(), self._quantize, arena) for each in (gate_up_D2F, down_FD)))
+
+    def bytes_per_weight(self, dtype: torch.dtype) -> float:
+        """Return the dtype's bytes, or what rounding leaves of them."""
+        return BITS_PER_WEIGHT[self._quantize] / 8 if self._quantize else dtype.itemsize
 
     def run(self, experts: Sequence[Mlp], token_counts: Sequence[int], hidden_ND: Tensor) -> Tensor:
         """Run the experts."""

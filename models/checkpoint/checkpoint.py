@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.arena import Arena
 from models.checkpoint.hf_layout import has_hf_weights, map_hf_tensors, read_hf_table
 from models.checkpoint.meta_layout import count_vocabulary, map_meta_tensors, read_meta_tables
 from models.checkpoint.source_table import SourceTable
-from models.checkpoint.stored_tensor import WEIGHT_DTYPES, Block, ByteRange
+from models.checkpoint.stored_tensor import WEIGHT_DTYPES, Block, ByteRange, turned
 from models.checkpoint.tensor_shapes import expert_names, tensor_shapes
 from models.config import ModelConfig
 from models.hf_config import HF_CONFIG, read_hf_config
@@ -121,15 +122,17 @@ class Checkpoint:
         """Return the byte ranges that reading a tensor reads."""
         return tuple(found for block in self._blocks[self._own_name(name)] for found in block.byte_ranges())
 
-    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+    def read(self, name: str, dtype: torch.dtype | None = None, memory: Arena | None = None) -> Tensor:
         """Read one tensor.
 
         Args:
             name: Herd's name of it; `lm_head` is `embed` where the two are tied.
             dtype: what to convert it to; None: leave it as stored.
+            memory: to read into again and again; None: new memory.
 
         Returns:
-            A new contiguous tensor on the CPU.
+            A tensor on the CPU. In `memory` it has the strides it was stored with and lasts until the next reading
+            there; else it is contiguous and the caller's.
 
         Raises:
             BadCheckpoint: the file has changed or vanished since it was opened, or the disk fails.
@@ -137,11 +140,28 @@ class Checkpoint:
         Cost: blocks on the disk; with a conversion, both forms are in memory for a moment.
         """
         name = self._own_name(name)
-        out = torch.empty(self._shapes[name], dtype=self.dtype(name))
+        if memory is None:
+            found = self._read_blocks(name, Arena())
+            return found.contiguous() if dtype is None else found.to(dtype).contiguous()
+        memory.clear()
+        found = self._read_blocks(name, memory)
+        if dtype in (None, found.dtype):
+            return found
+        by_rows = found if found.is_contiguous() else found.T
+        converted = memory.empty(by_rows.shape, dtype).copy_(by_rows)
+        return converted if by_rows is found else converted.T
+
+    def _read_blocks(self, name: str, memory: Arena) -> Tensor:
+        """Return a tensor as stored; one that consists of transposed blocks only, as a transposed view of these."""
+        blocks, shape = self._blocks[name], self._shapes[name]
+        is_turned = all(block.is_transposed for block in blocks)
+        if is_turned:
+            blocks, shape = tuple(map(turned, blocks)), shape[::-1]
+        out = memory.empty(shape, self.dtype(name))
         rows = out if out.dim() == 2 else out[None]
-        for block in self._blocks[name]:
-            self._read_block(name, block, rows)
-        return out if dtype is None else out.to(dtype)
+        for block in blocks:
+            self._read_block(name, block, rows, memory)
+        return out.T if is_turned else out
 
     def _own_name(self, name: str) -> str:
         """Return the name a tensor is kept under."""
@@ -151,7 +171,7 @@ class Checkpoint:
             raise KeyError(f"{name} is no tensor of {self.folder}; names lists them")
         return name
 
-    def _read_block(self, name: str, block: Block, out: Tensor) -> None:
+    def _read_block(self, name: str, block: Block, out: Tensor, memory: Arena) -> None:
         """Fill a block's place in one of our tensors: in place where its bytes lie there as in the file."""
         columns = block.source.num_columns
         height, width = (columns, block.num_rows) if block.is_transposed else (block.num_rows, columns)
@@ -159,7 +179,7 @@ class Checkpoint:
         if not block.is_transposed and place.is_contiguous():
             self._read_into(name, block, place)
             return
-        rows = torch.empty(block.num_rows, columns, dtype=out.dtype)
+        rows = memory.empty((block.num_rows, columns), out.dtype)
         self._read_into(name, block, rows)
         place.copy_(rows.T if block.is_transposed else rows)
 

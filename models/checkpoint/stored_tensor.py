@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -114,3 +115,8 @@ class Block:
 def whole(source: StoredTensor, *, row: int = 0, column: int = 0, is_transposed: bool = False) -> Block:
     """Return a block of all rows of a stored tensor."""
     return Block(source, 0, source.num_rows, row, column, is_transposed)
+
+
+def turned(block: Block) -> Block:
+    """Return a block's place in the transpose of our tensor."""
+    return dataclasses.replace(block, row=block.column, column=block.row, is_transposed=not block.is_transposed)

@@ -8,6 +8,7 @@ from ctypes import addressof, c_long, c_void_p
 import torch
 from torch import Tensor
 
+from models.arena import Arena
 from models.cpu.library import load_library
 
 _BFLOAT16_MULTIPLE = 32
@@ -61,6 +62,6 @@ def is_int8_supported(weight_OI: Tensor) -> bool:
     )
 
 
-def copy_weight(weight_OI: Tensor) -> Weight:
+def copy_weight(weight_OI: Tensor, arena: Arena) -> Weight:
     """Return a copy of a bfloat16 weight, in large pages: a file's would not be."""
-    return Weight(weight_OI.new_empty(weight_OI.shape).copy_(weight_OI))
+    return Weight(arena.empty(weight_OI.shape, weight_OI.dtype).copy_(weight_OI))

@@ -11,8 +11,10 @@ int8, int4     the fastest products with quantised weights on an x86 CPU
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from models.arena import Arena
 from models.cpu.weight import Weight, copy_weight, is_int8_supported, is_supported
 from models.linear import int4, int8, onednn
 from models.linear.dequantized import DequantizedInt4, DequantizedInt8
@@ -24,28 +26,31 @@ from models.linear.row_major import RowMajorLinear
 __all__ = ["BITS_PER_WEIGHT", "Linear", "Quantization", "RowMajorLinear", "pack_linear", "share_linear"]
 
 
-def pack_linear(weight_OI: Tensor, quantize: Quantization | None = None) -> Linear:
-    """Return the fastest product with a weight; the argument may be freed after.
+def pack_linear(weight_OI: Tensor, quantize: Quantization | None = None, arena: Arena | None = None) -> Linear:
+    """Return the fastest product with a weight; the argument may be freed after, and overwritten if it is on the CPU.
 
     Not by the number of rows: a form that knows several ways chooses among them at each call.
 
     Args:
         weight_OI: [O, I], on any device, in any dtype, with any strides.
         quantize: how to round it; None: not at all.
+        arena: where forms that lie on the CPU by rows take their memory; None: each its own.
     """
+    arena = arena or Arena()
     if quantize == "int8":
+        if is_int8_supported(weight_OI):
+            rounded = quantize_int8(weight_OI, arena.empty(weight_OI.shape, torch.int8))
+            return RowMajorLinear(Weight(rounded.codes_OI, rounded.scale_O))
         levels = int8.num_levels(weight_OI.device)
         rounded = quantize_int8(weight_OI)
-        if is_int8_supported(weight_OI):
-            return RowMajorLinear(Weight(rounded.codes_OI.contiguous(), rounded.scale_O.contiguous()))
         return int8.Int8Linear(rounded, levels) if levels else DequantizedInt8(rounded)
     if quantize == "int4":
         form = int4.Int4Linear if int4.is_supported(weight_OI.device) else DequantizedInt4
         return form(quantize_int4(weight_OI))
     if not onednn.is_supported(weight_OI):
-        return PlainLinear(weight_OI)
+        return PlainLinear(weight_OI.clone() if weight_OI.device.type == "cpu" else weight_OI)
     if is_supported(weight_OI):
-        return RowMajorLinear(copy_weight(weight_OI))
+        return RowMajorLinear(copy_weight(weight_OI, arena))
     if onednn.is_small(weight_OI):
         return onednn.SmallLinear(weight_OI)
     return onednn.PackedLinear(weight_OI)

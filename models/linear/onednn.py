@@ -54,11 +54,11 @@ class SmallLinear:
     """A weight whose product is cheaper than a call of oneDNN, for few rows.
 
     Args:
-        weight_OI: [O, I] float32; kept as it is if its transpose is contiguous, else copied.
+        weight_OI: [O, I] float32; copied.
     """
 
     def __init__(self, weight_OI: Tensor) -> None:
-        self._weight_IO = weight_OI.t().contiguous()
+        self._weight_IO = weight_OI.t().clone(memory_format=torch.contiguous_format)
         self.num_bytes = self._weight_IO.nbytes
 
     def __call__(self, x_TI: Tensor) -> Tensor:

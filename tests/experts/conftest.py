@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from experts.batcher import BatcherLimits
 from experts.server import ExpertServer, ServerLimits
@@ -15,6 +16,7 @@ from experts.weights import ExpertWeights
 from models.checkpoint import open_checkpoint
 from protos.expert.v1 import expert_pb2
 from tests.experts.replica_client import WAIT_S, StreamClient
+from tests.experts.wide_model import write_wide
 from tests.models.checkpoint_files import write_hf
 
 HELD = (0, 1, 3)
@@ -30,8 +32,6 @@ class GatedExperts(ExpertWeights):
 
     @classmethod
     def gated(cls, folder: Path) -> GatedExperts:
-        import torch
-
         held = cls.load(open_checkpoint(folder), HELD, torch.float32)
         held.gate, held.begun = threading.Event(), queue.SimpleQueue()
         held.gate.set()
@@ -47,6 +47,14 @@ class GatedExperts(ExpertWeights):
 def tiny_folder(tmp_path_factory) -> Path:
     """A model with D = 32 and 4 experts in layers 1 and 3."""
     return write_hf(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def wide_folder(tmp_path_factory) -> Iterator[Path]:
+    """A model with 151 MB of routed experts, in 16 pairs of 9.4 MB."""
+    folder = write_wide(tmp_path_factory.mktemp("wide"))
+    yield folder
+    (folder / "model.safetensors").unlink()
 
 
 @pytest.fixture
