@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+from cluster.events import Events
 from router.placement import ExpertHolder, Placement
 
 
@@ -23,6 +24,8 @@ class ExpertReplica:
     """What routers need to reach it."""
     group: str
     """The expert group it serves."""
+    home_ids: tuple[int, ...]
+    """The experts of its group: it holds them as long as it lives."""
     weight_bytes: int
     """Bytes of weights in its memory."""
     pid: int
@@ -62,12 +65,16 @@ class Directory:
         self._replicas: dict[str, ExpertReplica] = {}
         self._expires_at: dict[str, float] = {}
         self._changed = asyncio.Event()
+        self.events = Events()
+        """What became of replicas."""
 
     def register(self, replica: ExpertReplica, now: float) -> None:
         """Add a replica, or replace the one of that id."""
         replica_id = replica.holder.replica_id
         self._expires_at[replica_id] = now + self._lease_s
-        if self._replicas.get(replica_id) != replica:
+        known = self._replicas.get(replica_id)
+        if known != replica:
+            self._note_registered(known, replica)
             self._replicas[replica_id] = replica
             self._bump()
 
@@ -79,16 +86,17 @@ class Directory:
         self._expires_at[replica_id] = now + self._lease_s
         return True
 
-    def deregister(self, replica_id: str) -> None:
+    def deregister(self, replica_id: str, reason: str = "left") -> None:
         """Take a replica out. Idempotent."""
         if self._replicas.pop(replica_id, None):
             del self._expires_at[replica_id]
+            self.events.note(replica_id, reason)
             self._bump()
 
     def advance(self, now: float) -> None:
         """Let time pass: take out replicas whose lease has ended, and settle."""
         for replica_id in [each for each, expires_at in self._expires_at.items() if now >= expires_at]:
-            self.deregister(replica_id)
+            self.deregister(replica_id, "lost: no heartbeat came any more")
         if not self._is_settled and now >= self._settles_at:
             self._is_settled = True
             self._bump()
@@ -108,6 +116,17 @@ class Directory:
         except TimeoutError:
             pass
         return self.snapshot()
+
+    def _note_registered(self, known: ExpertReplica | None, replica: ExpertReplica) -> None:
+        replica_id = replica.holder.replica_id
+        if known is None:
+            self.events.note(replica_id, f"serves {replica.group}")
+            return
+        before, after = set(known.holder.expert_ids), set(replica.holder.expert_ids)
+        for expert in sorted(after - before):
+            self.events.note(replica_id, f"serves a copy of expert {expert}")
+        for expert in sorted(before - after):
+            self.events.note(replica_id, f"gives up its copy of expert {expert}")
 
     def _bump(self) -> None:
         self._version += 1

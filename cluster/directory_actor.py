@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import ray
 from ray.actor import ActorHandle
@@ -10,10 +12,25 @@ from ray.serve._private.constants import SERVE_DEPLOYMENT_ACTOR_PREFIX, SERVE_NA
 from ray.serve.config import DeploymentActorConfig
 
 from cluster.directory import Directory, DirectorySnapshot, ExpertReplica
+from cluster.events import ClusterEvent
+from cluster.placement_load import ReplicaReport
+from cluster.rebalancer import Rebalancer
 from cluster.startup_board import ReplicaProgress, StartupBoard
 
 NAME = "directory"
 """Name of the actor within its deployment."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DirectoryOverview:
+    """The directory as people want to see it."""
+
+    snapshot: DirectorySnapshot
+    """Who is registered."""
+    reports: Mapping[str, ReplicaReport]
+    """By replica, what it said last."""
+    events: tuple[ClusterEvent, ...]
+    """What happened lately, oldest first."""
 
 
 class DirectoryActor:
@@ -28,14 +45,33 @@ class DirectoryActor:
         first_version = int(time.time() * 1000)
         self._directory = Directory(lease_s=lease_s, first_version=first_version, now=time.monotonic())
         self._board = StartupBoard()
+        self._rebalancer = Rebalancer()
 
     async def register(self, replica: ExpertReplica) -> None:
         """Add an expert replica."""
         self._directory.register(replica, time.monotonic())
 
-    async def renew(self, replica_id: str) -> bool:
-        """Extend a replica's lease; tell whether it is known."""
-        return self._directory.renew(replica_id, time.monotonic())
+    async def heartbeat(self, report: ReplicaReport) -> frozenset[int] | None:
+        """Extend a replica's lease; return the experts it should hold, None if it is not known and has to register."""
+        now = time.monotonic()
+        if not self._directory.renew(report.replica_id, now):
+            return None
+        self._rebalancer.hear(report)
+        snapshot = self._directory.snapshot()
+        if snapshot.is_settled:  # before, replicas may be missing that have the load of others
+            for replica_id, (added, dropped) in self._rebalancer.decide(snapshot.replicas, now).items():
+                self._note_decision(replica_id, added, dropped)
+        wanted = self._rebalancer.wanted(report.replica_id)
+        return report.held if wanted is None else wanted
+
+    async def overview(self) -> DirectoryOverview:
+        """Return the replicas, what they report and what happened lately."""
+        self._directory.advance(time.monotonic())
+        return DirectoryOverview(
+            snapshot=self._directory.snapshot(),
+            reports=dict(self._rebalancer.reports),
+            events=self._directory.events.newest(),
+        )
 
     async def deregister(self, replica_id: str) -> None:
         """Take a replica out."""
@@ -47,6 +83,12 @@ class DirectoryActor:
         await self._directory.wait_for_change(version, timeout_s)
         self._directory.advance(time.monotonic())
         return self._directory.snapshot()
+
+    def _note_decision(self, replica_id: str, added: frozenset[int], dropped: frozenset[int]) -> None:
+        for expert in sorted(added):
+            self._directory.events.note(replica_id, f"is to hold a copy of expert {expert}")
+        for expert in sorted(dropped):
+            self._directory.events.note(replica_id, f"is to drop its copy of expert {expert}")
 
     async def report(self, progress: ReplicaProgress) -> None:
         """Note how far a replica has come."""

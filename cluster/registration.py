@@ -1,43 +1,70 @@
-"""Keeps an expert replica in the directory for as long as it lives."""
+"""Keeps an expert replica in the directory for as long as it lives, and brings back what the directory wants of it."""
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 
 import ray
+from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from cluster.directory import ExpertReplica
 from cluster.directory_actor import find_directories
+from cluster.placement_load import ReplicaReport
 
 _LOG = logging.getLogger(__name__)
 _CALL_TIMEOUT_S = 2.0
+_LOOK_EVERY = 8
+"""Heartbeats after which directories are looked for again: a second one shows only so."""
 
 
 class Registration:
     """A thread that renews a replica's lease, and registers it with directories that do not know it.
 
-    So a directory that restarts, or a second one, knows every replica a heartbeat later.
+    So a directory that restarts, or a second one, knows every replica a heartbeat or two later.
 
     Args:
         replica: what to register.
+        report: makes the report that goes with a heartbeat; called from the thread.
+        on_wanted: takes the experts that the replica should hold; called from the thread, must not block.
         app: name of the application.
         deployment: whose directories to register with.
         period_s: seconds between heartbeats; a fraction of the lease.
     """
 
-    def __init__(self, replica: ExpertReplica, *, app: str, deployment: str, period_s: float) -> None:
+    def __init__(
+        self,
+        replica: ExpertReplica,
+        *,
+        report: Callable[[], ReplicaReport],
+        on_wanted: Callable[[frozenset[int]], None],
+        app: str,
+        deployment: str,
+        period_s: float,
+    ) -> None:
         self._replica = replica
+        self._report = report
+        self._on_wanted = on_wanted
         self._app = app
         self._deployment = deployment
         self._period_s = period_s
+        self._directories: list[ActorHandle] = []
+        self._beats_since_look = _LOOK_EVERY
+        self._registering = threading.Lock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="registration", daemon=True)
 
     def start(self) -> None:
         """Start the heartbeats; the first comes at once."""
         self._thread.start()
+
+    def announce(self, replica: ExpertReplica) -> None:
+        """Tell the directories at once that the replica has changed. For any thread; blocks for seconds at most."""
+        with self._registering:
+            self._replica = replica
+            self._register(self._directories)
 
     def stop(self) -> None:
         """End the heartbeats and deregister. Blocks for a few seconds at most. Idempotent."""
@@ -55,16 +82,39 @@ class Registration:
 
     def _beat(self) -> bool:
         """Renew or register everywhere; tell whether a directory was found."""
-        directories = []
+        self._look()
+        report = self._report()
+        for directory in list(self._directories):
+            try:
+                wanted = ray.get(directory.heartbeat.remote(report), timeout=_CALL_TIMEOUT_S)
+            except (RayError, TimeoutError) as error:
+                _LOG.warning("the directory did not take a heartbeat, the next one follows: %s", error)
+                self._beats_since_look = _LOOK_EVERY
+                continue
+            if wanted is None:
+                with self._registering:
+                    self._register([directory])
+            else:
+                self._on_wanted(wanted)
+        return bool(self._directories)
+
+    def _look(self) -> None:
+        """Find the directories, now and then and when one has failed: to list a cluster's actors is not cheap."""
+        self._beats_since_look += 1
+        if self._directories and self._beats_since_look < _LOOK_EVERY:
+            return
         try:
-            directories = find_directories(self._app, self._deployment)
-            for directory in directories:
-                known = ray.get(directory.renew.remote(self._replica.holder.replica_id), timeout=_CALL_TIMEOUT_S)
-                if not known:
-                    ray.get(directory.register.remote(self._replica), timeout=_CALL_TIMEOUT_S)
+            self._directories = find_directories(self._app, self._deployment)
+            self._beats_since_look = 0
         except (RayError, TimeoutError) as error:
-            _LOG.warning("the directory did not take a heartbeat, the next one follows: %s", error)
-        return bool(directories)
+            _LOG.warning("could not look for the directory, the next heartbeat does: %s", error)
+
+    def _register(self, directories: list[ActorHandle]) -> None:
+        for directory in directories:
+            try:
+                ray.get(directory.register.remote(self._replica), timeout=_CALL_TIMEOUT_S)
+            except (RayError, TimeoutError) as error:
+                _LOG.warning("the directory did not register the replica, the next heartbeat does: %s", error)
 
     def _deregister(self) -> None:
         try:

@@ -47,6 +47,18 @@ class BatcherLimits:
     their computing a thread switch is small."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatcherTimes:
+    """Sums over the dispatches computed since the start."""
+
+    dispatches: int = 0
+    """How many."""
+    queue_s: float = 0.0
+    """Seconds from arrival to the start of computing."""
+    compute_s: float = 0.0
+    """Seconds computing the batch each was part of."""
+
+
 class Batcher:
     """Computes dispatches, one batch at a time.
 
@@ -77,6 +89,7 @@ class Batcher:
         self._is_draining = False
         self._is_closed = False
         self._total_tokens = 0
+        self._times = BatcherTimes()
         self._thread = threading.Thread(target=self._compute_waiting, name="experts-compute", daemon=True)
         self._thread.start()
 
@@ -89,6 +102,11 @@ class Batcher:
     def total_tokens(self) -> int:
         """Tokens computed so far."""
         return self._total_tokens
+
+    @property
+    def times(self) -> BatcherTimes:
+        """How long dispatches waited and computed so far."""
+        return self._times
 
     @property
     def is_draining(self) -> bool:
@@ -205,7 +223,14 @@ class Batcher:
             _LOG.exception("computing layer %d failed for %d dispatches", works[0].layer, len(works))
             message = f"computing layer {works[0].layer} failed: {type(error).__name__}: {error}"
             return [Outcome(error=errors.InternalError(message)) for _ in works]
-        compute_us = int((self._clock() - started_s) * 1e6)
+        seconds = self._clock() - started_s
+        before = self._times
+        self._times = BatcherTimes(
+            dispatches=before.dispatches + len(works),
+            queue_s=before.queue_s + sum(started_s - work.arrived_s for work in works),
+            compute_s=before.compute_s + seconds * len(works),
+        )
+        compute_us = int(seconds * 1e6)
         return [
             Outcome(outputs_ND=part_ND, queue_us=int((started_s - work.arrived_s) * 1e6), compute_us=compute_us)
             for work, part_ND in zip(works, parts, strict=True)

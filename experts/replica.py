@@ -87,6 +87,11 @@ class Replica:
         """Refuse dispatches for experts, compute those accepted, then drop the experts. See `ExpertWeights.release`."""
         self.held.release(expert_ids, self._settle)
 
+    @property
+    def tokens_by_expert(self) -> dict[int, int]:
+        """Tokens run so far by each expert that ran any, summed over layers."""
+        return dict(self._tokens_by_expert)
+
     def load(self) -> expert_pb2.Load:
         """Return how busy it is now."""
         return expert_pb2.Load(queued_tokens=self.batcher.queued_tokens, total_tokens=self.batcher.total_tokens)
