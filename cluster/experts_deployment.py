@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import tempfile
+import threading
 from pathlib import Path
 
 import ray
@@ -19,6 +20,7 @@ from cluster.planned_model import open_planned_checkpoint
 from cluster.registration import Registration
 from cluster.startup_report import StartupReport
 from experts.server import ExpertServer
+from experts.startup import StartupClock
 from experts.weights import ExpertWeights
 from router.placement import ExpertHolder
 
@@ -36,30 +38,37 @@ class Experts:
 
     def __init__(self, plan: DeploymentPlan, group: int) -> None:
         self._replica_id = serve.get_replica_context().replica_id.unique_id
+        self._clock = StartupClock()
+        self._clock.imported()
         self._drain_s = plan.settings.experts.drain_s
         self._report = StartupReport(
             replica_id=self._replica_id, app=APP, deployment=experts_deployment(group), directory_deployment=ROUTER
         )
         with self._report.failures():
             self._start(plan, group)
-        self._report.ready()
+        self._report.ready(self._clock.phases)
 
     def _start(self, plan: DeploymentPlan, group: int) -> None:
         torch.set_num_threads(plan.expert_threads)
+        checkpoint = open_planned_checkpoint(plan)
+        self._clock.opened()
         weights = ExpertWeights.load(
-            open_planned_checkpoint(plan),
+            checkpoint,
             plan.expert_groups[group],
             plan.dtype,
             progress=self._report.loading,
             quantize=plan.settings.model.quantize,
         )
+        self._clock.loaded(weights.reading_share)
         self._server = ExpertServer(
             weights,
             host=plan.settings.experts.host or ray.util.get_node_ip_address(),
             unix_path=Path(tempfile.mkdtemp(prefix="experts-")) / "socket",
             replica_id=self._replica_id,
+            on_first_dispatch=self._report_first_dispatch,
         )
         self._server.start()
+        self._clock.listening()
         replica = ExpertReplica(
             holder=ExpertHolder(
                 replica_id=self._replica_id,
@@ -76,6 +85,12 @@ class Experts:
         self._registration = Registration(replica, app=APP, deployment=ROUTER, period_s=period_s)
         self._registration.start()
         _LOG.info("replica %s serves experts %s at %s", self._replica_id, weights.expert_ids, self._server.address)
+
+    def _report_first_dispatch(self) -> None:
+        """Complete the report: called in the thread that computes, so another one tells the directory."""
+        self._clock.dispatched()
+        _LOG.info("replica %s started: %s", self._replica_id, self._clock.phases.described())
+        threading.Thread(target=self._report.ready, args=(self._clock.phases,), daemon=True).start()
 
     def __del__(self) -> None:
         """Leave the directory, answer what was accepted, end: Ray Serve calls this when the replica is stopped."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from experts.startup import StartupPhases
 from protos.errors import ServingError
 
 
@@ -26,6 +27,8 @@ class ReplicaProgress:
     """What keeps it, when it waits."""
     error: ServingError | None = None
     """Why it ended, when it failed."""
+    startup: StartupPhases | None = None
+    """What took how long, of an expert replica that is ready."""
 
 
 class StartupBoard:

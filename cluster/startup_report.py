@@ -13,6 +13,7 @@ from ray.exceptions import RayError
 
 from cluster.directory_actor import find_directories
 from cluster.startup_board import ReplicaProgress
+from experts.startup import StartupPhases
 from protos.errors import InternalError, ServingError
 
 _PERIOD_S = 0.1
@@ -46,9 +47,10 @@ class StartupReport:
         self._last = replace(self._last, phase="waiting", waits_for=what)
         self._send()
 
-    def ready(self) -> None:
-        """Say that the replica serves."""
-        self._last = replace(self._last, phase="ready", done_bytes=self._last.total_bytes, waits_for="")
+    def ready(self, startup: StartupPhases | None = None) -> None:
+        """Say that the replica serves, and what took how long until then; again once more is known."""
+        done_bytes = self._last.total_bytes
+        self._last = replace(self._last, phase="ready", done_bytes=done_bytes, waits_for="", startup=startup)
         self._send(at_once=True)
 
     @contextmanager

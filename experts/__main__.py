@@ -7,7 +7,9 @@ accepted dispatch was answered, 1 if not, 2 if it could not start.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import logging
 import os
 import resource
 import signal
@@ -25,10 +27,12 @@ os.environ.update(CPU_ENVIRONMENT | os.environ)  # before torch, which reads it 
 import torch
 
 from experts.server import ExpertServer
+from experts.startup import StartupClock
 from experts.weights import ExpertWeights
 from models.checkpoint import open_checkpoint
 from protos.errors import BadConfig, ServingError
 
+_LOG = logging.getLogger(__name__)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _QUIET_S = 2.0
 _PROGRESS_EVERY_S = 1.0
@@ -67,7 +71,10 @@ def parse_experts(text: str, num_experts: int) -> list[int]:
 def _serve(options: argparse.Namespace) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    clock = StartupClock()
+    clock.imported()
     checkpoint = open_checkpoint(options.checkpoint)
+    clock.opened()
     rss_before = _resident_bytes()
     held = ExpertWeights.load(
         checkpoint,
@@ -76,8 +83,17 @@ def _serve(options: argparse.Namespace) -> int:
         _LoadingProgress(),
         quantize=options.quantize,
     )
-    server = ExpertServer(held, host=options.host, port=options.port, unix_path=options.unix)
+    clock.loaded(held.reading_share)
+
+    def on_first_dispatch() -> None:
+        clock.dispatched()
+        _LOG.info("started: %s", clock.phases.described())
+
+    server = ExpertServer(
+        held, host=options.host, port=options.port, unix_path=options.unix, on_first_dispatch=on_first_dispatch
+    )
     server.start()
+    clock.listening()
     stop = _stop_on_signals()
     ready = {
         "address": server.address,
@@ -90,6 +106,7 @@ def _serve(options: argparse.Namespace) -> int:
         "loaded_bytes": held.loaded_bytes,
         "rss_before_bytes": rss_before,
         "rss_bytes": _resident_bytes(),
+        "startup": dataclasses.asdict(clock.phases),
     }
     print(json.dumps(ready), flush=True)
     _wait(stop, options.parent_pid)

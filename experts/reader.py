@@ -18,6 +18,7 @@ So files are not mapped: copying out of them costs more than reading, and one th
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -54,6 +55,13 @@ class ExpertReader:
         self._dtype = dtype
         self._device = device
         self._own = threading.local()
+        self._read_s = self._pack_s = 0.0
+        self._adding = threading.Lock()
+
+    @property
+    def reading_share(self) -> float:
+        """Of the time that threads spent here, what went into reading; 0 to 1."""
+        return self._read_s / max(self._read_s + self._pack_s, 1e-9)
 
     def read(
         self, expert_ids: Sequence[int], progress: Progress | None, num_threads: int | None = None
@@ -93,11 +101,17 @@ class ExpertReader:
     def _read_one(self, layer: int, expert: int, arena: Arena) -> Mlp:
         if not hasattr(self._own, "memory"):
             self._own.memory = (Arena(), Arena())
+        began = time.perf_counter()
         gate_up_D2F, down_FD = (
             self._source.read(name, self._dtype, memory).to(self._device)
             for name, memory in zip(expert_names(layer, expert), self._own.memory, strict=True)
         )
-        return self._kernel.pack(gate_up_D2F, down_FD, arena)
+        was_read = time.perf_counter()
+        packed = self._kernel.pack(gate_up_D2F, down_FD, arena)
+        with self._adding:
+            self._read_s += was_read - began
+            self._pack_s += time.perf_counter() - was_read
+        return packed
 
     def _num_bytes(self, layer: int, expert: int) -> int:
         return sum(self._source.num_bytes(name) for name in expert_names(layer, expert))

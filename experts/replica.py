@@ -68,9 +68,17 @@ class Replica:
         held: the experts.
         replica_id: unique in the cluster, new after every restart; None: host name and a random part.
         limits: of the batcher.
+        on_first_dispatch: called once, after the first dispatch was computed; it must not block.
     """
 
-    def __init__(self, held: HeldExperts, *, replica_id: str | None, limits: BatcherLimits) -> None:
+    def __init__(
+        self,
+        held: HeldExperts,
+        *,
+        replica_id: str | None,
+        limits: BatcherLimits,
+        on_first_dispatch: Callable[[], None] = lambda: None,
+    ) -> None:
         self.replica_id = replica_id or f"{socket.gethostname()}-{secrets.token_hex(6)}"
         self.held = held
         # Three matrices: gate, up and down.
@@ -78,6 +86,7 @@ class Replica:
         self.batcher = Batcher(self._run, limits, macs_per_token=macs_per_token)
         self._tokens_by_expert: dict[int, int] = {}
         self._num_batches = 0
+        self._on_first_dispatch = on_first_dispatch
 
     def hold(self, expert_ids: Sequence[int], progress: Progress | None = None) -> None:
         """Hold more experts; each takes dispatches once all its layers are in. See `ExpertWeights.hold`."""
@@ -120,6 +129,8 @@ class Replica:
         outputs_ND = self.held.run(layer, hidden_ND, expert_ids, token_counts)
         for expert, count in zip(expert_ids, token_counts, strict=True):
             self._tokens_by_expert[expert] = self._tokens_by_expert.get(expert, 0) + count
+        if self._num_batches == 1:
+            self._on_first_dispatch()
         return outputs_ND
 
     def _settle(self) -> None:

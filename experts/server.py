@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from concurrent import futures
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,7 @@ class ExpertServer:
         unix_path: where to make a Unix socket; None: none.
         replica_id: unique in the cluster, new after every restart; None makes one up.
         limits: how much to take on.
+        on_first_dispatch: called once, after the first dispatch was computed; it must not block.
     """
 
     def __init__(
@@ -62,8 +64,9 @@ class ExpertServer:
         unix_path: Path | None = None,
         replica_id: str | None = None,
         limits: ServerLimits = ServerLimits(),
+        on_first_dispatch: Callable[[], None] = lambda: None,
     ) -> None:
-        self.replica = Replica(held, replica_id=replica_id, limits=limits.batcher)
+        self.replica = Replica(held, replica_id=replica_id, limits=limits.batcher, on_first_dispatch=on_first_dispatch)
         self.host = host
         self.port = port
         self._unix_path = unix_path

@@ -137,6 +137,11 @@ class ExpertWeights:
         return self._source.bytes_read - self._bytes_before
 
     @property
+    def reading_share(self) -> float:
+        """Of the time that loading took, what went into reading; the rest into packing; 0 to 1."""
+        return self._reader.reading_share
+
+    @property
     def spare_bytes(self) -> int | None:
         """Bytes of weights that `hold` may still add; None: as many as it is told to."""
         if self._spare_bytes is None:

@@ -16,6 +16,7 @@ from experts.weights import ExpertWeights
 from models.checkpoint import open_checkpoint
 from protos.expert.v1 import expert_pb2
 from tests.experts.replica_client import WAIT_S, StreamClient
+from tests.experts.replica_process import ReplicaProcess
 from tests.experts.wide_model import write_wide
 from tests.models.checkpoint_files import write_hf
 
@@ -96,3 +97,17 @@ def connect(held) -> Iterator[Callable[..., StreamClient]]:
     yield open_stream
     for client in clients:
         client.close()
+
+
+@pytest.fixture
+def run() -> Iterator[Callable[..., ReplicaProcess]]:
+    started: list[ReplicaProcess] = []
+
+    def start(*arguments: object) -> ReplicaProcess:
+        started.append(ReplicaProcess(*arguments))
+        return started[-1]
+
+    yield start
+    for replica in started:
+        replica.process.kill()
+        replica.process.communicate()

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,55 +15,8 @@ from models.checkpoint import open_checkpoint
 from protos import errors
 from protos.expert.v1 import expert_pb2
 from tests.experts.replica_client import WAIT_S, StreamClient, dispatch_of, outputs_of
+from tests.experts.replica_process import ROOT
 from tests.experts.wide_model import EXPERT_BYTES, NUM_LAYERS
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-
-
-class ReplicaProcess:
-    """`python -m experts`, started; `ready` is what it told about itself."""
-
-    def __init__(self, *arguments: object) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "experts", "--parent-pid", str(os.getpid()), *map(str, arguments)],
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        self.line = self.process.stdout.readline()
-
-    @property
-    def ready(self) -> dict[str, Any]:
-        return json.loads(self.line)
-
-    def connect(self) -> StreamClient:
-        hello = expert_pb2.Hello(router_id="test", model_fingerprint=self.ready["model_fingerprint"])
-        client = StreamClient(self.ready["address"], hello)
-        client.next()
-        return client
-
-    def end(self) -> tuple[int, str]:
-        """Wait for the exit code and what was written to stderr, less the progress a slow machine gets to see."""
-        _, said = self.process.communicate(timeout=WAIT_S)
-        lines = [line for line in said.splitlines(keepends=True) if not line.startswith("loading: ")]
-        return self.process.returncode, "".join(lines)
-
-
-@pytest.fixture
-def run() -> Iterator[Callable[..., ReplicaProcess]]:
-    started: list[ReplicaProcess] = []
-
-    def start(*arguments: object) -> ReplicaProcess:
-        started.append(ReplicaProcess(*arguments))
-        return started[-1]
-
-    yield start
-    for replica in started:
-        replica.process.kill()
-        replica.process.communicate()
 
 
 def test_replica_reads_and_holds_its_share_of_the_experts(run, wide_folder):

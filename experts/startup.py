@@ -1,0 +1,84 @@
+"""Where the time goes from a replica's process being there to its first dispatch."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StartupPhases:
+    """A start, in seconds; None: not there yet."""
+
+    started_at_s: float
+    """When the process began, in seconds since 1970: whoever decided to start it knows how long that took before."""
+    import_s: float | None = None
+    """From there until Python had imported what the replica runs; in a process that waited for work, waiting too."""
+    open_s: float | None = None
+    """Until the checkpoint was open: configuration, headers, fingerprint."""
+    read_s: float | None = None
+    """Of loading, the share that its threads spent reading."""
+    pack_s: float | None = None
+    """Of loading, the share that they spent converting, rounding and packing."""
+    listen_s: float | None = None
+    """Until dispatches were taken."""
+    ready_s: float | None = None
+    """From the beginning until then: the sum of the above."""
+    first_dispatch_s: float | None = None
+    """From the beginning until the first dispatch was computed."""
+
+    def described(self) -> str:
+        """Return the phases in one line, for logs."""
+        known = {name: value for name, value in asdict(self).items() if value is not None and name != "started_at_s"}
+        return ", ".join(f"{name.removesuffix('_s').replace('_', ' ')} {value:.2f} s" for name, value in known.items())
+
+
+class StartupClock:
+    """Measures a start as it goes. Each method ends a phase that began where the last one ended."""
+
+    def __init__(self) -> None:
+        age_s = _process_age_s()
+        now = time.monotonic()
+        self._began = self._last = now - age_s
+        self.phases = StartupPhases(started_at_s=time.time() - age_s)
+
+    def imported(self) -> None:
+        """All is imported."""
+        self.phases = replace(self.phases, import_s=self._lap())
+
+    def opened(self) -> None:
+        """The checkpoint is open."""
+        self.phases = replace(self.phases, open_s=self._lap())
+
+    def loaded(self, reading_share: float) -> None:
+        """The weights are there.
+
+        Args:
+            reading_share: of the loading threads' time, what went into reading; 0 to 1.
+        """
+        load_s = self._lap()
+        self.phases = replace(self.phases, read_s=load_s * reading_share, pack_s=load_s * (1 - reading_share))
+
+    def listening(self) -> None:
+        """Dispatches are taken."""
+        self.phases = replace(self.phases, listen_s=self._lap(), ready_s=self._last - self._began)
+
+    def dispatched(self) -> None:
+        """The first dispatch is computed."""
+        self.phases = replace(self.phases, first_dispatch_s=time.monotonic() - self._began)
+
+    def _lap(self) -> float:
+        before, self._last = self._last, time.monotonic()
+        return self._last - before
+
+
+def _process_age_s() -> float:
+    """Return how long this process has been there; where there is no /proc, its processor time."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        ticks = int(fields[19])  # starttime, the 22nd field: since the machine was booted
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError):
+        return time.process_time()
