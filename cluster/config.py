@@ -126,6 +126,9 @@ class ExpertsSettings:
     """Groups the experts of every layer are split into, one deployment each; 1 to the model's experts. None: 2."""
     replicas_per_group: int = 1
     """Processes per group, each with a copy of the group's weights; at least 1."""
+    spare_experts: int | None = None
+    """Experts of other groups that a replica may hold copies of while they are in demand; at least 0. None: 1 where the
+    machine has the memory, else 0."""
     threads: int | None = None
     """CPU threads of one replica; at least 1. None: this machine's cores shared evenly by all expert replicas."""
     host: str | None = "127.0.0.1"
@@ -139,6 +142,7 @@ class ExpertsSettings:
         """Refuse values that cannot work."""
         for name in ("groups", "replicas_per_group", "threads"):
             _check_floor(f"experts.{name}", getattr(self, name), 1)
+        _check_floor("experts.spare_experts", self.spare_experts, 0)
         _check_floor("experts.lease_s", self.lease_s, 2)
         _check_seconds("experts.drain_s", self.drain_s)
 

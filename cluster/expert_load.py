@@ -49,9 +49,7 @@ class ExpertLoadMeter:
             host=self._host,
             held=frozenset(self._replica.held.expert_ids),
             spare_bytes=self._spare_bytes(),
-            tokens_per_s={
-                expert: (count - self._tokens.get(expert, 0)) / seconds for expert, count in tokens.items()
-            },
+            tokens_per_s={expert: (count - self._tokens.get(expert, 0)) / seconds for expert, count in tokens.items()},
             queue_s=(times.queue_s - self._times.queue_s) / dispatches,
             compute_s=(times.compute_s - self._times.compute_s) / dispatches,
         )

@@ -14,6 +14,8 @@ import torch
 from ray import serve
 
 from cluster.directory import ExpertReplica
+from cluster.expert_load import ExpertLoadMeter
+from cluster.holdings import Holdings
 from cluster.names import APP, ROUTER, experts_deployment
 from cluster.plan import DeploymentPlan
 from cluster.planned_model import open_planned_checkpoint
@@ -26,6 +28,8 @@ from router.placement import ExpertHolder
 
 _LOG = logging.getLogger(__name__)
 _HEARTBEATS_PER_LEASE = 4
+_LONGEST_BEAT_S = 1.0
+"""Heartbeats carry the load that placement decides on: a longer pause would make it slow."""
 
 
 class Experts:
@@ -58,6 +62,7 @@ class Experts:
             plan.dtype,
             progress=self._report.loading,
             quantize=plan.settings.model.quantize,
+            spare_bytes=plan.spare_bytes,
         )
         self._clock.loaded(weights.reading_share)
         self._server = ExpertServer(
@@ -78,11 +83,28 @@ class Experts:
                 expert_ids=weights.expert_ids,
             ),
             group=experts_deployment(group),
+            home_ids=weights.expert_ids,
             weight_bytes=weights.weight_bytes,
             pid=os.getpid(),
         )
-        period_s = plan.settings.experts.lease_s / _HEARTBEATS_PER_LEASE
-        self._registration = Registration(replica, app=APP, deployment=ROUTER, period_s=period_s)
+        meter = ExpertLoadMeter(
+            self._server.replica,
+            group=replica.group,
+            host=replica.holder.host,
+            spare_bytes=lambda: weights.spare_bytes or 0,
+        )
+        self._holdings = Holdings(
+            self._server.replica, replica, announce=lambda changed: self._registration.announce(changed)
+        )
+        self._registration = Registration(
+            replica,
+            report=meter.report,
+            on_wanted=self._holdings.want,
+            app=APP,
+            deployment=ROUTER,
+            period_s=min(plan.settings.experts.lease_s / _HEARTBEATS_PER_LEASE, _LONGEST_BEAT_S),
+        )
+        self._holdings.start()
         self._registration.start()
         _LOG.info("replica %s serves experts %s at %s", self._replica_id, weights.expert_ids, self._server.address)
 
@@ -96,5 +118,6 @@ class Experts:
         """Leave the directory, answer what was accepted, end: Ray Serve calls this when the replica is stopped."""
         if hasattr(self, "_registration"):
             self._registration.stop()
+            self._holdings.stop()
         if hasattr(self, "_server"):
             self._server.stop(self._drain_s)

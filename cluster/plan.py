@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -53,6 +53,8 @@ class DeploymentPlan:
     """CPU threads of one expert replica."""
     weight_bytes: int
     """Bytes of all weights in memory, all replicas together."""
+    spare_bytes: int = 0
+    """Bytes of weights that an expert replica may take on beyond its group's: copies of experts that are in demand."""
 
     @property
     def dtype_name(self) -> str:
@@ -104,7 +106,7 @@ def make_plan(settings: ClusterConfig, checkpoint: Checkpoint, name: str, machin
         weight_bytes=_weight_bytes(settings, checkpoint, dtype),
     )
     _check_memory(plan, machine)
-    return plan
+    return replace(plan, spare_bytes=_spare_bytes(plan, checkpoint, machine))
 
 
 def group_experts(num_experts: int, num_groups: int | None) -> tuple[tuple[int, ...], ...]:
@@ -172,6 +174,29 @@ def _weight_bytes(settings: ClusterConfig, checkpoint: Checkpoint, dtype: torch.
         router_bytes = embeddings * (dtype.itemsize + 1) + rest * bits // 8
         expert_bytes = experts * bits // 8
     return router_bytes * settings.router.replicas + expert_bytes * settings.experts.replicas_per_group
+
+
+def _spare_bytes(plan: DeploymentPlan, checkpoint: Checkpoint, machine: Machine) -> int:
+    """Return the room each expert replica has for copies; by default for one expert, where the machine has it."""
+    if not plan.expert_groups:
+        return 0
+    stored_size: int = getattr(torch, plan.config.dtype).itemsize
+    weights = (checkpoint.total_bytes - checkpoint.router_bytes) // stored_size // plan.config.num_experts
+    quantize = plan.settings.model.quantize
+    # A sixteenth more: quantised forms have scales, packed ones are padded.
+    expert_bytes = weights * (BITS_PER_WEIGHT[quantize] if quantize else 8 * plan.dtype.itemsize) // 8 * 17 // 16
+    asked = plan.settings.experts.spare_experts
+    spare_bytes = expert_bytes * (1 if asked is None else asked)
+    free_bytes = machine.free_bytes - plan.needed_bytes
+    needed_bytes = spare_bytes * plan.num_replicas
+    if needed_bytes <= free_bytes:
+        return spare_bytes
+    if asked is None:
+        return 0
+    raise NotEnoughMemory(
+        f"experts.spare_experts: expected {format_bytes(needed_bytes)} of memory for the copies that "
+        f"{plan.num_replicas} replicas may take on, found {format_bytes(free_bytes)} left; lower it or free memory"
+    )
 
 
 def _check_memory(plan: DeploymentPlan, machine: Machine) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from cluster.events import ClusterEvent
 from router.request import EngineEvent, EngineLoad, GenerationRequest
+from router.transport.grpc import TransportHealth
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,6 +19,10 @@ class RouterLoad:
     """Its name."""
     load: EngineLoad
     """What its engine reports."""
+    pid: int = 0
+    """Process id on its host."""
+    dispatches: TransportHealth | None = None
+    """What became of its dispatches to expert replicas; None where the experts are in its process."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +41,18 @@ class ExpertReplicaInfo:
     """Bytes of weights in its memory."""
     pid: int
     """Process id on its host."""
+    host: str = ""
+    """Machine it runs on."""
+    home_ids: tuple[int, ...] = ()
+    """The experts of its group; what it holds beyond are copies of others that are in demand."""
+    tokens_per_s: dict[int, float] = field(default_factory=dict)
+    """Tokens per second of each expert it holds, all layers together, as of its last heartbeat."""
+    queue_s: float = 0.0
+    """Seconds a dispatch waited there, mean, as of its last heartbeat."""
+    compute_s: float = 0.0
+    """Seconds a dispatch computed there, mean, as of its last heartbeat."""
+    spare_bytes: int = 0
+    """Bytes it has for copies of more experts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +63,8 @@ class PlacementInfo:
     """Grows with every change; 0 when the experts run inside the router."""
     expert_replicas: tuple[ExpertReplicaInfo, ...] = ()
     """Empty when the experts run inside the router."""
+    events: tuple[ClusterEvent, ...] = ()
+    """What happened to expert replicas lately, oldest first."""
 
 
 class RouterClient(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import AsyncGenerator
@@ -9,14 +10,18 @@ from contextlib import aclosing
 
 import torch
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve import get_deployment_actor
 
 from cluster.carrier import Packed
 from cluster.carrier_sender import CarrierSender
+from cluster.directory_actor import NAME, DirectoryOverview
 from cluster.names import APP, ROUTER
 from cluster.placement_feed import PlacementFeed
+from cluster.placement_info import placement_info
 from cluster.plan import DeploymentPlan
 from cluster.planned_model import open_planned_checkpoint
-from cluster.router_client import ExpertReplicaInfo, PlacementInfo, RouterLoad
+from cluster.router_client import PlacementInfo, RouterLoad
 from cluster.startup_report import StartupReport
 from models.llama4.decoder import load_decoder
 from protos.errors import ServingError
@@ -27,6 +32,7 @@ from router.transport.pending import DispatchTimeouts
 
 _LOG = logging.getLogger(__name__)
 _WAIT_STEP_S = 0.5
+_OVERVIEW_S = 1.0
 
 
 class Router:
@@ -91,25 +97,20 @@ class Router:
 
     async def load(self) -> RouterLoad:
         """Tell how busy this replica is."""
-        return RouterLoad(replica_id=self._replica_id, load=self._engine.load())
+        return RouterLoad(
+            replica_id=self._replica_id,
+            load=self._engine.load(),
+            pid=os.getpid(),
+            dispatches=self._transport.health(),
+        )
 
     async def describe(self) -> PlacementInfo:
-        """Tell where the experts are."""
-        snapshot = self._feed.snapshot
-        return PlacementInfo(
-            version=snapshot.version,
-            expert_replicas=tuple(
-                ExpertReplicaInfo(
-                    replica_id=replica.holder.replica_id,
-                    group=replica.group,
-                    address=replica.holder.address,
-                    expert_ids=replica.holder.expert_ids,
-                    weight_bytes=replica.weight_bytes,
-                    pid=replica.pid,
-                )
-                for replica in snapshot.replicas
-            ),
-        )
+        """Tell where the experts are; without the directory, where they were."""
+        try:
+            async with asyncio.timeout(_OVERVIEW_S):
+                return placement_info(await get_deployment_actor(NAME).overview.remote())
+        except (RayError, TimeoutError, ValueError):  # ValueError: it is being restarted
+            return placement_info(DirectoryOverview(snapshot=self._feed.snapshot, reports={}, events=()))
 
     def __del__(self) -> None:
         """End what is running: Ray Serve calls this when the replica is stopped, its requests done."""

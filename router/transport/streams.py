@@ -52,8 +52,11 @@ class ReplicaStreams:
                 return
             wanted = {holder.replica_id: holder for holder in placement.holders}
             gone = [self._streams.pop(replica_id) for replica_id in set(self._streams) - set(wanted)]
-            for replica_id in set(wanted) - set(self._streams):
-                self._streams[replica_id] = self._connect(wanted[replica_id], self._wake)
+            for replica_id, holder in wanted.items():
+                if stream := self._streams.get(replica_id):
+                    stream.holder = holder  # the same server; what it holds may have changed
+                else:
+                    self._streams[replica_id] = self._connect(holder, self._wake)
             self._placement = placement
             self._changed.notify_all()
         for stream in gone:

@@ -35,6 +35,7 @@ KNOBS = [
     "router.patience_s",
     "experts.groups",
     "experts.replicas_per_group",
+    "experts.spare_experts",
     "experts.threads",
     "experts.host",
     "experts.lease_s",

@@ -8,7 +8,7 @@ LEASE_S = 6.0
 
 def replica(name: str, *experts: int) -> ExpertReplica:
     holder = ExpertHolder(replica_id=name, address=f"{name}:1", expert_ids=experts)
-    return ExpertReplica(holder=holder, group="Experts-0", weight_bytes=1, pid=1)
+    return ExpertReplica(holder=holder, group="Experts-0", home_ids=experts, weight_bytes=1, pid=1)
 
 
 def directory(now: float = 0.0, first_version: int = 100) -> Directory:

@@ -1,0 +1,37 @@
+"""The directory's view, as front doors show it."""
+
+from __future__ import annotations
+
+from cluster.directory import ExpertReplica
+from cluster.directory_actor import DirectoryOverview
+from cluster.placement_load import ReplicaReport
+from cluster.router_client import ExpertReplicaInfo, PlacementInfo
+
+
+def placement_info(overview: DirectoryOverview) -> PlacementInfo:
+    """Return where the experts are, how busy they are there, and what happened lately."""
+    return PlacementInfo(
+        version=overview.snapshot.version,
+        expert_replicas=tuple(
+            _replica_info(replica, overview.reports.get(replica.holder.replica_id))
+            for replica in overview.snapshot.replicas
+        ),
+        events=overview.events,
+    )
+
+
+def _replica_info(replica: ExpertReplica, report: ReplicaReport | None) -> ExpertReplicaInfo:
+    return ExpertReplicaInfo(
+        replica_id=replica.holder.replica_id,
+        group=replica.group,
+        address=replica.holder.address,
+        expert_ids=replica.holder.expert_ids,
+        weight_bytes=replica.weight_bytes,
+        pid=replica.pid,
+        host=replica.holder.host,
+        home_ids=replica.home_ids,
+        tokens_per_s=dict(report.tokens_per_s) if report else {},
+        queue_s=report.queue_s if report else 0.0,
+        compute_s=report.compute_s if report else 0.0,
+        spare_bytes=report.spare_bytes if report else 0,
+    )
