@@ -99,7 +99,7 @@ class RouterSettings:
     quarter of `kv_bytes`, taken only when needed."""
     answer_timeout_s: float = 20.0
     """Seconds one expert replica has to answer before another one is asked; positive."""
-    patience_s: float = 60.0
+    patience_s: float = 600.0
     """Seconds a layer waits for a holder of an expert, and a dispatch for its answers, restarts included; positive."""
 
     def check(self) -> None:

@@ -29,9 +29,12 @@ from router.sampling import SamplingState
 from router.scheduler import Scheduler, Work
 from router.sequence import Emit, Sequence
 from router.step_budget import StepBudget
-from router.transport.base import StepAbandoned, Transport
+from router.transport.base import WAIT_STEP_S, StepAbandoned, Transport
 
 _LOG = logging.getLogger(__name__)
+_TELL_BEFORE_S = 3 * WAIT_STEP_S
+"""Seconds before its deadline that a sequence which waits for a missing expert is told so: later, the front door's own
+deadline would come first."""
 
 
 class Engine:
@@ -200,6 +203,8 @@ class Engine:
     def _attend_wait(self) -> None:
         """Do what cannot wait while a step waits for replicas."""
         self._take_orders()
+        if lacking := self._transport.lacking:
+            self._end_hopeless(lacking)
         self._publish_load()
         if self._stopping or all(item.sequence.has_left for item in self._work):
             raise StepAbandoned
@@ -284,6 +289,19 @@ class Engine:
                 self._release(sequence)
             elif late := sequence.lateness(now):
                 self._end(sequence, Ended(reason="error", error=late))
+
+    def _end_hopeless(self, lacking: errors.NoReplica) -> None:
+        """End sequences whose time is nearly up with what it was spent on, before somebody else can only say: late."""
+        now = time.monotonic()
+        for item in self._work:
+            deadline, timeout_s = item.sequence.deadline, item.sequence.request.timeout_s
+            if deadline is None or timeout_s is None or now < deadline - min(_TELL_BEFORE_S, timeout_s / 4):
+                continue
+            error = errors.NoReplica(
+                f"expected to finish within {timeout_s:g} s, found no time left to wait: {lacking.message}",
+                retry_after_ms=1000,
+            )
+            self._end(item.sequence, Ended(reason="error", error=error))
 
     def _fail(self, work: list[Work], error: errors.ServingError) -> None:
         for item in work:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from protos.errors import NoReplica
 from router.plan import DispatchPlan
 from router.spread import Assignment
 
@@ -44,6 +45,10 @@ class Transport(Protocol):
     on_wait: Callable[[], None]
     """Set by the step loop and called in its thread, again and again, while any call below waits for a replica. What
     it raises ends the wait."""
+
+    @property
+    def lacking(self) -> NoReplica | None:
+        """Return what is missing while a call waits for an expert that nobody holds, for `on_wait`; else None."""
 
     def assign(self, token_counts: Mapping[int, int]) -> Assignment:
         """Say which replicas run the tokens of a layer's experts now.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from protos.errors import NoReplica
 from router.placement import ExpertHolder, Placement
 from router.plan import DispatchPlan
 from router.spread import Assignment
@@ -67,6 +68,11 @@ class GrpcTransport:
         self._sender = Sender(share_from_bytes)
         self._evidence = Evidence()
         self._known_version = 0
+
+    @property
+    def lacking(self) -> NoReplica | None:
+        """Return what the step loop waits for, if for a holder of an expert."""
+        return self._streams.lacking
 
     @property
     def placement(self) -> Placement:

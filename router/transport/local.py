@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from protos.errors import NoReplica
 from router.plan import DispatchPlan
 from router.spread import Assignment
 
@@ -42,6 +43,11 @@ class LocalTransport:
         self.on_wait: Callable[[], None] = lambda: None
         """Never called: nothing here waits."""
         self._run_experts = run_experts
+
+    @property
+    def lacking(self) -> NoReplica | None:
+        """Return None: nothing is."""
+        return None
 
     def assign(self, token_counts: Mapping[int, int]) -> Assignment:
         """Name this process."""

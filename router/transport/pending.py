@@ -45,7 +45,7 @@ class DispatchTimeouts:
 
     answer_s: float = 20.0
     """Seconds one replica has to answer before its stream is reset and another holder is asked."""
-    patience_s: float = 60.0
+    patience_s: float = 600.0
     """Seconds a layer waits for a holder of an expert, and a dispatch for its answers, resending and restarts of the
     only holder included, before it fails."""
 

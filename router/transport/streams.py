@@ -35,6 +35,8 @@ class ReplicaStreams:
         self._placement = Placement(version=0, holders=())
         self._turns = itertools.count()
         self._is_closed = False
+        self.lacking: errors.NoReplica | None = None
+        """What the step loop lacks, while it waits for a holder."""
 
     @property
     def placement(self) -> Placement:
@@ -104,6 +106,7 @@ class ReplicaStreams:
         Raises:
             NoReplica: an expert had no holder in time, or the streams are closed.
         """
+        self.lacking = None
         while True:
             with self._changed:
                 if self._is_closed:
@@ -113,10 +116,12 @@ class ReplicaStreams:
                 holders = self._holders(token_counts, avoid)
                 missing = [expert for expert, found in holders.items() if not found]
                 if not missing:
+                    self.lacking = None
                     return spread(token_counts, holders, next(self._turns))
+                self.lacking = self._no_holder(missing[0])
                 left_s = give_up_at - time.monotonic()
                 if left_s <= 0:
-                    raise self._no_holder(missing[0])
+                    raise self.lacking
                 self._changed.wait(min(left_s, WAIT_STEP_S))
             on_wait()
 

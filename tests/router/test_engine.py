@@ -65,6 +65,8 @@ class GatedTransport(LocalTransport):
 class WaitingTransport(GatedTransport):
     """Waits as a transport does whose replicas are gone: it asks the step loop again and again."""
 
+    lacking = None
+
     def dispatch(self, layer, plan, hidden_ND):
         self.entered.set()
         while not self.gate.wait(0.01):
@@ -311,6 +313,17 @@ def test_a_failed_step_ends_its_sequences_with_the_error_and_spares_later_ones(s
     transport.gate.set()
     assert stream.rest()[-1].error is transport.failure
     transport.failure = None
+    assert ask(engine, request_id="two").rest()[-1].reason == "length"
+
+
+def test_a_sequence_whose_time_runs_out_without_an_expert_is_told_which_one(start_engine):
+    engine, transport = start_engine(WaitingTransport)
+    transport.lacking = errors.NoReplica("no replica holds expert 3: start one")
+    ended = ask(engine, timeout_s=1.0).rest()[-1]
+    assert isinstance(ended.error, errors.NoReplica)
+    assert "expert 3" in ended.error.message
+    transport.lacking = None
+    transport.gate.set()
     assert ask(engine, request_id="two").rest()[-1].reason == "length"
 
 

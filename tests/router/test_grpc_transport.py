@@ -120,6 +120,22 @@ def test_without_any_holder_the_error_names_the_expert_after_patience(cluster):
         run(transport)
 
 
+def test_what_is_lacking_is_told_while_a_step_waits_for_it(cluster):
+    transport, _ = cluster([(0, 1, 2)], patience_s=60)
+    found = []
+
+    def give_up():
+        found.append(transport.lacking)
+        raise StepAbandoned
+
+    transport.on_wait = give_up
+    with pytest.raises(StepAbandoned):
+        run(transport)
+    assert "holds expert 3" in str(found[0])
+    transport.assign({0: 1})
+    assert transport.lacking is None
+
+
 def test_a_refusal_that_can_be_retried_is_retried(cluster):
     transport, (replica,) = cluster([EXPERTS])
     replica.failures = [errors.Overloaded("queue full", retry_after_ms=1), errors.Draining("restarting")]
