@@ -60,6 +60,9 @@ class RandomLlama4:
     """Longest context, in tokens."""
     seed: int = 0
     """Chooses the weights."""
+    favoured: int = 0
+    """1: tokens of the vocabulary's upper half visit expert 0 in every layer, the others never do, and each half is
+    followed by its own: who asks decides how popular an expert is. 0: experts are about equally popular."""
 
     def num_parameters(self) -> int:
         """Return how many values all tensors hold."""
@@ -99,7 +102,20 @@ class RandomLlama4:
         digest = hashlib.sha256(f"{self.seed} {name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
         std = EMBEDDING_STD if name == "model.embed_tokens.weight" else WEIGHTS_STD
-        return (torch.randn(shape, generator=generator) * std).to(torch.bfloat16)
+        values = torch.randn(shape, generator=generator) * std
+        if self.favoured:
+            self._favour(name, values)
+        return values.to(torch.bfloat16)
+
+    def _favour(self, name: str, values: Tensor) -> None:
+        """Let a dimension of the residual stream say which half a token is of, and gates and LM head read it."""
+        if name in ("model.embed_tokens.weight", "lm_head.weight"):
+            size = 4 * EMBEDDING_STD if name.startswith("model") else 20 * WEIGHTS_STD
+            values[:, 0] = size
+            values[: self.vocab // 2, 0] *= -1
+        elif name.endswith("feed_forward.router.weight"):
+            values[:, 0] = 0
+            values[0, 0] = 1
 
     def hf_config(self) -> dict[str, object]:
         """Return config.json."""

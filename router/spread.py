@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 Assignment = dict[int, tuple[tuple[str, int], ...]]
 """By logical expert: (replica, how many of its tokens), which sum to the expert's tokens."""
 
-SHARED_TOKENS = 32
+SHARED_TOKENS = 16
 """Fewest tokens of an expert for each of the replicas that share them. Fewer take a replica hardly longer than one
 does: reading the weights is what takes the time, and each replica would read them."""
 _WEIGHTS_TOKENS = 8
