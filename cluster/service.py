@@ -22,7 +22,7 @@ from cluster.router_client import PlacementInfo, RouterClient, RouterLoad
 from cluster.served_model import ServedModel
 from cluster.service_events import Delta, Finished, ServiceEvent, Started, Usage
 from cluster.validation import CompletionRequest, sequences
-from protos.errors import NoReplica, ReplicaUnavailable
+from protos.errors import Draining, NoReplica, ReplicaUnavailable
 from router.request import GenerationRequest
 
 Answer = TypeVar("Answer")
@@ -44,15 +44,23 @@ class InferenceService:
         self.admission = Admission(self.limits)
         self.metrics = FrontDoorMetrics(model.name)
         self._router = router
+        self._is_draining = False
+
+    def drain(self) -> None:
+        """Refuse new requests; those that run go on."""
+        self._is_draining = True
 
     async def generate(self, request: CompletionRequest) -> AsyncGenerator[ServiceEvent, None]:
         """Run a request; close the generator to cancel it.
 
         Raises:
+            Draining: this front door is about to stop.
             Overloaded: this front door or the routers are full.
             DeadlineExceeded: the request took too long.
             ServingError: a sequence failed; the others are cancelled.
         """
+        if self._is_draining:
+            raise Draining("expected a server that stays, found one that is stopping; send the request elsewhere")
         timeout_s = min(request.timeout_s or self.limits.request_timeout_s, self.limits.request_timeout_s)
         generations = sequences(request, timeout_s)
         num_tokens = request.num_prompt_tokens * request.num_choices
@@ -99,9 +107,9 @@ class InferenceService:
         """Return the load of every router replica.
 
         Raises:
-            NoReplica: none answers in time.
+            NoReplica: none answers in time, or nobody should come here as this front door is about to stop.
         """
-        loads = await self._ask(self._router.load())
+        loads = () if self._is_draining else await self._ask(self._router.load())
         if not loads:
             raise NoReplica("expected at least one router, found none that answers; wait for one to start")
         return loads
