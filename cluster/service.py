@@ -18,11 +18,12 @@ from cluster.choice import Choice
 from cluster.limits import FrontDoorLimits
 from cluster.merge import merge, within
 from cluster.metrics import FrontDoorMetrics, Stopwatch
+from cluster.replay import outliving_routers
 from cluster.router_client import PlacementInfo, RouterClient, RouterLoad
 from cluster.served_model import ServedModel
 from cluster.service_events import Delta, Finished, ServiceEvent, Started, Usage
 from cluster.validation import CompletionRequest, sequences
-from protos.errors import Draining, NoReplica, ReplicaUnavailable
+from protos.errors import Draining, NoReplica
 from router.request import GenerationRequest
 
 Answer = TypeVar("Answer")
@@ -47,7 +48,7 @@ class InferenceService:
         self._is_draining = False
 
     def drain(self) -> None:
-        """Refuse new requests; those that run go on."""
+        """Refuse new requests; those that run go on, wherever their routers go."""
         self._is_draining = True
 
     async def generate(self, request: CompletionRequest) -> AsyncGenerator[ServiceEvent, None]:
@@ -88,7 +89,8 @@ class InferenceService:
         self, choice: Choice, generation: GenerationRequest, ticket: Ticket, watch: Stopwatch
     ) -> AsyncGenerator[Delta | None, None]:
         """Yield a sequence's deltas, and None for a step that a caller does not see."""
-        async with aclosing(self._router.generate(generation)) as batches:
+        events_of = outliving_routers(self._router.generate, generation, self.metrics.count_replay)
+        async with aclosing(events_of) as batches:
             async for events in batches:
                 prompt_was_done = choice.prompt_is_done
                 delta = choice.take(events)
@@ -99,9 +101,6 @@ class InferenceService:
                 yield delta
                 if choice.finish_reason:
                     return
-        raise ReplicaUnavailable(
-            "expected the router to say how the sequence ended, found its stream closed; send the request again"
-        )
 
     async def load(self) -> tuple[RouterLoad, ...]:
         """Return the load of every router replica.
