@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 
-from cluster.carrier import Packed, unpack
+from cluster.carrier import SILENCE_S, Packed, unpack
 from protos.errors import InternalError, ReplicaUnavailable, ServingError
 from router.request import Ended, EngineEvent
 
 HOLD_PER_STREAM_S = 0.002
 LONGEST_HOLD_S = 0.1
-ATTACH_S = 10.0
+ATTACH_S = 5.0
 """Seconds a router has to begin a carrier."""
 
 Carry = Callable[[str], AsyncGenerator[Packed, None]]
@@ -90,10 +90,12 @@ class CarrierReceiver:
 
     Args:
         carry: begins a carrier.
+        silence_s: seconds without a word from a carrier after which its router is taken for gone.
     """
 
-    def __init__(self, carry: Carry) -> None:
+    def __init__(self, carry: Carry, silence_s: float = SILENCE_S) -> None:
         self._carry = carry
+        self._silence_s = silence_s
         self._inboxes: dict[str, Inbox] = {}
         self._carriers: dict[str, asyncio.Task[None]] = {}
 
@@ -125,21 +127,29 @@ class CarrierReceiver:
 
     async def _receive_once(self, replica_id: str) -> None:
         """Hand out what a carrier brings until the router ends it for want of sequences."""
+        loop = asyncio.get_running_loop()
         pace = _Pace(self._release)
         batches = self._carry(replica_id)
         try:
-            async with asyncio.timeout(ATTACH_S):
+            async with asyncio.timeout(ATTACH_S) as silence:
                 await anext(batches)
-            async for batch in batches:
-                for request_id, packed in batch:
-                    if inbox := self._inboxes.get(request_id):
-                        inbox.hold(unpack(packed))
-                pace.arrived(hold_s(len(self._inboxes)))
+                silence.reschedule(loop.time() + self._silence_s)
+                async for batch in batches:
+                    silence.reschedule(loop.time() + self._silence_s)
+                    self._hand_out(batch)
+                    pace.arrived(hold_s(len(self._inboxes)))
         except (TimeoutError, StopAsyncIteration) as error:
-            raise ReplicaUnavailable("expected a router to tell its tokens, found no answer; send it again") from error
+            raise ReplicaUnavailable(
+                f"expected router {replica_id} to tell of its sequences, found it silent; send them to another"
+            ) from error
         finally:
             pace.stop()
             await batches.aclose()
+
+    def _hand_out(self, batch: Packed) -> None:
+        for request_id, packed in batch:
+            if inbox := self._inboxes.get(request_id):
+                inbox.hold(unpack(packed))
 
     def _release(self) -> None:
         for inbox in self._inboxes.values():

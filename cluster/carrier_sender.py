@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import AsyncGenerator
 from functools import partial
 
-from cluster.carrier import Packed, pack
+from cluster.carrier import HEARTBEAT_S, Packed, pack
 from cluster.outbox import Events, Outbox
 from router.engine import Engine
 from router.request import Ended, GenerationRequest
 
-IDLE_S = 30.0
-"""A carrier without sequences ends after so long: a router that is to be stopped waits for its calls to end."""
+IDLE_S = 1.0
+"""A carrier without sequences ends after so long: Ray Serve stops a router when its calls have ended, or by force."""
 
 
 class CarrierSender:
@@ -22,12 +22,16 @@ class CarrierSender:
         engine: a started engine; whoever started it stops it.
         replica_id: what front doors ask for to get a carrier of this router.
         idle_s: seconds after which a carrier without sequences ends.
+        heartbeat_s: seconds without events after which a carrier says that there are none.
     """
 
-    def __init__(self, engine: Engine, replica_id: str, idle_s: float = IDLE_S) -> None:
+    def __init__(
+        self, engine: Engine, replica_id: str, *, idle_s: float = IDLE_S, heartbeat_s: float = HEARTBEAT_S
+    ) -> None:
         self._engine = engine
         self._replica_id = replica_id
         self._idle_s = idle_s
+        self._heartbeat_s = heartbeat_s
         self._doors: dict[str, _Door] = {}
 
     async def generate(self, request: GenerationRequest, door_id: str) -> AsyncGenerator[str, None]:
@@ -51,7 +55,7 @@ class CarrierSender:
                 self._forget(door_id, door)
 
     async def carry(self, door_id: str) -> AsyncGenerator[Packed, None]:
-        """Yield the events of all of a front door's sequences, in order; an empty batch first.
+        """Yield the events of all of a front door's sequences, in order; an empty batch first, and as a heartbeat.
 
         It ends when there has been no sequence for a while. One that is closed or cancelled ends all of them: their
         front door is gone, or has lost events.
@@ -60,22 +64,21 @@ class CarrierSender:
         door.is_carried = True
         try:
             yield []
-            while (events := await self._next_events(door)) is not None:
+            while not door.is_idle_for(self._idle_s):
+                events = await self._next_events(door)
                 yield pack(events)
                 door.take_note(events)
         finally:
             self._forget(door_id, door)
             door.end_all()
 
-    async def _next_events(self, door: _Door) -> Events | None:
-        """Return the next events; None when the door has had no sequence for a while."""
-        while True:
-            try:
-                async with asyncio.timeout(self._idle_s):
-                    return await door.outbox.take()
-            except TimeoutError:
-                if not door.has_sequences:
-                    return None
+    async def _next_events(self, door: _Door) -> Events:
+        """Return the next events; none when it is time for a heartbeat."""
+        try:
+            async with asyncio.timeout(self._heartbeat_s):
+                return await door.outbox.take()
+        except TimeoutError:
+            return {}
 
     def _forget(self, door_id: str, door: _Door) -> None:
         if self._doors.get(door_id) is door:
@@ -89,10 +92,11 @@ class _Door:
         self.outbox = Outbox()
         self.is_carried = False
         self._open: dict[str, asyncio.Future[None]] = {}
+        self._loop = asyncio.get_running_loop()
+        self._emptied_at = self._loop.time()
 
-    @property
-    def has_sequences(self) -> bool:
-        return bool(self._open)
+    def is_idle_for(self, seconds: float) -> bool:
+        return not self._open and self._loop.time() >= self._emptied_at + seconds
 
     @property
     def is_unused(self) -> bool:
@@ -100,11 +104,12 @@ class _Door:
 
     def open(self, request_id: str) -> asyncio.Future[None]:
         """Return what is done when the sequence's end was sent."""
-        self._open[request_id] = asyncio.get_running_loop().create_future()
+        self._open[request_id] = self._loop.create_future()
         return self._open[request_id]
 
     def close(self, request_id: str) -> None:
         self._open.pop(request_id, None)
+        self._emptied_at = self._loop.time()
 
     def take_note(self, sent: Events) -> None:
         for request_id, events in sent.items():

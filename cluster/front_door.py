@@ -26,14 +26,13 @@ class FrontDoor:
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it, in the loop that everything here belongs to
         self, plan: DeploymentPlan, router: DeploymentHandle, *experts: DeploymentHandle
     ) -> None:
-        self._client = ServeRouterClient(router)
-        service = InferenceService(load_planned_model(plan), self._client, plan.settings.limits)
-        self._listeners = Listeners(service, plan.settings)
+        self._service = InferenceService(load_planned_model(plan), ServeRouterClient(router), plan.settings.limits)
+        self._listeners = Listeners(self._service, plan.settings)
         await self._listeners.start()
 
     async def drain(self) -> None:
         """Refuse new requests; those that run go on."""
-        self._client.drain()
+        self._service.drain()
 
     async def check_health(self) -> None:
         """Raise if this replica is of no use any more: Ray Serve replaces it then."""

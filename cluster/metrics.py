@@ -40,6 +40,7 @@ METRICS = (
         buckets=_FIRST_TOKEN_S,
     ),
     Metric("herd_inter_token_seconds", "histogram", "Between two tokens of a choice.", buckets=_INTER_TOKEN_S),
+    Metric("herd_replayed_sequences_total", "counter", "Sequences taken to another router because theirs was lost."),
     Metric("herd_sequences_in_flight", "gauge", "Sequences this front door has admitted and not ended."),
     Metric("herd_running_sequences", "gauge", "Sequences that hold a slot of a router.", ("replica",)),
     Metric("herd_waiting_sequences", "gauge", "Sequences a router accepted and has no slot for.", ("replica",)),
@@ -103,6 +104,10 @@ class FrontDoorMetrics:
     def count_prompt_tokens(self, num_tokens: int) -> None:
         """Count the prompt tokens of an accepted request."""
         self._counters["herd_prompt_tokens_total"].inc(num_tokens)
+
+    def count_replay(self) -> None:
+        """Count a sequence that went to another router."""
+        self._counters["herd_replayed_sequences_total"].inc()
 
     def render(self, loads: Sequence[RouterLoad], num_sequences: int) -> bytes:
         """Return everything in Prometheus' text format.

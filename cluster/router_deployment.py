@@ -24,7 +24,7 @@ from cluster.planned_model import open_planned_checkpoint
 from cluster.router_client import PlacementInfo, RouterLoad
 from cluster.startup_report import StartupReport
 from models.llama4.decoder import load_decoder
-from protos.errors import ServingError
+from protos.errors import ReplicaUnavailable, ServingError
 from router.engine import Engine
 from router.request import GenerationRequest
 from router.transport.grpc import GrpcTransport
@@ -80,8 +80,10 @@ class Router:
             missing = self._transport.placement.missing(experts)
             self._report.waiting(f"experts {missing}" if missing else "streams to the experts")
 
-    async def generate(self, request: GenerationRequest, door_id: str) -> AsyncGenerator[str | ServingError, None]:
-        """Run a sequence; see CarrierSender. A refusal is the only item."""
+    async def generate(
+        self, request: GenerationRequest, door_id: str, is_careful: bool
+    ) -> AsyncGenerator[str | ServingError, None]:
+        """Run a sequence; see CarrierSender. A refusal is the only item. RouterChoice was careful if told to."""
         try:
             async with aclosing(self._sender.generate(request, door_id)) as accepted:
                 async for name in accepted:
@@ -90,7 +92,15 @@ class Router:
             yield error  # raised, it would arrive wrapped in a traceback of Ray's
 
     async def carry(self, replica_id: str, door_id: str) -> AsyncGenerator[Packed, None]:
-        """Tell a front door of its sequences; see CarrierSender. RouterChoice sent the call to the router named."""
+        """Tell a front door of its sequences; see CarrierSender.
+
+        Raises:
+            ReplicaUnavailable: RouterChoice found the router named no more, and sent the call here.
+        """
+        if replica_id != self._replica_id:
+            raise ReplicaUnavailable(
+                f"expected router {replica_id} to serve, found it gone or about to go; send its sequences to another"
+            )
         async with aclosing(self._sender.carry(door_id)) as batches:
             async for batch in batches:
                 yield batch

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Awaitable
-from typing import TypeVar
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -15,13 +15,18 @@ from cluster.carrier import Packed
 from cluster.carrier_receiver import CarrierReceiver, Inbox
 from cluster.router_client import PlacementInfo, RouterLoad
 from cluster.routing import CARRY
-from protos.errors import Draining, InternalError, NoReplica, Overloaded, ReplicaUnavailable, ServingError
+from protos.errors import InternalError, NoReplica, Overloaded, ReplicaUnavailable, ServingError
 from router.request import EngineEvent, GenerationRequest
-
-Answer = TypeVar("Answer")
 
 _LAST_EVENTS_S = 5.0
 """Seconds that a sequence's last events may take longer on the carrier than the end of its call does."""
+ACCEPT_S = 5.0
+"""Seconds a router has to accept or refuse a sequence, waiting for one to start included."""
+_CAREFUL_S = 30.0
+"""Seconds after a router was lost in which routers are asked for a sign of life before they get a sequence: longer than
+Ray Serve trusts what it knows of a router (10 s), about as long as it takes to replace one that hangs."""
+_LOAD_S = 1.0
+"""Seconds a router has to tell its load."""
 
 
 class ServeRouterClient:
@@ -29,37 +34,40 @@ class ServeRouterClient:
 
     Args:
         handle: as bound into the front door.
+        accept_s: seconds a router has to accept a sequence.
+        receiver_options: for the CarrierReceiver.
     """
 
-    def __init__(self, handle: DeploymentHandle) -> None:
+    def __init__(self, handle: DeploymentHandle, *, accept_s: float = ACCEPT_S, **receiver_options: float) -> None:
         self._handle = handle
         self._generate = handle.options(method_name="generate", stream=True)
         self._carry = handle.options(method_name=CARRY, stream=True)
         self._door_id = uuid.uuid4().hex
+        self._accept_s = accept_s
         self._receiver: CarrierReceiver | None = None
+        self._receiver_options = receiver_options
         self._watching: set[asyncio.Task[None]] = set()
-        self._is_draining = False
-
-    def drain(self) -> None:
-        """Refuse new sequences; those that run go on."""
-        self._is_draining = True
+        self._lost_at = float("-inf")
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[EngineEvent], None]:
         """Generate one sequence; see RouterClient."""
-        if self._is_draining:
-            raise Draining("expected a server that stays, found one that is stopping; send the request elsewhere")
-        receiver = self._receiver = self._receiver or CarrierReceiver(self._begin_carrier)
+        loop = asyncio.get_running_loop()
+        receiver = self._receiver = self._receiver or CarrierReceiver(self._begin_carrier, **self._receiver_options)
         inbox = receiver.open(request.request_id)
-        calls = self._generate.remote(request, self._door_id)
+        is_careful = loop.time() < self._lost_at + _CAREFUL_S
+        calls = self._generate.remote(request, self._door_id, is_careful)
         watch: asyncio.Task[None] | None = None
         try:
-            receiver.follow(request.request_id, await _accepted(calls))
+            receiver.follow(request.request_id, await self._accepted(calls))
             watch = asyncio.create_task(_watch(calls, inbox))
             self._watching.add(watch)
             watch.add_done_callback(self._watching.discard)
             yield []
             while not inbox.is_done:
                 yield await inbox.take()
+        except ReplicaUnavailable:
+            self._lost_at = loop.time()
+            raise
         finally:
             receiver.close(request.request_id)
             if not inbox.has_ended:
@@ -68,68 +76,90 @@ class ServeRouterClient:
                 if watch is not None:
                     watch.cancel()
 
+    async def _accepted(self, calls: DeploymentResponseGenerator[str | ServingError]) -> str:
+        """Return the router that accepted a sequence.
+
+        Raises:
+            ServingError: it was refused, or there is no router that answers.
+        """
+        try:
+            with _explained():
+                async with asyncio.timeout(self._accept_s):
+                    answer: str | ServingError = await anext(calls)
+        except StopAsyncIteration:
+            raise ReplicaUnavailable(
+                "expected a router to accept the sequence, found its answer empty; send it again"
+            ) from None
+        except TimeoutError:
+            raise ReplicaUnavailable(
+                f"expected a router to accept the sequence within {self._accept_s:g} s, found no answer; send it again"
+            ) from None
+        if isinstance(answer, ServingError):
+            raise answer
+        return answer
+
     async def _begin_carrier(self, replica_id: str) -> AsyncGenerator[Packed, None]:
         calls = self._carry.remote(replica_id, self._door_id)
         try:
-            async for batch in calls:
-                yield batch
-        except (RayError, DeploymentUnavailableError, BackPressureError) as error:
-            raise explain(error) from error
+            with _explained():
+                async for batch in calls:
+                    yield batch
         finally:
             calls.cancel()
 
     async def load(self) -> tuple[RouterLoad, ...]:
-        """Return the load of every router replica that answers; none while draining, for nobody should be sent here."""
-        if self._is_draining:
-            return ()
+        """Return the load of every router replica that answers within a second."""
         try:
-            answers = await self._handle.broadcast("load").results_async(return_exceptions=True)
+            # Not `results_async`, which gives all answers or none: one router that hangs must not hide the others.
+            replies = await self._handle.broadcast("load")._fetch_replica_results_async()
         except DeploymentUnavailableError:
             return ()
+        asked = [asyncio.ensure_future(reply.get_async()) for reply in replies]
+        done, late = await asyncio.wait(asked, timeout=_LOAD_S)
+        for each in late:
+            each.cancel()
+        answers = [each.result() for each in asked if each in done and not each.cancelled() and not each.exception()]
         return tuple(answer for answer in answers if isinstance(answer, RouterLoad))
 
     async def describe(self) -> PlacementInfo:
         """Return where the experts are, as one router sees it."""
-        answer: PlacementInfo = await _ask(self._handle.describe.remote())
+        with _explained():
+            answer: PlacementInfo = await self._handle.describe.remote()
         return answer
-
-
-async def _accepted(calls: DeploymentResponseGenerator[str | ServingError]) -> str:
-    """Return the router that accepted a sequence.
-
-    Raises:
-        ServingError: it was refused, or there is no router.
-    """
-    try:
-        answer: str | ServingError = await anext(calls)
-    except StopAsyncIteration:
-        raise ReplicaUnavailable(
-            "expected a router to accept the sequence, found its answer empty; send it again"
-        ) from None
-    except (RayError, DeploymentUnavailableError, BackPressureError) as error:
-        raise explain(error) from error
-    if isinstance(answer, ServingError):
-        raise answer
-    return answer
 
 
 async def _watch(calls: DeploymentResponseGenerator[str | ServingError], inbox: Inbox) -> None:
     """See a sequence's call to its end, which says nothing, and tell the inbox when that is not the sequence's end."""
     try:
-        async for _ in calls:
-            pass
+        with _explained():
+            async for _ in calls:
+                pass
         if not inbox.has_ended:
             await asyncio.sleep(_LAST_EVENTS_S)
         inbox.fail(ReplicaUnavailable("expected the router to finish the sequence, found it given up; send it again"))
-    except (RayError, DeploymentUnavailableError, BackPressureError) as error:
-        inbox.fail(explain(error))
+    except ServingError as error:
+        inbox.fail(error)
 
 
-async def _ask(answer: Awaitable[Answer]) -> Answer:
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Raise what a failed call to a router means in place of what Ray raises.
+
+    Raises:
+        ServingError: see `explain`.
+    """
     try:
-        return await answer
+        yield
     except (RayError, DeploymentUnavailableError, BackPressureError) as error:
         raise explain(error) from error
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        # Nobody cancelled us: so Ray Serve tells that the router's side was cancelled.
+        raise ReplicaUnavailable(
+            "expected the router to finish the call, found it cancelled there; send it again"
+        ) from error
 
 
 def explain(error: Exception) -> ServingError:

@@ -18,11 +18,12 @@ from cluster.choice import Choice
 from cluster.limits import FrontDoorLimits
 from cluster.merge import merge, within
 from cluster.metrics import FrontDoorMetrics, Stopwatch
+from cluster.replay import outliving_routers
 from cluster.router_client import PlacementInfo, RouterClient, RouterLoad
 from cluster.served_model import ServedModel
 from cluster.service_events import Delta, Finished, ServiceEvent, Started, Usage
 from cluster.validation import CompletionRequest, sequences
-from protos.errors import NoReplica, ReplicaUnavailable
+from protos.errors import Draining, NoReplica
 from router.request import GenerationRequest
 
 Answer = TypeVar("Answer")
@@ -44,15 +45,23 @@ class InferenceService:
         self.admission = Admission(self.limits)
         self.metrics = FrontDoorMetrics(model.name)
         self._router = router
+        self._is_draining = False
+
+    def drain(self) -> None:
+        """Refuse new requests; those that run go on, wherever their routers go."""
+        self._is_draining = True
 
     async def generate(self, request: CompletionRequest) -> AsyncGenerator[ServiceEvent, None]:
         """Run a request; close the generator to cancel it.
 
         Raises:
+            Draining: this front door is about to stop.
             Overloaded: this front door or the routers are full.
             DeadlineExceeded: the request took too long.
             ServingError: a sequence failed; the others are cancelled.
         """
+        if self._is_draining:
+            raise Draining("expected a server that stays, found one that is stopping; send the request elsewhere")
         timeout_s = min(request.timeout_s or self.limits.request_timeout_s, self.limits.request_timeout_s)
         generations = sequences(request, timeout_s)
         num_tokens = request.num_prompt_tokens * request.num_choices
@@ -80,7 +89,8 @@ class InferenceService:
         self, choice: Choice, generation: GenerationRequest, ticket: Ticket, watch: Stopwatch
     ) -> AsyncGenerator[Delta | None, None]:
         """Yield a sequence's deltas, and None for a step that a caller does not see."""
-        async with aclosing(self._router.generate(generation)) as batches:
+        events_of = outliving_routers(self._router.generate, generation, self.metrics.count_replay)
+        async with aclosing(events_of) as batches:
             async for events in batches:
                 prompt_was_done = choice.prompt_is_done
                 delta = choice.take(events)
@@ -91,17 +101,14 @@ class InferenceService:
                 yield delta
                 if choice.finish_reason:
                     return
-        raise ReplicaUnavailable(
-            "expected the router to say how the sequence ended, found its stream closed; send the request again"
-        )
 
     async def load(self) -> tuple[RouterLoad, ...]:
         """Return the load of every router replica.
 
         Raises:
-            NoReplica: none answers in time.
+            NoReplica: none answers in time, or nobody should come here as this front door is about to stop.
         """
-        loads = await self._ask(self._router.load())
+        loads = () if self._is_draining else await self._ask(self._router.load())
         if not loads:
             raise NoReplica("expected at least one router, found none that answers; wait for one to start")
         return loads

@@ -37,6 +37,11 @@ def check_request(request: GenerationRequest, config: ModelConfig, longest: int)
     for name, count in (("logprobs", request.logprobs), ("prompt_logprobs", request.prompt_logprobs)):
         if count is not None and count < 0:
             raise errors.InvalidRequest(f"expected {name} of at least 0, found {count}: raise it or leave it out")
+    if not 0 <= request.num_replayed < len(request.prompt_ids):
+        raise errors.InvalidRequest(
+            f"expected num_replayed in [0, {len(request.prompt_ids)}), fewer than the prompt has tokens, found "
+            f"{request.num_replayed}: send what the client asked for and then what was generated"
+        )
     num_tokens = len(request.prompt_ids) + request.max_tokens
     if num_tokens > longest:
         raise errors.ContextTooLong(

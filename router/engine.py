@@ -124,7 +124,7 @@ class Engine:
         sequence = Sequence(
             request=request,
             receiver=emit,
-            sampling=SamplingState(request),
+            sampling=SamplingState(request, num_replayed=request.num_replayed),
             deadline=None if request.timeout_s is None else time.monotonic() + request.timeout_s,
             arrival=next(self._arrivals),
             chain=BlockChain(self.layout.page_tokens),

@@ -52,6 +52,9 @@ class GenerationRequest:
     """Lower numbers are served first; among equals, who came first."""
     timeout_s: float | None = None
     """Seconds from submission after which the sequence ends with DeadlineExceeded; None: no limit."""
+    num_replayed: int = 0
+    """Last tokens of `prompt_ids` that another router generated before this one took over; fewer than all of them.
+    They count as output for penalties, and as prompt for everything else: `max_tokens` is what is still to come."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

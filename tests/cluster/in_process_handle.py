@@ -56,7 +56,7 @@ class StreamingCall:
     def cancel(self) -> None:
         self._running.cancel()
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """Let the call break: its caller gets an error, its method is cancelled."""
         self._arrived.put_nowait(error)
         self._running.cancel()

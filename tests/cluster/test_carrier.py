@@ -14,12 +14,13 @@ from cluster.carrier_receiver import Inbox, hold_s
 from cluster.carrier_sender import CarrierSender
 from cluster.local_router_client import LocalRouterClient
 from cluster.outbox import Outbox
-from protos.errors import Draining, InvalidRequest, ReplicaUnavailable, ServingError
+from protos.errors import InvalidRequest, ReplicaUnavailable, ServingError
 from router.engine import Engine
 from router.limits import EngineLimits
 from router.request import Ended, EngineEvent, GenerationRequest, PromptDone, SamplingParams, TokenChosen, TokenLogprob
 from router.transport.local import LocalTransport
 from tests.cluster.in_process_handle import InProcessHandle
+from tests.router.local_engine import local_engine
 from tests.tiny import tiny_decoder
 
 # Importing Ray Serve warns of its own use of pydantic; so the client is imported in here.
@@ -35,8 +36,15 @@ class RouterReplica:
     def __init__(self, engine: Engine, **options: float) -> None:
         self.engine = engine
         self.sender = CarrierSender(engine, NAME, **options)
+        self.was_careful = False
+        self.accepts_nothing = False
 
-    async def generate(self, request: GenerationRequest, door_id: str) -> AsyncGenerator[str | ServingError, None]:
+    async def generate(
+        self, request: GenerationRequest, door_id: str, is_careful: bool
+    ) -> AsyncGenerator[str | ServingError, None]:
+        self.was_careful = is_careful
+        if self.accepts_nothing:
+            await asyncio.get_running_loop().create_future()
         try:
             async with aclosing(self.sender.generate(request, door_id)) as accepted:
                 async for name in accepted:
@@ -61,14 +69,19 @@ def engine():
     engine.stop()
 
 
-def run(test: Callable[..., Coroutine[Any, Any, None]], engine: Engine, **options: float) -> None:
+def run(
+    test: Callable[..., Coroutine[Any, Any, None]],
+    engine: Engine,
+    client_options: dict[str, float] | None = None,
+    **options: float,
+) -> None:
     """Run a test with a client and the handle it speaks through."""
     from cluster.serve_router_client import ServeRouterClient
 
     async def timed() -> None:
         async with asyncio.timeout(WAIT_S):
             handle = InProcessHandle(RouterReplica(engine, **options))
-            await test(ServeRouterClient(handle), handle)
+            await test(ServeRouterClient(handle, **(client_options or {})), handle)
             for call in handle.calls:
                 call.cancel()
 
@@ -116,9 +129,6 @@ def test_a_refusal_is_raised_in_place_of_the_first_item(engine):
     async def test(client, handle):
         with pytest.raises(InvalidRequest):
             await events_of(client, request("refused", max_tokens=0))
-        client.drain()
-        with pytest.raises(Draining):
-            await events_of(client, request("late"))
 
     run(test, engine)
 
@@ -175,7 +185,7 @@ def test_a_carrier_ends_when_idle_and_another_begins_when_needed(engine):
         assert await events_of(client, request("second")) == first
         assert [call.method_name for call in handle.calls].count("carry") == 2
 
-    run(test, engine, idle_s=0.01)
+    run(test, engine, idle_s=0.01, heartbeat_s=0.01)
 
 
 def test_an_idle_time_shorter_than_a_step_loses_nothing(engine):
@@ -183,7 +193,81 @@ def test_an_idle_time_shorter_than_a_step_loses_nothing(engine):
         answers = await asyncio.gather(*(events_of(client, request(f"busy-{index}")) for index in range(12)))
         assert all(answer == answers[0] for answer in answers)
 
-    run(test, engine, idle_s=0.0)
+    run(test, engine, idle_s=0.0, heartbeat_s=0.0)
+
+
+def test_a_carrier_without_events_says_so():
+    async def test(engine):
+        sender = CarrierSender(engine, NAME, heartbeat_s=0.001)
+        async with (
+            aclosing(sender.generate(request("waits"), "door")) as accepted,
+            aclosing(sender.carry("door")) as batches,
+        ):
+            assert await anext(accepted) == NAME
+            assert [await anext(batches) for _ in range(5)] == [[]] * 5
+
+    with local_engine() as held:
+        held.transport.gate.clear()
+        asyncio.run(test(held.engine))
+
+
+def test_a_router_that_falls_silent_is_taken_for_gone_and_frees_its_sequences():
+    async def test(client, handle):
+        async with aclosing(client.generate(request("silent", max_tokens=100))) as batches:
+            with pytest.raises(ReplicaUnavailable, match="silent"):
+                async for _ in batches:
+                    pass
+        calls = [call._running for call in handle.calls]
+        assert len(calls) == 2
+        await asyncio.wait(calls)
+        async with aclosing(client.generate(request("next"))) as batches:
+            await anext(batches)
+            assert handle._replica.was_careful
+        await until_idle(held.engine)
+
+    with local_engine() as held:
+        held.transport.gate.clear()
+        run(test, held.engine, {"silence_s": 0.05}, heartbeat_s=1000)
+
+
+def test_a_router_whose_carrier_beats_may_take_its_time():
+    async def test(client, handle):
+        waiting = asyncio.create_task(events_of(client, request("slow")))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(waiting), 1.0)
+        held.transport.gate.set()
+        assert isinstance((await waiting)[-1], Ended)
+        assert not handle._replica.was_careful
+
+    with local_engine() as held:
+        held.transport.gate.clear()
+        run(test, held.engine, {"silence_s": 0.5}, heartbeat_s=0.01)
+
+
+def test_a_router_that_does_not_accept_in_time_is_given_up(engine):
+    async def test(client, handle):
+        handle._replica.accepts_nothing = True
+        with pytest.raises(ReplicaUnavailable, match="accept the sequence within"):
+            await events_of(client, request("unheard"))
+        (call,) = handle.calls
+        await asyncio.wait([call._running])
+        assert call._running.cancelled()
+
+    run(test, engine, {"accept_s": 0.02})
+
+
+def test_a_call_that_is_cancelled_at_the_router_does_not_cancel_its_caller(engine):
+    async def test(client, handle):
+        async with aclosing(client.generate(request("cut", max_tokens=120))) as batches:
+            await anext(batches)
+            (call,) = (each for each in handle.calls if each.method_name == "generate")
+            call.fail(asyncio.CancelledError())
+            with pytest.raises(ReplicaUnavailable, match="cancelled"):
+                async for _ in batches:
+                    pass
+        await until_idle(engine)
+
+    run(test, engine)
 
 
 def test_tokens_travel_as_their_ids_and_all_else_whole():

@@ -5,7 +5,7 @@ import openai
 import pytest
 
 from cluster.service import InferenceService
-from protos.errors import InternalError, NoReplica, Overloaded, ReplicaUnavailable
+from protos.errors import InternalError, NoReplica, Overloaded
 from tests.cluster.conftest import openai_client
 from tests.cluster.live_front_door import LiveFrontDoor
 from tests.cluster.scripted_router import fails
@@ -233,7 +233,7 @@ def test_a_full_front_door_is_a_429(door, router):
 
 
 def test_an_error_of_one_choice_ends_the_others(door, router):
-    say, fail = router.script, fails(ReplicaUnavailable("gone"), 72)
+    say, fail = router.script, fails(NoReplica("nobody holds expert 3"), 72)
     router.script = lambda request: (fail if request.request_id.endswith("-1") else say)(request)
     status, _, answer = door.post(COMPLETIONS, {"prompt": [5], "n": 3})
     assert (status, answer["error"]["type"]) == (503, "server_error")

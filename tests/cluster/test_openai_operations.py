@@ -12,6 +12,7 @@ METRIC_NAMES = [
     "herd_generation_tokens_total",
     "herd_time_to_first_token_seconds",
     "herd_inter_token_seconds",
+    "herd_replayed_sequences_total",
     "herd_sequences_in_flight",
     "herd_running_sequences",
     "herd_waiting_sequences",

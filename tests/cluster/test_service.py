@@ -7,7 +7,7 @@ from cluster.limits import FrontDoorLimits
 from cluster.service import InferenceService
 from cluster.service_events import Delta, Finished, Started
 from cluster.validation import RequestFields, check_request
-from protos.errors import BadConfig, DeadlineExceeded, Overloaded, ReplicaUnavailable
+from protos.errors import BadConfig, DeadlineExceeded, Draining, NoReplica, Overloaded
 from router.request import PromptDone
 from tests.cluster.scripted_router import HOLD, ScriptedRouter, fails, says, then_holds
 
@@ -72,17 +72,26 @@ def test_cancelling_whoever_waits_leaves_nothing_open(text_model):
 
 @pytest.mark.parametrize("tokens", [(), (72, 101)], ids=["before a token", "after tokens"])
 def test_one_choice_that_fails_ends_all(text_model, tokens):
-    hold, fail = then_holds(72), fails(ReplicaUnavailable("gone"), *tokens)
+    hold, fail = then_holds(72), fails(NoReplica("nobody holds expert 3"), *tokens)
     service, router = service_for(text_model, lambda each: (fail if each.request_id == "request-1" else hold)(each))
-    with pytest.raises(ReplicaUnavailable, match="gone"):
+    with pytest.raises(NoReplica, match="expert 3"):
         asyncio.run(everything(ask(service, num_choices=3)))
     assert is_idle(service, router)
 
 
-def test_a_router_that_falls_silent_without_an_end_is_an_error(text_model):
-    service, router = service_for(text_model, lambda request: says(72)(request)[:-1])
-    with pytest.raises(ReplicaUnavailable, match="how the sequence ended"):
-        asyncio.run(everything(ask(service)))
+def test_a_draining_door_refuses_and_lets_what_runs_go_on(text_model):
+    async def drain(service):
+        async with aclosing(ask(service)) as events:
+            await anext(events)
+            service.drain()
+            with pytest.raises(Draining):
+                await everything(ask(service))
+            with pytest.raises(NoReplica):
+                await service.load()
+            return [event async for event in events][-1]
+
+    service, router = service_for(text_model, says(72, 101))
+    assert asyncio.run(drain(service)).usage.completion_tokens == 2
     assert is_idle(service, router)
 
 

@@ -1,4 +1,4 @@
-"""One running Herd for the whole folder, its experts held twice, and what it answers without faults."""
+"""A running Herd for each module: `--dist loadfile` lets one worker run all its tests, and it ends after the last."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from benchmarks.chaos.record import StreamRecord
 from benchmarks.chaos.redundancy import Redundancy, RedundancyWatch
 from benchmarks.chaos.requests import make_requests
 from benchmarks.chaos.scratch import Scratch
+from tests.e2e.herd_process import HerdProcess
 from tests.faults.trial import Trial
 
 STREAMS = 16
@@ -24,7 +25,14 @@ SETTINGS = (
 SETTLE_S = 60
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
+def herd() -> Iterator[HerdProcess]:
+    """`herd serve` with the demo model and two routers."""
+    with HerdProcess("--set", "router.replicas=2") as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
 def application() -> Iterator[Application]:
     """`herd serve` with two holders of every expert; it has to leave nothing behind, whatever was done to it."""
     with Scratch() as scratch, Application(SETTINGS, folder=scratch.folder) as running:
@@ -34,13 +42,13 @@ def application() -> Iterator[Application]:
         assert scratch.leftovers() == []
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def whole(application) -> Redundancy:
     """What is there as long as nothing is missing."""
     return RedundancyWatch(application.pid, application.grpc_port).steady(SETTLE_S)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def reference(application, whole) -> list[StreamRecord]:
     """Every request's stream without faults."""
     return Load(application.grpc_port, REQUESTS, STREAMS).run_each_once()

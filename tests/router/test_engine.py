@@ -404,6 +404,8 @@ def test_stopping_ends_running_and_waiting_sequences(start_engine):
         ({"logprobs": -1}, errors.InvalidRequest, "logprobs"),
         ({"prompt_logprobs": -1}, errors.InvalidRequest, "prompt_logprobs"),
         ({"stop_ids": frozenset([1000])}, errors.InvalidRequest, "stop token ids"),
+        ({"num_replayed": 3}, errors.InvalidRequest, r"num_replayed in \[0, 3\)"),
+        ({"num_replayed": -1}, errors.InvalidRequest, "found -1"),
     ],
 )
 def test_a_request_that_cannot_work_is_refused_with_the_reason(start_engine, fields, kind, says):
