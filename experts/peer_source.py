@@ -61,6 +61,7 @@ class PeerSource:
             for name in expert_names(layer, expert)
         }
         self._fetched: dict[str, _Matrix] = {}
+        self._memory = Arena()
         self._fetching = threading.Lock()
         self._is_given_up = False
 
@@ -79,7 +80,9 @@ class PeerSource:
             if name not in self._fetched and not self._is_given_up:
                 self._fetch(self._expert_of[name])
             found = self._fetched.pop(name, None)
-        return self._files.read(name, dtype, memory) if found is None else found
+            if found is not None:
+                return _copy(found, memory or Arena())  # before the next fetch overwrites it
+        return self._files.read(name, dtype, memory)
 
     def _fetch(self, expert: int) -> None:
         """Fetch an expert; keep the layers that came whole, and give the peer up if some did not."""
@@ -106,6 +109,9 @@ class PeerSource:
         timeout_s = _FETCH_S + num_weights * self._dtype.itemsize * _FETCH_S_PER_BYTE
         give_up_at = time.monotonic() + _PATIENCE_S
         while True:
+            if self._fetched:  # another thread is yet to read the rest of the expert before
+                self._memory = Arena()
+            self._memory.clear()
             try:
                 self._take(iter(stub.Fetch(request, timeout=timeout_s)), request)
             except grpc.RpcError as failure:
@@ -140,12 +146,21 @@ class PeerSource:
             raise BadTensor(
                 f"{what}: expected layer, matrix, element, rows and columns {expected}, found {found}: fetch elsewhere"
             )
-        rows_OI = torch.empty(shape, dtype=STORED_DTYPES[request.element])
+        rows_OI = self._memory.empty(shape, STORED_DTYPES[request.element])
         _fill(bytes_of(rows_OI), responses, what)
         self.fetched_bytes += rows_OI.nbytes + len(header.scales)
         if request.element != weights_pb2.ELEMENT_INT8:
             return rows_OI.t()
         return Int8Weight(rows_OI, _scales(header, what))
+
+
+def _copy(found: _Matrix, memory: Arena) -> _Matrix:
+    """Return a matrix in memory of the reader's."""
+    memory.clear()
+    if isinstance(found, Int8Weight):
+        codes_OI = memory.empty(found.codes_OI.shape, torch.int8)
+        return Int8Weight(codes_OI.copy_(found.codes_OI), found.scale_O)
+    return memory.empty(found.T.shape, found.dtype).copy_(found.T).T
 
 
 def _scales(header: weights_pb2.MatrixHeader, what: str) -> Tensor:

@@ -97,6 +97,11 @@ class Replica:
         self._num_batches = 0
         self._on_first_dispatch = on_first_dispatch
 
+    @property
+    def num_batches(self) -> int:
+        """Batches computed or begun so far."""
+        return self._num_batches
+
     def hold(self, expert_ids: Sequence[int], progress: Progress | None = None) -> None:
         """Hold more experts; each takes dispatches once all its layers are in. See `ExpertWeights.hold`."""
         self.held.hold(expert_ids, progress)

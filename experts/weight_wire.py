@@ -12,8 +12,8 @@ from models.linear import Quantization
 from protos.errors import BadConfig
 from protos.weights.v1 import weights_pb2
 
-CHUNK_BYTES = 512 * 1024
-"""Bytes of a chunk: copying and packing one into a message holds Python's lock for a tenth of a millisecond."""
+CHUNK_BYTES = 256 * 1024
+"""Bytes of a chunk: copying and packing one into a message holds Python's lock for some ten microseconds."""
 
 MATRICES = (weights_pb2.MATRIX_GATE_UP, weights_pb2.MATRIX_DOWN)
 """An expert's matrices in the order they are sent."""

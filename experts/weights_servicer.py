@@ -21,6 +21,9 @@ _RETRY_AFTER_MS = 200
 # How long a chunk waits for dispatches, in seconds: looks that often, and goes on all the same after that.
 _LOOK_EVERY_S = 0.001
 _PATIENCE_S = 0.02
+# A replica that computed something in the last so many seconds has routers that wait for it: a pause after each chunk
+# leaves the processor and Python's lock to most of them.
+_BUSY_S, _PAUSE_S = 0.1, 0.002
 
 
 class WeightsServicer(weights_pb2_grpc.WeightsServiceServicer):
@@ -33,6 +36,8 @@ class WeightsServicer(weights_pb2_grpc.WeightsServiceServicer):
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
         self._fetching = threading.Lock()
+        self._num_batches = 0
+        self._busy_until_s = 0.0
 
     def Fetch(
         self, request: weights_pb2.FetchRequest, context: grpc.ServicerContext
@@ -94,9 +99,13 @@ class WeightsServicer(weights_pb2_grpc.WeightsServiceServicer):
             )
 
     def _let_dispatches_pass(self) -> None:
-        """Wait for a moment in which nothing computes, not for ever."""
-        give_up_at = time.monotonic() + _PATIENCE_S
-        while self._replica.batcher.num_unfinished and time.monotonic() < give_up_at:
+        """Wait for a moment in which nothing computes, not for ever; longer where something has just computed."""
+        began = time.monotonic()
+        if self._num_batches != self._replica.num_batches:
+            self._num_batches, self._busy_until_s = self._replica.num_batches, began + _BUSY_S
+        if began < self._busy_until_s:
+            time.sleep(_PAUSE_S)
+        while self._replica.batcher.num_unfinished and time.monotonic() < began + _PATIENCE_S:
             time.sleep(_LOOK_EVERY_S)
 
 
