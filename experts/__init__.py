@@ -9,6 +9,8 @@ A dispatch's way through it:
     5. weights      the resident weights, kernels/ what computes with them
     6. stream       answers: a result or an error
 
+`source`, `reader` and `memory` bring weights in, from files or from another replica (`peer_source` asks for them,
+`weights_servicer` hands them out, `weight_wire` is what both agree on); `startup` says how long a start took where.
 `replica` says what is held and how busy it is, `servicer` puts RPCs on top, `server` owns the ports; `__main__` runs
 one replica as a bare process. No Ray here, and nothing of a sequence: any two replicas answer alike.
 """

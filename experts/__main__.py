@@ -26,6 +26,7 @@ os.environ.update(CPU_ENVIRONMENT | os.environ)  # before torch, which reads it 
 
 import torch
 
+from experts.peer_source import PeerSource
 from experts.server import ExpertServer
 from experts.startup import StartupClock
 from experts.weights import ExpertWeights
@@ -76,12 +77,14 @@ def _serve(options: argparse.Namespace) -> int:
     checkpoint = open_checkpoint(options.checkpoint)
     clock.opened()
     rss_before = _resident_bytes()
+    dtype, quantize = _DTYPES[options.dtype], options.quantize
+    peer = PeerSource(options.from_peer, checkpoint, dtype, quantize) if options.from_peer else None
     held = ExpertWeights.load(
-        checkpoint,
+        peer or checkpoint,
         parse_experts(options.experts, checkpoint.config.num_experts),
-        _DTYPES[options.dtype],
+        dtype,
         _LoadingProgress(),
-        quantize=options.quantize,
+        quantize=quantize,
     )
     clock.loaded(held.reading_share)
 
@@ -104,6 +107,7 @@ def _serve(options: argparse.Namespace) -> int:
         "expert_ids": held.expert_ids,
         "weight_bytes": held.weight_bytes,
         "loaded_bytes": held.loaded_bytes,
+        "fetched_bytes": peer.fetched_bytes if peer else 0,
         "rss_before_bytes": rss_before,
         "rss_bytes": _resident_bytes(),
         "startup": dataclasses.asdict(clock.phases),
@@ -166,6 +170,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--experts", default="all", help='ids to hold, such as "0-3,7" (all)')
     parser.add_argument("--dtype", choices=list(_DTYPES), default="float32", help="of weights and tokens (float32)")
     parser.add_argument("--quantize", choices=["int8", "int4"], help="round weights to 8 or 4 bits (not at all)")
+    parser.add_argument(
+        "--from-peer", metavar="HOST:PORT", help="replica to copy weights from (the checkpoint's files)"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=int, default=0, help="TCP port; 0 chooses a free one (0)")
     parser.add_argument("--unix", type=Path, help="path of a Unix socket to listen on as well")

@@ -24,6 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
+from torch import Tensor
 
 from experts.kernels import Kernel
 from experts.source import ExpertSource, Progress
@@ -31,6 +32,7 @@ from models.arena import Arena
 from models.checkpoint.tensor_shapes import expert_names
 from models.config import ModelConfig
 from models.cpu.threads import compute_alone
+from models.linear import Int8Weight
 from models.llama4.mlp import Mlp
 
 # More would wait for the memory that all cores share.
@@ -102,12 +104,17 @@ class ExpertReader:
         if not hasattr(self._own, "memory"):
             self._own.memory = (Arena(), Arena())
         began = time.perf_counter()
-        gate_up_D2F, down_FD = (
-            self._source.read(name, self._dtype, memory).to(self._device)
+        gate_up, down = (
+            self._source.read(name, self._dtype, memory)
             for name, memory in zip(expert_names(layer, expert), self._own.memory, strict=True)
         )
         was_read = time.perf_counter()
-        packed = self._kernel.pack(gate_up_D2F, down_FD, arena)
+        if isinstance(gate_up, Int8Weight) and isinstance(down, Int8Weight):
+            packed = self._kernel.pack_rounded(gate_up, down, self._dtype, arena)
+        else:
+            assert isinstance(gate_up, Tensor)
+            assert isinstance(down, Tensor), "one of a pair is rounded"
+            packed = self._kernel.pack(gate_up.to(self._device), down.to(self._device), arena)
         with self._adding:
             self._read_s += was_read - began
             self._pack_s += time.perf_counter() - was_read

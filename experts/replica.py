@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor
 from experts.batcher import Batcher, BatcherLimits
 from experts.source import Progress
 from models.config import ModelConfig
+from models.linear import Quantization
+from models.llama4.mlp import Mlp
 from protos.codec import wire_dtype
 from protos.expert.v1 import expert_pb2
 
@@ -44,12 +46,19 @@ class HeldExperts(Protocol):
         """Of tokens and outputs."""
 
     @property
+    def quantize(self) -> Quantization | None:
+        """How weights are rounded; None: not at all."""
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes in memory."""
 
     @property
     def loaded_bytes(self) -> int:
         """Bytes read from the checkpoint."""
+
+    def held_expert(self, expert: int) -> Mapping[int, Mlp]:
+        """Return a held expert's weights by layer, ascending."""
 
     def hold(self, expert_ids: Sequence[int], progress: Progress | None = None) -> None:
         """Read experts and add them, beside `run`."""
@@ -87,6 +96,11 @@ class Replica:
         self._tokens_by_expert: dict[int, int] = {}
         self._num_batches = 0
         self._on_first_dispatch = on_first_dispatch
+
+    @property
+    def num_batches(self) -> int:
+        """Batches computed or begun so far."""
+        return self._num_batches
 
     def hold(self, expert_ids: Sequence[int], progress: Progress | None = None) -> None:
         """Hold more experts; each takes dispatches once all its layers are in. See `ExpertWeights.hold`."""

@@ -15,16 +15,19 @@ from grpc_reflection.v1alpha import reflection
 from experts.batcher import BatcherLimits
 from experts.replica import HeldExperts, Replica
 from experts.servicer import ExpertServicer
+from experts.weights_servicer import WeightsServicer
 from protos.channel import server_options
 from protos.errors import BadConfig, PortTaken
 from protos.expert.v1 import expert_pb2, expert_pb2_grpc
+from protos.weights.v1 import weights_pb2, weights_pb2_grpc
 
 SERVICE_NAME: str = expert_pb2.DESCRIPTOR.services_by_name["ExpertService"].full_name
+WEIGHTS_SERVICE_NAME: str = weights_pb2.DESCRIPTOR.services_by_name["WeightsService"].full_name
 
 _MAX_PORT = 65_535
 # What Linux keeps of a socket's path, in bytes, less the closing zero.
 _MAX_UNIX_PATH_BYTES = 107
-# Threads for calls that are not Dispatch streams: Describe, Drain, health, reflection.
+# Threads for calls that are not Dispatch streams: Describe, Drain, Fetch (one at a time), health, reflection.
 _SPARE_THREADS = 8
 # What calls other than dispatches get to end by themselves, in seconds; with none open, stopping takes none.
 _GOODBYE_S = 0.5
@@ -83,8 +86,9 @@ class ExpertServer:
             maximum_concurrent_rpcs=num_threads,
         )
         expert_pb2_grpc.add_ExpertServiceServicer_to_server(self._servicer, self._server)
+        weights_pb2_grpc.add_WeightsServiceServicer_to_server(WeightsServicer(self.replica), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (SERVICE_NAME, WEIGHTS_SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
 
     @property

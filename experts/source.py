@@ -10,13 +10,14 @@ from torch import Tensor
 
 from models.arena import Arena
 from models.config import ModelConfig
+from models.linear import Int8Weight
 
 Progress = Callable[[int, int], None]
 """(bytes read so far, bytes to read in all)."""
 
 
 class ExpertSource(Protocol):
-    """Expert weights by name: `models.checkpoint.Checkpoint`. Read from several threads at once."""
+    """Expert weights by name: `models.checkpoint.Checkpoint`, `PeerSource`. Read from several threads at once."""
 
     @property
     def config(self) -> ModelConfig:
@@ -33,8 +34,10 @@ class ExpertSource(Protocol):
     def num_bytes(self, name: str) -> int:
         """Return the bytes that reading a tensor reads."""
 
-    def read(self, name: str, dtype: torch.dtype | None = None, memory: Arena | None = None) -> Tensor:
+    def read(self, name: str, dtype: torch.dtype | None = None, memory: Arena | None = None) -> Tensor | Int8Weight:
         """Return one tensor by Herd's name for it, converted to `dtype` if given.
+
+        Or its transpose, by rows, rounded already: then both matrices of an expert in a layer are.
 
         Args:
             name: of it.

@@ -72,6 +72,7 @@ class ExpertWeights:
         self.config = source.config
         self.fingerprint = source.fingerprint
         self.dtype = dtype
+        self.quantize = quantize
         self._source = source
         self._kernel = choose(device, quantize)
         self._reader = ExpertReader(source, self._kernel, dtype, device)
@@ -147,6 +148,19 @@ class ExpertWeights:
         if self._spare_bytes is None:
             return None
         return max(self._loaded_weight_bytes + self._spare_bytes - self.weight_bytes, 0)
+
+    def held_expert(self, expert: int) -> Mapping[int, Mlp]:
+        """Return a held expert's weights by layer, ascending; they stay for as long as somebody has them.
+
+        Raises:
+            StalePlacement: it is not held.
+        """
+        held = self._held
+        if expert not in held.expert_ids:
+            raise StalePlacement(
+                f"expected an expert this replica holds, {list(held.expert_ids)}, found {expert}: ask another holder"
+            )
+        return {layer: experts[expert] for layer, experts in held.by_layer.items()}
 
     def hold(self, expert_ids: Sequence[int], progress: Progress | None = None) -> None:
         """Read experts and add each once all its layers are in; those that are held already stay. Safe beside `run`.

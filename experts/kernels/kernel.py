@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from models.arena import Arena
+from models.linear import Int8Weight
 from models.llama4.mlp import Mlp
 
 
@@ -27,6 +28,16 @@ class Kernel(Protocol):
             gate_up_D2F: [D, 2F] with any strides, the gate's F columns first.
             down_FD: [F, D] with any strides.
             arena: where to put them, for kernels that can choose; None: each matrix in memory of its own.
+        """
+
+    def pack_rounded(self, gate_up: Int8Weight, down: Int8Weight, dtype: torch.dtype, arena: Arena) -> Mlp:
+        """Return what `pack` would make of weights in a dtype that round to these; as lasting as there.
+
+        Args:
+            gate_up: [2F, D].
+            down: [D, F].
+            dtype: of the weights before they were rounded.
+            arena: where to put them.
         """
 
     def bytes_per_weight(self, dtype: torch.dtype) -> float:

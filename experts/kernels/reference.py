@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from models.arena import Arena
+from models.linear import Int8Weight
 from models.linear.plain import PlainLinear
 from models.llama4.mlp import Mlp
 
@@ -19,6 +20,10 @@ class ReferenceKernel:
         """Keep the weights as the checkpoint has them."""
         kept = (each.clone() if each.device.type == "cpu" else each for each in (gate_up_D2F, down_FD))
         return Mlp(*(PlainLinear(each.t()) for each in kept))
+
+    def pack_rounded(self, gate_up: Int8Weight, down: Int8Weight, dtype: torch.dtype, arena: Arena) -> Mlp:
+        """Keep what rounding left, in the dtype."""
+        return Mlp(*(PlainLinear(each.dequantized().to(dtype)) for each in (gate_up, down)))
 
     def bytes_per_weight(self, dtype: torch.dtype) -> float:
         """Return the dtype's bytes."""

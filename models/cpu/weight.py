@@ -33,8 +33,8 @@ class Weight:
     def __init__(self, rows_OI: Tensor, scale_O: Tensor | None = None) -> None:
         self.height, self.width = rows_OI.shape
         self.is_int8 = scale_O is not None
-        self._rows_OI = rows_OI
-        self._scale_O = scale_O
+        self.rows_OI = rows_OI
+        self.scale_O = scale_O
         self._sums_O = rows_OI.sum(1, dtype=torch.int32) if self.is_int8 else None
         others = (None if each is None else each.data_ptr() for each in (scale_O, self._sums_O))
         self._struct = _Weight(rows_OI.data_ptr(), *others, self.height, self.width)
@@ -44,7 +44,7 @@ class Weight:
     @property
     def num_bytes(self) -> int:
         """Bytes in memory."""
-        return sum(each.nbytes for each in (self._rows_OI, self._scale_O, self._sums_O) if each is not None)
+        return sum(each.nbytes for each in (self.rows_OI, self.scale_O, self._sums_O) if each is not None)
 
 
 def is_supported(weight_OI: Tensor) -> bool:

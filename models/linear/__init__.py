@@ -7,6 +7,7 @@ onednn         the fastest full-precision products that torch has on a CPU
 quantization   how weights are rounded to 8 or 4 bits
 dequantized    quantised weights, obviously right, everywhere
 int8, int4     the fastest products with quantised weights on an x86 CPU
+unpacked       a form's weight by rows again, to be packed elsewhere
 """
 
 from __future__ import annotations
@@ -20,10 +21,19 @@ from models.linear import int4, int8, onednn
 from models.linear.dequantized import DequantizedInt4, DequantizedInt8
 from models.linear.linear import Linear
 from models.linear.plain import PlainLinear
-from models.linear.quantization import BITS_PER_WEIGHT, Quantization, quantize_int4, quantize_int8
+from models.linear.quantization import BITS_PER_WEIGHT, Int8Weight, Quantization, quantize_int4, quantize_int8
 from models.linear.row_major import RowMajorLinear
 
-__all__ = ["BITS_PER_WEIGHT", "Linear", "Quantization", "RowMajorLinear", "pack_linear", "share_linear"]
+__all__ = [
+    "BITS_PER_WEIGHT",
+    "Int8Weight",
+    "Linear",
+    "Quantization",
+    "RowMajorLinear",
+    "pack_linear",
+    "pack_rounded",
+    "share_linear",
+]
 
 
 def pack_linear(weight_OI: Tensor, quantize: Quantization | None = None, arena: Arena | None = None) -> Linear:
@@ -38,12 +48,8 @@ def pack_linear(weight_OI: Tensor, quantize: Quantization | None = None, arena: 
     """
     arena = arena or Arena()
     if quantize == "int8":
-        if is_int8_supported(weight_OI):
-            rounded = quantize_int8(weight_OI, arena.empty(weight_OI.shape, torch.int8))
-            return RowMajorLinear(Weight(rounded.codes_OI, rounded.scale_O))
-        levels = int8.num_levels(weight_OI.device)
-        rounded = quantize_int8(weight_OI)
-        return int8.Int8Linear(rounded, levels) if levels else DequantizedInt8(rounded)
+        codes_OI = arena.empty(weight_OI.shape, torch.int8) if is_int8_supported(weight_OI) else None
+        return _int8_form(quantize_int8(weight_OI, codes_OI), is_by_rows=codes_OI is not None)
     if quantize == "int4":
         form = int4.Int4Linear if int4.is_supported(weight_OI.device) else DequantizedInt4
         return form(quantize_int4(weight_OI))
@@ -54,6 +60,28 @@ def pack_linear(weight_OI: Tensor, quantize: Quantization | None = None, arena: 
     if onednn.is_small(weight_OI):
         return onednn.SmallLinear(weight_OI)
     return onednn.PackedLinear(weight_OI)
+
+
+def pack_rounded(weight: Int8Weight, dtype: torch.dtype, arena: Arena) -> Linear:
+    """Return what `pack_linear` makes of a weight on the CPU that rounds to this one.
+
+    Args:
+        weight: may be overwritten after.
+        dtype: of the weight before it was rounded, and of the rows it will be multiplied with.
+        arena: where forms that lie by rows take their memory.
+    """
+    shape = weight.codes_OI.shape
+    is_by_rows = is_int8_supported(torch.empty(1, dtype=dtype).expand(shape))
+    codes_OI = arena.empty(shape, torch.int8) if is_by_rows else torch.empty(shape, dtype=torch.int8)
+    copy = Int8Weight(codes_OI.copy_(weight.codes_OI), weight.scale_O.clone())
+    return _int8_form(copy, is_by_rows=is_by_rows)
+
+
+def _int8_form(rounded: Int8Weight, *, is_by_rows: bool) -> Linear:
+    if is_by_rows:
+        return RowMajorLinear(Weight(rounded.codes_OI, rounded.scale_O))
+    levels = int8.num_levels(rounded.codes_OI.device)
+    return int8.Int8Linear(rounded, levels) if levels else DequantizedInt8(rounded)
 
 
 def share_linear(weight_OI: Tensor) -> Linear:

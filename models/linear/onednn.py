@@ -45,6 +45,10 @@ class PackedLinear:
         self._packed = _pack(weight_OI)
         self.num_bytes: int = torch.ops.mkldnn._nbytes(self._packed)
 
+    def unpacked(self) -> Tensor:
+        """Return the weight [O, I] that was packed: a copy."""
+        return self._packed.to_dense()
+
     def __call__(self, x_TI: Tensor) -> Tensor:
         """Return x · weightᵀ."""
         return _product(x_TI, self._packed)
@@ -60,6 +64,10 @@ class SmallLinear:
     def __init__(self, weight_OI: Tensor) -> None:
         self._weight_IO = weight_OI.t().clone(memory_format=torch.contiguous_format)
         self.num_bytes = self._weight_IO.nbytes
+
+    def unpacked(self) -> Tensor:
+        """Return the weight [O, I] that was packed: a view."""
+        return self._weight_IO.t()
 
     def __call__(self, x_TI: Tensor) -> Tensor:
         """Return x · weightᵀ."""

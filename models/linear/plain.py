@@ -14,13 +14,13 @@ class PlainLinear:
     """
 
     def __init__(self, weight_OI: Tensor) -> None:
-        self._weight_OI = weight_OI
+        self.weight_OI = weight_OI
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the weight."""
-        return self._weight_OI.nbytes
+        return self.weight_OI.nbytes
 
     def __call__(self, x_TI: Tensor) -> Tensor:
         """Return x · weightᵀ."""
-        return F.linear(x_TI, self._weight_OI)
+        return F.linear(x_TI, self.weight_OI)
