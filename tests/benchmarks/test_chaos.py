@@ -192,7 +192,7 @@ def test_the_serving_end_of_a_connection_shows_the_address_that_was_called():
 
 
 def test_results_of_other_scenarios_stay_and_a_broken_promise_shows(tmp_path):
-    fine = Outcome(scenario="none", settings={"streams": "16"})
+    fine = Outcome(scenario="none", settings={"streams": "16"}, throughput=[3.0], bin_s=0.25)
     broken = Outcome(scenario="expert-kill", settings={"streams": "16"}, throughput=[1.0, 2.0], bin_s=0.25)
     broken.faults = [FaultEvent(label="SIGKILL Experts-0 (7)", injected_s=0.1, lifted_s=0.1, problem="one is missing")]
     for outcome in (fine, broken):
