@@ -37,7 +37,8 @@ os.environ.update(CPU_ENVIRONMENT | os.environ)  # before torch, which reads it 
 from benchmarks.chaos.outcome import Outcome
 from benchmarks.chaos.plot import draw_throughput
 from benchmarks.chaos.report import as_table, details, record_of, write_results
-from benchmarks.chaos.run import Run, RunOptions
+from benchmarks.chaos.run import Run
+from benchmarks.chaos.run_options import RunOptions
 from benchmarks.chaos.scenarios import SCENARIOS
 from benchmarks.chaos.wire_scenarios import WIRE_SCENARIOS
 from benchmarks.environment import RESULTS, describe_environment
@@ -47,8 +48,10 @@ def main() -> int:
     """Run scenarios, print and record what they found."""
     options = _parser().parse_args()
     if options.list:
-        for scenario in (*SCENARIOS.values(), *WIRE_SCENARIOS.values()):
-            print(f"{scenario.name:<26}{scenario.summary}")
+        summaries = {each.name: each.summary for each in SCENARIOS.values()}
+        summaries |= {each.name: each.summary for each in WIRE_SCENARIOS.values()}
+        for name, summary in summaries.items():
+            print(f"{name:<26}{summary}")
         return 0
     environment = describe_environment("ray", "grpcio", "torch")
     run_options = RunOptions(

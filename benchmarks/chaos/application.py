@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,11 +16,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from cluster.launch.processes import descendants
-from cluster.machine import find_free_port
 
 _MARKER = "HERD_CHAOS_RUN"
 _READY = "herd is ready"
 _POLL_S = 0.1
+_FIRST_PORT = 20_000
+"""Below it are those that Ray takes for its workers."""
 
 
 class Application:
@@ -34,7 +37,7 @@ class Application:
     def __init__(
         self, settings: Sequence[str] = (), *, folder: Path | None = None, start_s: float = 180.0, stop_s: float = 60.0
     ) -> None:
-        self.http_port, self.grpc_port = find_free_port(), find_free_port()
+        self.http_port, self.grpc_port = _find_port(), _find_port()
         self._command = [str(Path(sys.executable).with_name("herd")), "serve"]
         for each in settings:
             self._command += ["--set", each]
@@ -123,6 +126,16 @@ class Application:
             if time.monotonic() > give_up_at:
                 raise TimeoutError(f"expected herd serve to be ready within {self._start_s:g} s:\n{self.output}")
             time.sleep(_POLL_S)
+
+
+def _find_port() -> int:
+    """Return a free port that no outgoing connection can take before it is listened on, many seconds from now."""
+    lowest, _ = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    while True:
+        port = random.randrange(_FIRST_PORT, int(lowest))
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
 
 
 def _all_pids() -> list[int]:

@@ -88,7 +88,10 @@ class Load:
     def _join(self) -> None:
         assert self._thread is not None
         # Every stream has a deadline, so the thread ends; the margin is for a machine that is slow to tell.
-        self._thread.join(len(self._requests) * self._deadline_s + 60)
+        longest_s = (len(self._requests) // self._workers + 1) * self._deadline_s + 60
+        self._thread.join(longest_s)
+        if self._thread.is_alive():
+            raise TimeoutError(f"expected every stream to end within {longest_s:g} s, found some that run")
         if self._failure is not None:
             raise self._failure
 

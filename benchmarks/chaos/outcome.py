@@ -18,7 +18,9 @@ class FaultEvent:
     lifted_s: float
     """When it was lifted; for a kill, when it had been done."""
     recovered_s: float | None = None
-    """When everything was back that was there before; None: not in time, or not waited for."""
+    """When everything was back that was there before; None: not in time, or the next fault came first."""
+    is_overtaken: bool = False
+    """True if nobody waited for that: the next fault of a storm came first."""
     problem: str = ""
     """What was missing when waiting was given up."""
     streams_in_flight: int = 0
@@ -58,6 +60,8 @@ class Outcome:
     """Tokens per second, in bins from the beginning of the load."""
     bin_s: float = 0.0
     """Seconds of a bin."""
+    descriptors: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Open ones of each process that lived through it all, before the load and at its end."""
     leaks: list[str] = field(default_factory=list)
     """What was left when the application had ended, and descriptors that it gained while it ran."""
 
@@ -68,5 +72,5 @@ class Outcome:
         Not even that may double or change a token.
         """
         own = self.through_target
-        is_back = all(fault.recovered_s is not None for fault in self.faults)
+        is_back = all(fault.is_overtaken or fault.recovered_s is not None for fault in self.faults)
         return self.differences.is_clean and (own is None or own.only_ended_early) and is_back and not self.leaks

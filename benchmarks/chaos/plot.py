@@ -42,9 +42,10 @@ def _draw(axes: Axes, outcome: Outcome) -> None:
     edges = np.arange(len(outcome.throughput) + 1) * outcome.bin_s
     axes.stairs(outcome.throughput, edges, color=_BLUE, fill=True, alpha=0.25)
     axes.stairs(outcome.throughput, edges, color=_BLUE, linewidth=1.2)
-    for fault in outcome.faults:
+    ends = [*(fault.injected_s for fault in outcome.faults[1:]), edges[-1]]
+    for fault, end_s in zip(outcome.faults, ends, strict=False):
         axes.axvline(fault.injected_s, color=_RED, linewidth=1)
-        back_s = edges[-1] if fault.recovered_s is None else fault.recovered_s
+        back_s = end_s if fault.recovered_s is None else fault.recovered_s
         axes.axvspan(fault.injected_s, back_s, color=_GREY, alpha=0.15, linewidth=0, zorder=0)
     if len(outcome.faults) <= _MOST_LABELS:
         top = max(outcome.throughput, default=1.0)

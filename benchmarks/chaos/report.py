@@ -18,7 +18,8 @@ Written by `benchmarks/chaos.py`. Streams run steadily against `herd serve` whil
 starved. Every stream is compared with the same request's stream of a fault-free run in the same application. A gap is
 the time between two messages of a stream; "p99" is that of the fault-free part. Throughput is in tokens per second:
 before the first fault, from each fault until everything was back that was there before, and after. "Back" is the time
-from the fault until as many replicas run, are registered and connected as before: median and longest.
+from the fault until as many replicas run, are registered and connected as before: median and longest; for a storm, from
+its last fault.
 """
 _COLUMNS = (
     "scenario", "faults", "streams", "failed", "lost", "doubled", "changed", "longest gap s", "p99 gap s",
@@ -49,6 +50,9 @@ def details(record: dict[str, Any]) -> list[str]:
         lines += [f"there {count} x {error}" for error, count in own["errors"].items()]
     problems = Counter(fault["problem"] for fault in record["faults"] if fault["problem"])
     lines += [f"not back ({count} x): {problem}" for problem, count in problems.items()]
+    grown = {name: counts for name, counts in record["descriptors"].items() if counts[1] > counts[0]}
+    if grown:
+        lines.append("descriptors: " + ", ".join(f"{name} {old} to {new}" for name, (old, new) in grown.items()))
     return lines + [f"left: {each}" for each in record["leaks"]]
 
 
@@ -103,7 +107,8 @@ def _cells(record: dict[str, Any]) -> list[str]:
 def _back(faults: list[dict[str, Any]]) -> str:
     if not faults:
         return ""
-    if any(fault["recovered_s"] is None for fault in faults):
+    awaited = [fault for fault in faults if not fault["is_overtaken"]]
+    if any(fault["recovered_s"] is None for fault in awaited):
         return "never"
-    seconds = [fault["recovered_s"] - fault["injected_s"] for fault in faults]
+    seconds = [fault["recovered_s"] - fault["injected_s"] for fault in awaited]
     return f"{median(seconds):.1f}, {max(seconds):.1f}" if len(seconds) > 1 else f"{seconds[0]:.1f}"

@@ -26,7 +26,7 @@ from .engine_load import EngineLoad
 from .measure import Recorded, measure
 from .outcome import FaultEvent, Outcome
 from .requests import make_requests
-from .run import RunOptions, Say
+from .run_options import RunOptions, Say
 from .wire_scenarios import EVERY, WireScenario
 
 _HOLD_S = 10.0

@@ -192,10 +192,11 @@ def test_the_serving_end_of_a_connection_shows_the_address_that_was_called():
 
 
 def test_results_of_other_scenarios_stay_and_a_broken_promise_shows(tmp_path):
-    fine = Outcome(scenario="none", settings={"streams": "16"})
+    fine = Outcome(scenario="none", settings={"streams": "16"}, throughput=[3.0], bin_s=0.25)
     broken = Outcome(scenario="expert-kill", settings={"streams": "16"}, throughput=[1.0, 2.0], bin_s=0.25)
     broken.faults = [FaultEvent(label="SIGKILL Experts-0 (7)", injected_s=0.1, lifted_s=0.1, problem="one is missing")]
-    draw_throughput(broken, tmp_path / "chaos-expert-kill.svg")
+    for outcome in (fine, broken):
+        draw_throughput(outcome, tmp_path / f"chaos-{outcome.scenario}.svg")
     write_results(tmp_path, "chaos", {"commit": "f00d"}, [fine])
     write_results(tmp_path, "chaos", {"commit": "f00d"}, [broken])
     page = (tmp_path / "chaos.md").read_text()
