@@ -114,7 +114,7 @@ def decide(
         now: seconds on any clock that does not go back.
     """
     if need is None:
-        return _bound(present, bounds), replace(history, more_since=None, fewer_since=None)
+        return _bound(present, bounds), replace(history, fewer_since=None)
     more = _more(need, present, running, bounds, pace, history, now)
     if more > present:
         since = now if history.more_since is None else history.more_since

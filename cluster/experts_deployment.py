@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import tempfile
+import time
 from pathlib import Path
 
 import ray
@@ -13,6 +14,7 @@ import torch
 from ray import serve
 
 from cluster.directory import ExpertReplica
+from cluster.meters import ExpertMeter, MeteredExperts
 from cluster.names import APP, ROUTER, experts_deployment
 from cluster.plan import DeploymentPlan
 from cluster.planned_model import open_planned_checkpoint
@@ -53,8 +55,10 @@ class Experts:
             progress=self._report.loading,
             quantize=plan.settings.model.quantize,
         )
+        metered = MeteredExperts(weights)
+        self._meter = ExpertMeter(metered)
         self._server = ExpertServer(
-            weights,
+            metered,
             host=plan.settings.experts.host or ray.util.get_node_ip_address(),
             unix_path=Path(tempfile.mkdtemp(prefix="experts-")) / "socket",
             replica_id=self._replica_id,
@@ -76,6 +80,10 @@ class Experts:
         self._registration = Registration(replica, app=APP, deployment=ROUTER, period_s=period_s)
         self._registration.start()
         _LOG.info("replica %s serves experts %s at %s", self._replica_id, weights.expert_ids, self._server.address)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tell Ray Serve what ExpertsPolicy wants to know."""
+        return self._meter.stats(self._server.replica.batcher.queued_tokens, time.monotonic())
 
     def __del__(self) -> None:
         """Leave the directory, answer what was accepted, end: Ray Serve calls this when the replica is stopped."""

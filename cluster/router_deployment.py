@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -12,6 +13,7 @@ from ray import serve
 
 from cluster.carrier import Packed
 from cluster.carrier_sender import CarrierSender
+from cluster.meters import RateMeter
 from cluster.names import APP, ROUTER
 from cluster.placement_feed import PlacementFeed
 from cluster.plan import DeploymentPlan
@@ -65,6 +67,7 @@ class Router:
         self._engine = Engine(decoder, self._transport, plan.engine_limits)
         self._engine.start()
         self._sender = CarrierSender(self._engine, self._replica_id)
+        self._prompt_meter = RateMeter()
         _LOG.info("router %s serves from process %d", self._replica_id, os.getpid())
 
     def _wait_for_experts(self, experts: range) -> None:
@@ -91,6 +94,17 @@ class Router:
     async def load(self) -> RouterLoad:
         """Tell how busy this replica is."""
         return RouterLoad(replica_id=self._replica_id, load=self._engine.load())
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tell Ray Serve what RouterPolicy wants to know."""
+        load = self._engine.load()
+        return {
+            "kv_share": load.kv_used_bytes / max(load.kv_total_bytes, 1),
+            "slot_share": (load.running + load.waiting) / load.slots,
+            "queued_prompt_tokens": load.queued_prompt_tokens,
+            "prompt_tokens_per_s": self._prompt_meter.read(load.prompt_tokens - load.cached_tokens, time.monotonic()),
+            "prefill_tokens_per_s": load.prefill_tokens_per_s,
+        }
 
     async def describe(self) -> PlacementInfo:
         """Tell where the experts are."""
