@@ -75,7 +75,7 @@ def test_a_burst_of_one_sample_adds_nothing():
 
 def test_replicas_on_their_way_are_not_asked_for_again():
     deployment = Deployment(4, start_s=30)
-    assert deployment.hold(Need(demand=4.0, lateness=9.0), 29)[-1] == 8
+    assert deployment.hold(Need(demand=4.0, lateness=9.0), 29)[-1] == 6
 
 
 def test_lateness_asks_for_more_though_demand_cannot_show_it():
