@@ -15,6 +15,7 @@ from cluster.front_door import FrontDoor
 from cluster.names import FRONT_DOOR, ROUTER, experts_deployment
 from cluster.plan import DeploymentPlan
 from cluster.router_deployment import Router
+from cluster.serve_scaling import experts_replicas, front_door_replicas, router_replicas
 
 _UNLIMITED = 1_000_000
 """For limits that Herd has itself, nearer to what they protect."""
@@ -54,18 +55,18 @@ def build_application(plan: DeploymentPlan) -> Application:
     router = serve.deployment(
         Router,
         name=ROUTER,
-        num_replicas=plan.settings.router.replicas,
         request_router_config=RequestRouterConfig(request_router_class="cluster.routing.RouterChoice"),
         deployment_actors=[directory_config(plan.settings.experts.lease_s)],
         ray_actor_options=actor,
+        **router_replicas(plan),
         **common,
     ).bind(plan)
     experts = [
         serve.deployment(
             Experts,
             name=experts_deployment(group),
-            num_replicas=plan.settings.experts.replicas_per_group,
             ray_actor_options=actor,
+            **experts_replicas(plan),
             **common,
         ).bind(plan, group)
         for group in range(len(plan.expert_groups))
@@ -74,6 +75,7 @@ def build_application(plan: DeploymentPlan) -> Application:
         FrontDoor,
         name=FRONT_DOOR,
         ray_actor_options={**actor, "runtime_env": {"env_vars": _FRONT_DOOR_ENVIRONMENT}},
+        **front_door_replicas(plan),
         **common,
     )
     # The front door never calls the experts. It takes their handles because that makes them part of the application.

@@ -17,8 +17,10 @@ from dataclasses import dataclass, replace
 
 from protos.errors import BadConfig
 
-_LATE_GROWTH = 2.0
-"""Most times what runs that a decision asks for, however late everything is."""
+_MOST_GROWTH = 2.0
+"""Most times what runs that there may be after a decision."""
+_LATE_GROWTH = 1.5
+"""Most times what runs that waits ask for: how late something is says little of how many are missing."""
 _CALM = 0.5
 """Lateness below which replicas may go."""
 
@@ -114,7 +116,7 @@ def decide(
         now: seconds on any clock that does not go back.
     """
     if need is None:
-        return _bound(present, bounds), replace(history, more_since=None, fewer_since=None)
+        return _bound(present, bounds), replace(history, fewer_since=None)
     more = _more(need, present, running, bounds, pace, history, now)
     if more > present:
         since = now if history.more_since is None else history.more_since
@@ -138,7 +140,7 @@ def _more(need: Need, present: int, running: int, bounds: Bounds, pace: Pace, hi
     if need.lateness > 1 and now - history.grew_at >= pace.late_again_s:
         wanted = max(wanted, running + 1, math.ceil(running * min(need.lateness, _LATE_GROWTH)))
     # Replicas on their way count as present: what waits for them must not ask for them again.
-    most = max(present, math.ceil(_LATE_GROWTH * running), 1)
+    most = max(present, math.ceil(_MOST_GROWTH * running), 1)
     return min(wanted, most, bounds.max_replicas)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cluster.limits import FrontDoorLimits
+from cluster.scaling_settings import ScalingSettings
 from protos.errors import BadConfig
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
@@ -161,6 +162,8 @@ class ClusterConfig:
     """Attention, KV cache and sampling."""
     experts: ExpertsSettings = field(default_factory=ExpertsSettings)
     """Routed experts."""
+    scaling: ScalingSettings = field(default_factory=ScalingSettings)
+    """How many replicas there may be."""
     limits: FrontDoorLimits = field(default_factory=FrontDoorLimits)
     """What the front door accepts at most."""
 
@@ -170,8 +173,10 @@ class ClusterConfig:
         Raises:
             BadConfig: a value is out of range or contradicts another.
         """
-        for section in (self.model, self.http, self.grpc, self.router, self.experts):
+        for section in (self.model, self.http, self.grpc, self.router, self.experts, self.scaling):
             section.check()
+        self.scaling.routers(self.router.replicas)
+        self.scaling.experts(self.experts.replicas_per_group)
         try:
             self.limits.check()
         except BadConfig as error:

@@ -101,6 +101,11 @@ class Directory:
             self._is_settled = True
             self._bump()
 
+    def thaw(self, seconds: float) -> None:
+        """Extend every lease by a time in which nobody could be heard: this process stood still, not the replicas."""
+        self._expires_at = {each: expires_at + seconds for each, expires_at in self._expires_at.items()}
+        self._settles_at += seconds
+
     def snapshot(self) -> DirectorySnapshot:
         """Return the present state."""
         return DirectorySnapshot(

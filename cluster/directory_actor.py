@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,10 @@ from cluster.startup_board import ReplicaProgress, StartupBoard
 
 NAME = "directory"
 """Name of the actor within its deployment."""
+_TICK_S = 0.5
+_STOOD_STILL_S = 1.0
+"""A pause between two looks at the clock that is so much longer than it should be means that this process was stopped,
+or got no processor. Heartbeats wait in its queue then, and must not come too late by that."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,16 +49,18 @@ class DirectoryActor:
         # Versions must grow over restarts: routers ignore an older placement.
         first_version = int(time.time() * 1000)
         self._directory = Directory(lease_s=lease_s, first_version=first_version, now=time.monotonic())
+        self._looked_at = time.monotonic()
+        self._ticking: asyncio.Task[None] | None = None
         self._board = StartupBoard()
         self._rebalancer = Rebalancer()
 
     async def register(self, replica: ExpertReplica) -> None:
         """Add an expert replica."""
-        self._directory.register(replica, time.monotonic())
+        self._directory.register(replica, self._now())
 
     async def heartbeat(self, report: ReplicaReport) -> frozenset[int] | None:
         """Extend a replica's lease; return the experts it should hold, None if it is not known and has to register."""
-        now = time.monotonic()
+        now = self._now()
         if not self._directory.renew(report.replica_id, now):
             return None
         self._rebalancer.hear(report)
@@ -66,7 +73,7 @@ class DirectoryActor:
 
     async def overview(self) -> DirectoryOverview:
         """Return the replicas, what they report and what happened lately."""
-        self._directory.advance(time.monotonic())
+        self._directory.advance(self._now())
         return DirectoryOverview(
             snapshot=self._directory.snapshot(),
             reports=dict(self._rebalancer.reports),
@@ -79,10 +86,27 @@ class DirectoryActor:
 
     async def wait_for_change(self, version: int, timeout_s: float) -> DirectorySnapshot:
         """Return the state once it is not that version, at the latest after `timeout_s`."""
-        self._directory.advance(time.monotonic())
+        self._directory.advance(self._now())
         await self._directory.wait_for_change(version, timeout_s)
-        self._directory.advance(time.monotonic())
+        self._directory.advance(self._now())
         return self._directory.snapshot()
+
+    def _now(self) -> float:
+        """Return the time, after making up for any in which this process stood still."""
+        self._ticking = self._ticking or asyncio.create_task(self._tick())
+        now = time.monotonic()
+        stood_still_s = now - self._looked_at - _TICK_S
+        if stood_still_s > _STOOD_STILL_S:
+            self._directory.thaw(stood_still_s)
+            self._directory.events.note(NAME, f"stood still for {stood_still_s:.1f} s")
+        self._looked_at = now
+        return now
+
+    async def _tick(self) -> None:
+        """Look at the clock so often that a longer pause can only be this process's own."""
+        while True:
+            await asyncio.sleep(_TICK_S)
+            self._now()
 
     def _note_decision(self, replica_id: str, added: frozenset[int], dropped: frozenset[int]) -> None:
         for expert in sorted(added):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import tempfile
 import threading
-from pathlib import Path
+import time
 
 import ray
 import torch
@@ -16,6 +15,7 @@ from ray import serve
 from cluster.directory import ExpertReplica
 from cluster.expert_load import ExpertLoadMeter
 from cluster.holdings import Holdings
+from cluster.meters import ExpertMeter
 from cluster.names import APP, ROUTER, experts_deployment
 from cluster.plan import DeploymentPlan
 from cluster.planned_model import open_planned_checkpoint
@@ -23,6 +23,7 @@ from cluster.registration import Registration
 from cluster.startup_report import StartupReport
 from experts.server import ExpertServer
 from experts.startup import StartupClock
+from experts.unix_socket import make_socket_path
 from experts.weights import ExpertWeights
 from router.placement import ExpertHolder
 
@@ -68,11 +69,12 @@ class Experts:
         self._server = ExpertServer(
             weights,
             host=plan.settings.experts.host or ray.util.get_node_ip_address(),
-            unix_path=Path(tempfile.mkdtemp(prefix="experts-")) / "socket",
+            unix_path=make_socket_path(),
             replica_id=self._replica_id,
             on_first_dispatch=self._report_first_dispatch,
         )
         self._server.start()
+        self._meter = ExpertMeter(self._server.replica.batcher)
         self._clock.listening()
         replica = ExpertReplica(
             holder=ExpertHolder(
@@ -113,6 +115,10 @@ class Experts:
         self._clock.dispatched()
         _LOG.info("replica %s started: %s", self._replica_id, self._clock.phases.described())
         threading.Thread(target=self._report.ready, args=(self._clock.phases,), daemon=True).start()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tell Ray Serve what ExpertsPolicy wants to know."""
+        return self._meter.stats(time.monotonic())
 
     def __del__(self) -> None:
         """Leave the directory, answer what was accepted, end: Ray Serve calls this when the replica is stopped."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ray.serve.handle import DeploymentHandle
 
+from cluster.first_tokens import FirstTokenMeter
 from cluster.listeners import Listeners
 from cluster.plan import DeploymentPlan
 from cluster.planned_model import load_planned_model
@@ -26,13 +27,24 @@ class FrontDoor:
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it, in the loop that everything here belongs to
         self, plan: DeploymentPlan, router: DeploymentHandle, *experts: DeploymentHandle
     ) -> None:
-        self._service = InferenceService(load_planned_model(plan), ServeRouterClient(router), plan.settings.limits)
+        router_client = ServeRouterClient(router)
+        self._service = InferenceService(load_planned_model(plan), router_client, plan.settings.limits)
+        self._first_tokens = FirstTokenMeter(self._service.metrics)
         self._listeners = Listeners(self._service, plan.settings)
         await self._listeners.start()
 
     async def drain(self) -> None:
         """Refuse new requests; those that run go on."""
         self._service.drain()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tell Ray Serve what FrontDoorPolicy wants to know."""
+        admission = self._service.admission
+        return {
+            "sequences": admission.num_sequences,
+            "queued_prompt_tokens": admission.num_queued_prompt_tokens,
+            "ttft_s": self._first_tokens.mean_s(),
+        }
 
     async def check_health(self) -> None:
         """Raise if this replica is of no use any more: Ray Serve replaces it then."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from cluster.autoscaling import Bounds
 from cluster.byte_text import format_bytes
 from cluster.config import ClusterConfig
 from cluster.machine import Machine
@@ -52,7 +53,7 @@ class DeploymentPlan:
     expert_threads: int
     """CPU threads of one expert replica."""
     weight_bytes: int
-    """Bytes of all weights in memory, all replicas together."""
+    """Bytes of all weights in memory, with as many replicas as there may be."""
     spare_bytes: int = 0
     """Bytes of weights that an expert replica may take on beyond its group's: copies of experts that are in demand."""
 
@@ -62,15 +63,32 @@ class DeploymentPlan:
         return str(self.dtype).removeprefix("torch.")
 
     @property
+    def router_bounds(self) -> Bounds:
+        """Return how many routers there may be."""
+        return self.settings.scaling.routers(self.settings.router.replicas)
+
+    @property
+    def expert_bounds(self) -> Bounds:
+        """Return how many replicas each expert group may have."""
+        return self.settings.scaling.experts(self.settings.experts.replicas_per_group)
+
+    @property
+    def is_scaled(self) -> bool:
+        """Tell whether any number of replicas may change."""
+        bounds = (self.router_bounds, self.expert_bounds, self.settings.scaling.front_doors())
+        return any(each.max_replicas > each.min_replicas for each in bounds)
+
+    @property
     def num_replicas(self) -> int:
-        """Count the processes with weights."""
-        return self.settings.router.replicas + len(self.expert_groups) * self.settings.experts.replicas_per_group
+        """Count the processes with weights, as many as there may be."""
+        return self.router_bounds.max_replicas + len(self.expert_groups) * self.expert_bounds.max_replicas
 
     @property
     def needed_bytes(self) -> int:
-        """Estimate the memory all processes take."""
-        kv_bytes = self.engine_limits.kv_bytes * self.settings.router.replicas
-        processes = (self.num_replicas + 1) * PROCESS_BYTES + RAY_BYTES
+        """Estimate the memory all processes take, with as many as there may be."""
+        kv_bytes = self.engine_limits.kv_bytes * self.router_bounds.max_replicas
+        doors = self.settings.scaling.front_doors().max_replicas
+        processes = (self.num_replicas + doors) * PROCESS_BYTES + RAY_BYTES
         return self.weight_bytes + kv_bytes + processes
 
 
@@ -105,6 +123,7 @@ def make_plan(settings: ClusterConfig, checkpoint: Checkpoint, name: str, machin
         expert_threads=settings.experts.threads or max(1, machine.cores // max(num_expert_replicas, 1)),
         weight_bytes=_weight_bytes(settings, checkpoint, dtype),
     )
+    _check_budget(plan)
     _check_memory(plan, machine)
     return replace(plan, spare_bytes=_spare_bytes(plan, checkpoint, machine))
 
@@ -173,7 +192,21 @@ def _weight_bytes(settings: ClusterConfig, checkpoint: Checkpoint, dtype: torch.
         rest = router - (embeddings if config.tie_embeddings else 2 * embeddings)
         router_bytes = embeddings * (dtype.itemsize + 1) + rest * bits // 8
         expert_bytes = experts * bits // 8
-    return router_bytes * settings.router.replicas + expert_bytes * settings.experts.replicas_per_group
+    routers = settings.scaling.routers(settings.router.replicas).max_replicas
+    copies = settings.scaling.experts(settings.experts.replicas_per_group).max_replicas
+    return router_bytes * routers + expert_bytes * copies
+
+
+def _check_budget(plan: DeploymentPlan) -> None:
+    """Check that the replicas there are at first, which are at least the fewest, fit the budget."""
+    settings = plan.settings
+    first = settings.router.replicas + len(plan.expert_groups) * settings.experts.replicas_per_group
+    budget = settings.scaling.budget
+    if budget is not None and first > budget:
+        raise BadConfig(
+            f"scaling.budget: expected at least {first}, the routers and expert replicas there are at first, found "
+            f"{budget}; raise it, or lower router.replicas or experts.replicas_per_group"
+        )
 
 
 def _spare_bytes(plan: DeploymentPlan, checkpoint: Checkpoint, machine: Machine) -> int:
@@ -205,6 +238,6 @@ def _check_memory(plan: DeploymentPlan, machine: Machine) -> None:
     raise NotEnoughMemory(
         f"expected about {format_bytes(plan.needed_bytes)} of free memory ({format_bytes(plan.weight_bytes)} weights "
         f"in {plan.dtype_name}, {format_bytes(plan.engine_limits.kv_bytes)} KV cache for each of "
-        f"{plan.settings.router.replicas} router(s), the rest processes), found {format_bytes(machine.free_bytes)}; "
+        f"{plan.router_bounds.max_replicas} router(s), the rest processes), found {format_bytes(machine.free_bytes)}; "
         "free memory, set router.dtype=bfloat16, lower router.kv_bytes, or use a larger machine"
     )

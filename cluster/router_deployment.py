@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -16,6 +17,7 @@ from ray.serve import get_deployment_actor
 from cluster.carrier import Packed
 from cluster.carrier_sender import CarrierSender
 from cluster.directory_actor import NAME, DirectoryOverview
+from cluster.meters import RateMeter
 from cluster.names import APP, ROUTER
 from cluster.placement_feed import PlacementFeed
 from cluster.placement_info import placement_info
@@ -72,6 +74,7 @@ class Router:
         self._engine = Engine(decoder, self._transport, plan.engine_limits)
         self._engine.start()
         self._sender = CarrierSender(self._engine, self._replica_id)
+        self._prompt_meter = RateMeter()
         _LOG.info("router %s serves from process %d", self._replica_id, os.getpid())
 
     def _wait_for_experts(self, experts: range) -> None:
@@ -113,6 +116,17 @@ class Router:
             pid=os.getpid(),
             dispatches=self._transport.health(),
         )
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tell Ray Serve what RouterPolicy wants to know."""
+        load = self._engine.load()
+        return {
+            "kv_share": load.kv_used_bytes / max(load.kv_total_bytes, 1),
+            "slot_share": (load.running + load.waiting) / load.slots,
+            "queued_prompt_tokens": load.queued_prompt_tokens,
+            "prompt_tokens_per_s": self._prompt_meter.read(load.prompt_tokens - load.cached_tokens, time.monotonic()),
+            "prefill_tokens_per_s": load.prefill_tokens_per_s,
+        }
 
     async def describe(self) -> PlacementInfo:
         """Tell where the experts are; without the directory, where they were."""

@@ -36,8 +36,10 @@ class RouterStats:
     """Sequences accepted over its slots; above 1 some wait."""
     queued_prompt_tokens: float
     """Prompt tokens accepted and not yet computed."""
-    prefill_tokens_per_s: float
-    """Prompt tokens it computes per second; 0: not measured yet."""
+    prompt_tokens_per_s: float = 0.0
+    """Prompt tokens that come to it per second and that its cache does not have."""
+    prefill_tokens_per_s: float = 0.0
+    """Prompt tokens it can compute per second; 0: not measured yet."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,8 +70,8 @@ class Targets:
     """Seconds of queued prompt tokens that a router may have; positive."""
     ttft_s: float = 2.0
     """Seconds to the first token that clients may wait; positive."""
-    queue_s: float = 0.01
-    """Seconds of work that may wait at an expert replica; positive."""
+    queue_s: float = 0.002
+    """Seconds of work that may wait at an expert replica; positive. A token waits once per MoE layer."""
 
 
 def front_door_need(stats: Sequence[FrontDoorStats], targets: Targets, now: float) -> Need | None:
@@ -88,26 +90,34 @@ def front_door_need(stats: Sequence[FrontDoorStats], targets: Targets, now: floa
 
 
 def router_need(
-    stats: Sequence[RouterStats], targets: Targets, now: float, *, ttft_s: float | None = None
+    stats: Sequence[RouterStats],
+    targets: Targets,
+    now: float,
+    *,
+    ttft_s: float | None = None,
+    experts_are_late: bool = False,
 ) -> Need | None:
-    """Return what routers need: KV and slots as demand, the prompts' backlog and the time to the first token as waits.
+    """Return what routers need: KV, slots and prompts as demand, their backlog and time to first token as waits.
 
     Args:
         stats: of every router that runs.
         targets: what one takes.
         now: on the clock of the reports.
         ttft_s: recent time to the first token, in seconds; None: not known.
+        experts_are_late: whether work waits at experts: then routers look slow and full whatever their number is, so
+            it stays until there are enough experts.
     """
-    if not _are_fresh([each.at_s for each in stats], targets, now):
+    if experts_are_late or not _are_fresh([each.at_s for each in stats], targets, now):
         return None
     kv = sum(each.kv_share for each in stats)
     slots = sum(each.slot_share for each in stats)
     # The backlog of all: the front doors share new requests out by load, and a long prompt alone is no reason.
     measured = [each for each in stats if each.prefill_tokens_per_s > 0]
+    prefill = sum(each.prompt_tokens_per_s / each.prefill_tokens_per_s for each in measured)
     rate = sum(each.prefill_tokens_per_s for each in measured)
     backlog_s = sum(each.queued_prompt_tokens for each in measured) / rate if rate else 0.0
     lateness = max(backlog_s / targets.backlog_s, (ttft_s or 0.0) / targets.ttft_s)
-    return Need(demand=max(kv, slots), lateness=lateness)
+    return Need(demand=max(kv, slots, prefill), lateness=lateness)
 
 
 def experts_need(stats: Sequence[ExpertStats], targets: Targets, now: float) -> Need | None:

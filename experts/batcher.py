@@ -57,6 +57,8 @@ class BatcherTimes:
     """Seconds from arrival to the start of computing."""
     compute_s: float = 0.0
     """Seconds computing the batch each was part of."""
+    busy_s: float = 0.0
+    """Seconds computing, each batch once."""
 
 
 class Batcher:
@@ -229,6 +231,7 @@ class Batcher:
             dispatches=before.dispatches + len(works),
             queue_s=before.queue_s + sum(started_s - work.arrived_s for work in works),
             compute_s=before.compute_s + seconds * len(works),
+            busy_s=before.busy_s + seconds,
         )
         compute_us = int(seconds * 1e6)
         return [

@@ -352,4 +352,5 @@ class Engine:
             prompt_tokens=self._scheduler.num_prompt_tokens,
             cached_tokens=self._scheduler.num_cached_tokens,
             preemptions=self._scheduler.num_preemptions,
+            prefill_tokens_per_s=self._budget.prompt_tokens_per_s,
         )

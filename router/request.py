@@ -125,3 +125,5 @@ class EngineLoad:
     """Those of them that the prefix cache had."""
     preemptions: int = 0
     """Times a running sequence made room for another since the start."""
+    prefill_tokens_per_s: float = 0.0
+    """How fast prompts are computed when nobody generates; 0 until measured."""

@@ -75,7 +75,7 @@ def test_a_burst_of_one_sample_adds_nothing():
 
 def test_replicas_on_their_way_are_not_asked_for_again():
     deployment = Deployment(4, start_s=30)
-    assert deployment.hold(Need(demand=4.0, lateness=9.0), 29)[-1] == 8
+    assert deployment.hold(Need(demand=4.0, lateness=9.0), 29)[-1] == 6
 
 
 def test_lateness_asks_for_more_though_demand_cannot_show_it():
@@ -199,6 +199,18 @@ def test_routers_need_kv_or_slots_whichever_is_fuller():
     assert router_need([router(0.1, 1.5), router(0.1, 0.5)], Targets(), 100.0) == Need(demand=2.0)
 
 
+def test_routers_need_what_computes_the_prompts_that_come():
+    stats = RouterStats(
+        at_s=100.0,
+        kv_share=0.1,
+        slot_share=0.1,
+        queued_prompt_tokens=0.0,
+        prompt_tokens_per_s=1500.0,
+        prefill_tokens_per_s=2000.0,
+    )
+    assert router_need([stats, stats], Targets(), 100.0) == Need(demand=1.5)
+
+
 def test_a_backlog_counts_in_seconds_of_the_measured_rate_of_all_routers():
     need = router_need([router(tokens=4000, rate=1000), router(tokens=0, rate=3000)], Targets(backlog_s=0.5), 100.0)
     assert need == Need(demand=0.0, lateness=2.0)
@@ -210,6 +222,10 @@ def test_a_router_that_has_measured_no_rate_says_nothing_of_its_backlog():
 
 def test_slow_first_tokens_are_late_routers():
     assert router_need([router()], Targets(ttft_s=2.0), 100.0, ttft_s=3.0) == Need(demand=0.0, lateness=1.5)
+
+
+def test_routers_stay_as_they_are_while_it_is_experts_that_are_late():
+    assert router_need([router(kv=1.0)], Targets(), 100.0, experts_are_late=True) is None
 
 
 def test_experts_need_their_token_rate_over_what_each_replica_can_do():

@@ -50,6 +50,30 @@ def test_renewing_after_the_end_of_the_lease_asks_to_register():
     assert not it.renew("stranger", now=0)
 
 
+def test_time_in_which_nobody_could_be_heard_ends_no_lease():
+    it = directory()
+    it.register(replica("a", 0), now=0)
+    it.thaw(10)
+    it.advance(now=15.9)
+    assert ids(it.snapshot()) == ["a"]
+    it.advance(now=16)
+    assert ids(it.snapshot()) == []
+
+
+def test_what_becomes_of_replicas_is_told():
+    it = directory()
+    it.register(replica("a", 0), now=0)
+    it.register(replica("a", 0, 5), now=1)
+    it.register(replica("a", 0), now=2)
+    it.advance(now=10)
+    assert [(event.subject, event.text) for event in it.events.newest()] == [
+        ("a", "serves Experts-0"),
+        ("a", "serves a copy of expert 5"),
+        ("a", "gives up its copy of expert 5"),
+        ("a", "lost: no heartbeat came any more"),
+    ]
+
+
 def test_deregistering_twice_is_one_change():
     it = directory()
     it.register(replica("a", 0), now=0)

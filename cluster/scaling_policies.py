@@ -1,0 +1,163 @@
+"""The policies Ray Serve asks how many replicas a deployment should have. They read, and ask the pure functions.
+
+Ray Serve calls a policy every tenth of a second in its controller, with what the replicas' `record_autoscaling_stats`
+returned over the last seconds. It pickles this module by value: what has to be shared is in `scaling_board.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from ray.serve.config import AutoscalingContext
+
+from cluster.autoscaling import Bounds, History, Need, Pace, decide
+from cluster.names import FRONT_DOOR, ROUTER
+from cluster.scaling_board import Entry, ScalingBoard, board_of
+from cluster.scaling_budget import Want
+from cluster.scaling_needs import (
+    ExpertStats,
+    FrontDoorStats,
+    RouterStats,
+    Targets,
+    experts_need,
+    front_door_need,
+    router_need,
+)
+
+_HISTORY = "herd_history"
+
+
+class ScalingPolicy:
+    """What all policies do; a kind says what it needs.
+
+    Args:
+        pace: a Pace as plain data: Ray Serve passes policies JSON.
+        targets: a Targets likewise.
+        sharing: deployments that share the budget.
+        budget: of replicas; None: no limit.
+    """
+
+    def __init__(
+        self,
+        *,
+        pace: dict[str, float],
+        targets: dict[str, float],
+        sharing: Sequence[str] = (),
+        budget: int | None = None,
+    ) -> None:
+        self._pace = Pace(**pace)
+        self._targets = Targets(**targets)
+        self._sharing = tuple(sharing)
+        self._budget = budget
+
+    def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
+        """Return the replicas there should be, and the state for the next call."""
+        board = board_of(context.app_name)
+        bounds = Bounds(
+            min_replicas=context.capacity_adjusted_min_replicas, max_replicas=context.capacity_adjusted_max_replicas
+        )
+        present = context.target_num_replicas
+        need = self.need(context, board)
+        wanted, history = decide(
+            need,
+            present=present,
+            running=context.current_num_replicas,
+            bounds=bounds,
+            pace=self._pace,
+            history=context.policy_state.get(_HISTORY) or History(),
+            now=context.current_time,
+        )
+        wanted = self.allow(wanted, present)
+        entry = Entry(
+            want=Want(wanted=wanted, present=present, least=bounds.min_replicas),
+            lateness=need.lateness if need else 0.0,
+            ttft_s=self.ttft_s(context),
+        )
+        board.note(context.deployment_name, entry)
+        if self._budget is not None and context.deployment_name in self._sharing:
+            wanted = board.share(context.deployment_name, self._sharing, self._budget)
+            # The next policy to be asked must count what this one has just been given.
+            board.note(
+                context.deployment_name,
+                dataclasses.replace(entry, want=dataclasses.replace(entry.want, present=max(wanted, present))),
+            )
+        return wanted, {_HISTORY: history}
+
+    def need(self, context: AutoscalingContext, board: ScalingBoard) -> Need | None:
+        """Return what the deployment needs; None: not known."""
+        raise NotImplementedError
+
+    def allow(self, wanted: int, present: int) -> int:
+        """Return what is possible of what is wanted."""
+        return wanted
+
+    def ttft_s(self, context: AutoscalingContext) -> float | None:
+        """Return the time to the first token that the deployment's replicas have seen."""
+        return None
+
+
+class FrontDoorPolicy(ScalingPolicy):
+    """Front doors: sequences in flight and prompt tokens that wait."""
+
+    def need(self, context: AutoscalingContext, board: ScalingBoard) -> Need | None:
+        """Return what front doors need."""
+        stats = [FrontDoorStats(**each) for each in read_stats(context, ("sequences", "queued_prompt_tokens"))]
+        return front_door_need(stats, self._targets, context.current_time)
+
+    def allow(self, wanted: int, present: int) -> int:
+        """Keep every front door: streams end with theirs, and nobody moves clients away before."""
+        return max(wanted, present)
+
+    def ttft_s(self, context: AutoscalingContext) -> float | None:
+        """Return the slowest front door's; 0 is none, for they report it when they had no first token."""
+        return max((each["ttft_s"] for each in read_stats(context, ("ttft_s",))), default=0.0) or None
+
+
+class RouterPolicy(ScalingPolicy):
+    """Routers: KV, slots, prompts, and how long clients wait for their first token."""
+
+    def need(self, context: AutoscalingContext, board: ScalingBoard) -> Need | None:
+        """Return what routers need."""
+        names = (
+            "kv_share",
+            "slot_share",
+            "queued_prompt_tokens",
+            "prompt_tokens_per_s",
+            "prefill_tokens_per_s",
+        )
+        doors = board.entry(FRONT_DOOR)
+        experts = [board.entry(name) for name in self._sharing if name != ROUTER]
+        return router_need(
+            [RouterStats(**each) for each in read_stats(context, names)],
+            self._targets,
+            context.current_time,
+            ttft_s=doors.ttft_s if doors else None,
+            experts_are_late=any(entry is not None and entry.lateness > 1 for entry in experts),
+        )
+
+
+class ExpertsPolicy(ScalingPolicy):
+    """Replicas of an expert group: how much of their time they compute, and how long dispatches wait."""
+
+    def need(self, context: AutoscalingContext, board: ScalingBoard) -> Need | None:
+        """Return what the group needs."""
+        names = ("tokens_per_s", "capacity_tokens_per_s", "queue_s")
+        stats = [ExpertStats(**each) for each in read_stats(context, names)]
+        return experts_need(stats, self._targets, context.current_time)
+
+
+def read_stats(context: AutoscalingContext, names: Sequence[str]) -> list[dict[str, float]]:
+    """Return each running replica's stats by name, and when they were measured as `at_s`.
+
+    A replica that has said nothing yet makes the list empty: what the others say is not what the deployment needs.
+    """
+    raw, mean = context.raw_metrics or {}, context.aggregated_metrics or {}
+    found = []
+    for replica_id in context.running_replicas or ():
+        if not all(raw.get(name, {}).get(replica_id) for name in names):
+            return []
+        stats = {name: float(mean[name][replica_id]) for name in names}
+        found.append(stats | {"at_s": float(raw[names[0]][replica_id][-1].timestamp)})
+    return found

@@ -1,0 +1,96 @@
+"""The settings of scaling, and what they mean for one deployment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.autoscaling import Bounds, Pace
+from cluster.scaling_needs import Targets
+from protos.errors import BadConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScalingSettings:
+    """How many replicas there may be. A deployment whose maximum is not above its minimum keeps its number."""
+
+    front_door_max_replicas: int = 1
+    """Most front doors; at least 1. There is one at first, and none goes while Herd runs: its clients are its own."""
+    router_min_replicas: int | None = None
+    """Fewest routers; at least 1. None: `router.replicas`."""
+    router_max_replicas: int | None = None
+    """Most routers; at least the fewest. None: `router.replicas`."""
+    experts_min_replicas: int | None = None
+    """Fewest replicas of each expert group; at least 1. None: `experts.replicas_per_group`."""
+    experts_max_replicas: int | None = None
+    """Most replicas of each expert group; at least the fewest. None: `experts.replicas_per_group`."""
+    budget: int | None = None
+    """Most routers and expert replicas together, shared out by need; at least as many as there are at first.
+    None: what the maxima add up to."""
+    router_use: float = 0.7
+    """Part of KV, slots and prompt tokens/s that routers aim at; above 0, at most 0.85. Smaller: more routers."""
+    experts_use: float = 0.6
+    """Part of their time that expert replicas aim to compute; above 0, at most 0.85. Smaller: more replicas."""
+    ttft_s: float = 2.0
+    """Seconds to the first token above which there are too few routers; positive."""
+    down_after_s: float = 60.0
+    """Seconds that fewer replicas must have been enough before one goes; positive."""
+
+    def check(self) -> None:
+        """Refuse values that cannot work.
+
+        Raises:
+            BadConfig: a value is out of range.
+        """
+        for name in (
+            "front_door_max_replicas",
+            "router_min_replicas",
+            "router_max_replicas",
+            "experts_min_replicas",
+            "experts_max_replicas",
+            "budget",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise BadConfig(f"scaling.{name}: expected at least 1, found {value}; raise it")
+        for name in ("router_use", "experts_use"):
+            if not 0 < getattr(self, name) <= 0.85:
+                raise BadConfig(f"scaling.{name}: expected above 0 and at most 0.85, found {getattr(self, name):g}")
+        for name in ("ttft_s", "down_after_s"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise BadConfig(f"scaling.{name}: expected a positive number of seconds, found {getattr(self, name):g}")
+
+    @property
+    def targets(self) -> Targets:
+        """Return what replicas are measured against."""
+        return Targets(ttft_s=self.ttft_s, backlog_s=self.ttft_s / 2)
+
+    def front_doors(self) -> Bounds:
+        """Return how many front doors there may be."""
+        return Bounds(min_replicas=1, max_replicas=self.front_door_max_replicas)
+
+    def routers(self, replicas: int) -> Bounds:
+        """Return how many routers there may be, `replicas` being `router.replicas`."""
+        return _bounds("router", self.router_min_replicas, self.router_max_replicas, replicas)
+
+    def experts(self, replicas: int) -> Bounds:
+        """Return how many replicas a group may have, `replicas` being `experts.replicas_per_group`."""
+        return _bounds("experts", self.experts_min_replicas, self.experts_max_replicas, replicas)
+
+    def pace(self, use: float) -> Pace:
+        """Return the marks around the part of the capacity to aim at."""
+        return Pace(high=use * 1.15, aim=use, low=use * 0.85, down_after_s=self.down_after_s)
+
+
+def _bounds(name: str, least: int | None, most: int | None, replicas: int) -> Bounds:
+    """Return bounds that hold the number there is at first.
+
+    Raises:
+        BadConfig: they do not.
+    """
+    bounds = Bounds(min_replicas=replicas if least is None else least, max_replicas=replicas if most is None else most)
+    if not bounds.min_replicas <= replicas <= bounds.max_replicas:
+        raise BadConfig(
+            f"scaling.{name}_min_replicas, scaling.{name}_max_replicas: expected bounds around the {replicas} there "
+            f"are at first, found {bounds.min_replicas} and {bounds.max_replicas}; move them"
+        )
+    return bounds

@@ -1,0 +1,68 @@
+"""What tells Ray Serve how to scale each deployment: nothing, unless the settings leave room for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Any
+
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+
+from cluster.autoscaling import Bounds, Pace
+from cluster.names import ROUTER, experts_deployment
+from cluster.plan import DeploymentPlan
+
+_REPORT_S = 0.5
+"""Seconds between two reports of a replica."""
+_LOOK_BACK_S = 2.0
+"""Seconds of reports that a decision is made from."""
+
+
+def front_door_replicas(plan: DeploymentPlan) -> dict[str, Any]:
+    """Return the options of the FrontDoor deployment that say how many replicas there are."""
+    scaling = plan.settings.scaling
+    return _replicas(plan, "FrontDoorPolicy", 1, scaling.front_doors(), Pace(down_after_s=scaling.down_after_s))
+
+
+def router_replicas(plan: DeploymentPlan) -> dict[str, Any]:
+    """Return the same of the Router deployment."""
+    scaling = plan.settings.scaling
+    return _replicas(
+        plan, "RouterPolicy", plan.settings.router.replicas, plan.router_bounds, scaling.pace(scaling.router_use)
+    )
+
+
+def experts_replicas(plan: DeploymentPlan) -> dict[str, Any]:
+    """Return the same of each Experts deployment."""
+    scaling, replicas = plan.settings.scaling, plan.settings.experts.replicas_per_group
+    return _replicas(plan, "ExpertsPolicy", replicas, plan.expert_bounds, scaling.pace(scaling.experts_use))
+
+
+def _replicas(plan: DeploymentPlan, policy: str, first: int, bounds: Bounds, pace: Pace) -> dict[str, Any]:
+    """Return a fixed number, or once anything is scaled, bounds and policy: policies know of each other."""
+    if not plan.is_scaled:
+        return {"num_replicas": first}
+    scaling = plan.settings.scaling
+    groups = [experts_deployment(group) for group in range(len(plan.expert_groups))]
+    kwargs = {
+        "pace": dataclasses.asdict(pace),
+        "targets": dataclasses.asdict(scaling.targets),
+        "sharing": [ROUTER, *groups],
+        "budget": scaling.budget,
+    }
+    with warnings.catch_warnings():
+        # Ray means to replace the interval by an environment variable, which 2.60 does not read yet.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return {
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=bounds.min_replicas,
+                max_replicas=bounds.max_replicas,
+                initial_replicas=first,
+                metrics_interval_s=_REPORT_S,
+                look_back_period_s=_LOOK_BACK_S,
+                # Our policies wait as long as they want to.
+                upscale_delay_s=0.0,
+                downscale_delay_s=0.0,
+                policy=AutoscalingPolicy(policy_function=f"cluster.scaling_policies:{policy}", policy_kwargs=kwargs),
+            )
+        }
