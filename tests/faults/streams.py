@@ -1,0 +1,77 @@
+"""Many streams at once over gRPC, each with its tokens and when they came."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from tests.e2e.reflected_client import ReflectedClient, to_dict
+
+GENERATE = "herd.inference.v1.InferenceService/Generate"
+
+
+@dataclass(slots=True)
+class Heard:
+    """What a client heard of one stream."""
+
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: str = ""
+    usage: dict[str, object] = field(default_factory=dict)
+    longest_gap_s: float = 0.0
+    """Between two messages with tokens."""
+
+
+class Streams:
+    """Context manager: runs requests at once, each in a thread; `heard` has their results after `wait`.
+
+    Args:
+        address: of the front door.
+        requests: fields of GenerateRequest.
+    """
+
+    def __init__(self, address: str, requests: list[dict[str, object]]) -> None:
+        self.heard = [Heard() for _ in requests]
+        self._client = ReflectedClient(address)
+        self._pool = ThreadPoolExecutor(len(requests))
+        self._running = [self._pool.submit(self._follow, *each) for each in zip(requests, self.heard, strict=True)]
+        self._progress = threading.Condition()
+
+    def wait_for_tokens(self, count: int, timeout_s: float = 120) -> None:
+        """Wait until every stream has so many tokens."""
+        with self._progress:
+            assert self._progress.wait_for(lambda: all(len(each.ids) >= count for each in self.heard), timeout_s)
+
+    def wait(self, timeout_s: float = 240) -> list[Heard]:
+        """Return what was heard once every stream has ended; raise what one of them failed with."""
+        for each in self._running:
+            each.result(timeout_s)
+        return self.heard
+
+    def _follow(self, fields: dict[str, object], heard: Heard) -> None:
+        last_s = None
+        for message in self._client.stream(GENERATE, timeout_s=240, **fields):
+            event = to_dict(message)
+            if delta := event.get("delta"):
+                heard.text += delta["text"]
+                heard.logprobs += [each["logprob"] for each in delta["logprobs"]]
+                heard.finish_reason = delta.get("finish_reason", "")
+                now_s = time.monotonic()
+                if last_s is not None:
+                    heard.longest_gap_s = max(heard.longest_gap_s, now_s - last_s)
+                last_s = now_s
+                with self._progress:
+                    heard.ids += delta["token_ids"]
+                    self._progress.notify()
+            elif finished := event.get("finished"):
+                heard.usage = finished["usage"]
+
+    def __enter__(self) -> Streams:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.channel.close()
+        self._pool.shutdown()
