@@ -21,12 +21,14 @@ def returnable_blocks() -> Iterator[None]:
     44 MB stayed (float32, glibc 2.36, 2026-11-21). Not for good: whoever computes frees such blocks all the time.
     Concerns the whole process. Other C libraries have no such setting and no such need.
     """
+    # Once one is set, glibc chooses neither any more: with its first choice for trimming, 128 KiB, everything that is
+    # computed with for a moment would be given back and taken again.
+    _set(_TRIM_THRESHOLD, _USUAL_TRIM_BYTES)
     _set(_MMAP_THRESHOLD, _MIB)
     try:
         yield
     finally:
         _set(_MMAP_THRESHOLD, _USUAL_MMAP_BYTES)
-        _set(_TRIM_THRESHOLD, _USUAL_TRIM_BYTES)
 
 
 def return_free_memory() -> None:

@@ -2,7 +2,8 @@
 
 A matrix is read into memory that is used again for the next one, and packed from there into memory that stays, one
 block per expert. New memory is what costs: 679 MB of bfloat16 (8 experts of 12 layers, D = 768, F = 1536), files in the
-page cache, 2 cores of an AMD EPYC (Zen 5), Linux 6.18, torch 2.13, 2026-11-21, GB/s of best runs:
+page cache, 2 cores of an AMD EPYC (Zen 5), Linux 6.18, torch 2.13, 2026-11-21, GB/s of best runs, in a process that has
+had as much memory before (what a new one may pay besides: docs/loading.md):
 
     threads:                                             1      2
     read into the same 5 MB again and again             18     23

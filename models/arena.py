@@ -18,7 +18,9 @@ class Arena:
     For tensors that stay and go together: a large block has large pages throughout, which the system fills with zeros
     four times as fast as the mixture of pages that blocks of a few MiB get, and large pages cost fewer look-ups when
     weights are read. Measured on 679 MB of weights in tensors of 2 and 5 MB, AMD EPYC (Zen 5), Linux 6.18, torch 2.13
-    with THP_MEM_ALLOC_ENABLE=1, 2026-11-21: touched in 0.18 s, in blocks of 85 MB in 0.04 to 0.07 s.
+    with THP_MEM_ALLOC_ENABLE=1, 2026-11-21: touched in 0.18 s, in blocks of 85 MB in 0.04 to 0.07 s. That holds for a
+    process that has had the memory before: where a hypervisor has yet to find it, that takes longer than either
+    (docs/loading.md).
 
     For tensors of a moment, with `clear`: memory that is already there is written ten times as fast as new one.
 

@@ -16,6 +16,8 @@ _INT8_MULTIPLE = 64
 """Numbers in a vector: what widths are multiples of."""
 _HEIGHT_MULTIPLE = 4
 """Rows taken at once: what heights are multiples of."""
+_PART_NUMEL = 2**17
+"""Numbers added up at once when a weight is made."""
 
 
 class _Weight(ctypes.Structure):
@@ -35,7 +37,7 @@ class Weight:
         self.is_int8 = scale_O is not None
         self.rows_OI = rows_OI
         self.scale_O = scale_O
-        self._sums_O = rows_OI.sum(1, dtype=torch.int32) if self.is_int8 else None
+        self._sums_O = _sum_rows(rows_OI) if self.is_int8 else None
         others = (None if each is None else each.data_ptr() for each in (scale_O, self._sums_O))
         self._struct = _Weight(rows_OI.data_ptr(), *others, self.height, self.width)
         self.address = addressof(self._struct)
@@ -45,6 +47,12 @@ class Weight:
     def num_bytes(self) -> int:
         """Bytes in memory."""
         return sum(each.nbytes for each in (self.rows_OI, self.scale_O, self._sums_O) if each is not None)
+
+
+def _sum_rows(codes_OI: Tensor) -> Tensor:
+    """Return the sum of each row, int32. In parts: torch makes 32-bit numbers of all that it is told to add up."""
+    parts = codes_OI.split(max(1, _PART_NUMEL // codes_OI.shape[1]))
+    return torch.cat([part_OI.sum(1, dtype=torch.int32) for part_OI in parts])
 
 
 def is_supported(weight_OI: Tensor) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from models.arena import Arena
 
 Quantization = Literal["int8", "int4"]
 """int8: one scale for each output. int4: a scale and a zero for each group of `INT4_GROUP` inputs of an output."""
@@ -19,6 +22,7 @@ INT8_LEVELS = 127
 INT4_GROUP = 32
 """Inputs that share a scale; the last group is filled up with zeros. A scale and a zero add 1 bit to each weight."""
 
+_own = threading.local()
 _CODES = 16
 _MIDDLE = 8
 # Weights rounded at once: what rounding needs of them stays in a core's cache, 1.7 times faster than 2**21.
@@ -69,9 +73,10 @@ def quantize_int8(weight_OI: Tensor, codes_OI: Tensor | None = None) -> Int8Weig
         weight_OI: [O, I], with any strides.
         codes_OI: [O, I] int8, where to put the codes; None: new memory.
 
-    Cost: a weight that does not lie by rows is copied first, which takes less than rounding across rows would.
+    Cost: a weight that does not lie by rows is copied first, which takes less than rounding across rows would, into
+    memory that this thread keeps for the next one.
     """
-    rows_OI = weight_OI.contiguous()
+    rows_OI = _by_rows(weight_OI)
     codes_OI = torch.empty_like(rows_OI, dtype=torch.int8) if codes_OI is None else codes_OI
     scale_O = torch.empty(rows_OI.shape[0], dtype=torch.float32, device=rows_OI.device)
     num_rows = max(1, _PART_NUMEL // rows_OI.shape[1])
@@ -91,6 +96,17 @@ def quantize_int4(weight_OI: Tensor) -> Int4Weight:
     parts = [_round_int4(part_OI.float()) for part_OI in _parts(weight_OI)]
     codes, scales, zeros = zip(*parts, strict=True)
     return Int4Weight(torch.cat(codes), torch.cat(scales), torch.cat(zeros), weight_OI.shape[1])
+
+
+def _by_rows(weight_OI: Tensor) -> Tensor:
+    """Return a weight by rows, until this thread calls again: new memory would cost more than the copy."""
+    if weight_OI.is_contiguous() or weight_OI.device.type != "cpu":
+        return weight_OI.contiguous()
+    if not hasattr(_own, "memory"):
+        _own.memory = Arena()
+    memory: Arena = _own.memory
+    memory.clear()
+    return memory.empty(weight_OI.shape, weight_OI.dtype).copy_(weight_OI)
 
 
 def _parts(weight_OI: Tensor) -> tuple[Tensor, ...]:
