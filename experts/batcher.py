@@ -221,6 +221,8 @@ class Batcher:
             outputs_ND = self._run_experts(works[0].layer, batch.hidden_ND, batch.expert_ids, batch.token_counts)
             _check_outputs(batch.hidden_ND, outputs_ND)
             parts = split(batch, outputs_ND)
+        except errors.ServingError as error:  # an expert was released after the dispatch was accepted
+            return [Outcome(error=error) for _ in works]
         except Exception as error:  # noqa: BLE001 a kernel's bug fails the batch that met it, not the replica
             _LOG.exception("computing layer %d failed for %d dispatches", works[0].layer, len(works))
             message = f"computing layer {works[0].layer} failed: {type(error).__name__}: {error}"
