@@ -58,6 +58,7 @@ def main() -> int:
         streams=options.streams,
         requests=options.requests,
         max_tokens=options.max_tokens,
+        period_s=options.period,
         repeat=options.repeat,
         seconds=options.seconds,
         seed=options.seed,
@@ -107,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--streams", type=int, default=16, help="at once (16)")
     add("--requests", type=int, default=48, help="different ones, asked in turn (48)")
     add("--max-tokens", type=int, default=96, help="of the longest; the shortest has half as many (96)")
+    add("--period", type=float, help="seconds from a stream's beginning to the next one's (none: as soon as it ends)")
     add("--seed", type=int, default=1, help="chooses targets and times (1)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="further settings of Herd")
     add("--name", default="chaos", help="of the files under benchmarks/results; empty: write none (chaos)")

@@ -175,6 +175,7 @@ class ClusterConfig:
         """
         for section in (self.model, self.http, self.grpc, self.router, self.experts, self.scaling):
             section.check()
+        self.scaling.front_doors()
         self.scaling.routers(self.router.replicas)
         self.scaling.experts(self.experts.replicas_per_group)
         try:

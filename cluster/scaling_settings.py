@@ -13,8 +13,11 @@ from protos.errors import BadConfig
 class ScalingSettings:
     """How many replicas there may be. A deployment whose maximum is not above its minimum keeps its number."""
 
-    front_door_max_replicas: int = 1
-    """Most front doors; at least 1. There is one at first, and none goes while Herd runs: its clients are its own."""
+    front_door_min_replicas: int = 1
+    """Front doors there are at first; at least 1. All listen on the same ports; clients of one that dies connect again
+    and meet another."""
+    front_door_max_replicas: int | None = None
+    """Most front doors; at least the fewest. None goes while Herd runs: its clients are its own. None: the fewest."""
     router_min_replicas: int | None = None
     """Fewest routers; at least 1. None: `router.replicas`."""
     router_max_replicas: int | None = None
@@ -42,6 +45,7 @@ class ScalingSettings:
             BadConfig: a value is out of range.
         """
         for name in (
+            "front_door_min_replicas",
             "front_door_max_replicas",
             "router_min_replicas",
             "router_max_replicas",
@@ -66,7 +70,7 @@ class ScalingSettings:
 
     def front_doors(self) -> Bounds:
         """Return how many front doors there may be."""
-        return Bounds(min_replicas=1, max_replicas=self.front_door_max_replicas)
+        return _bounds("front_door", None, self.front_door_max_replicas, self.front_door_min_replicas)
 
     def routers(self, replicas: int) -> Bounds:
         """Return how many routers there may be, `replicas` being `router.replicas`."""

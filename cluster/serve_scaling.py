@@ -21,7 +21,8 @@ _LOOK_BACK_S = 2.0
 def front_door_replicas(plan: DeploymentPlan) -> dict[str, Any]:
     """Return the options of the FrontDoor deployment that say how many replicas there are."""
     scaling = plan.settings.scaling
-    return _replicas(plan, "FrontDoorPolicy", 1, scaling.front_doors(), Pace(down_after_s=scaling.down_after_s))
+    bounds = scaling.front_doors()
+    return _replicas(plan, "FrontDoorPolicy", bounds.min_replicas, bounds, Pace(down_after_s=scaling.down_after_s))
 
 
 def router_replicas(plan: DeploymentPlan) -> dict[str, Any]:

@@ -46,14 +46,24 @@ class Load:
         requests: what to ask.
         workers: streams at once, at most 250.
         deadline_s: seconds after which a stream counts as failed.
+        period_s: seconds from a worker's request to its next one, if that is done by then: a load that does not grow
+            and shrink with the server's speed. None: it asks again at once.
     """
 
-    def __init__(self, port: int, requests: Sequence[Request], workers: int, deadline_s: float = 120.0) -> None:
+    def __init__(
+        self,
+        port: int,
+        requests: Sequence[Request],
+        workers: int,
+        deadline_s: float = 120.0,
+        period_s: float | None = None,
+    ) -> None:
         self.records: list[StreamRecord] = []
         self._port = port
         self._requests = requests
         self._workers = workers
         self._deadline_s = deadline_s
+        self._period_s = period_s
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -108,7 +118,12 @@ class Load:
         address = f"{worker_host(worker)}:{self._port}"
         async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
             stub = inference_pb2_grpc.InferenceServiceStub(channel)
-            for request in requests:
+            first_s = time.monotonic() + worker / self._workers * (self._period_s or 0)
+            for turn in itertools.count():
+                await self._wait_for_turn(first_s, turn)
+                request = next(requests, None)
+                if request is None or self._stopping.is_set():
+                    return
                 record = StreamRecord(number=request.number, worker=worker, began_s=time.monotonic())
                 self.records.append(record)
                 await self._stream(stub, request, record)
@@ -116,6 +131,12 @@ class Load:
                     return
                 if record.error is not None:
                     await asyncio.sleep(_PAUSE_S)
+
+    async def _wait_for_turn(self, first_s: float, turn: int) -> None:
+        """Wait until a worker's next request is due, or the load is to stop."""
+        due_s = first_s + turn * (self._period_s or 0)
+        while (left_s := due_s - time.monotonic()) > 0 and not self._stopping.is_set():
+            await asyncio.sleep(min(left_s, _PAUSE_S))
 
     async def _stream(
         self, stub: inference_pb2_grpc.InferenceServiceStub, request: Request, record: StreamRecord

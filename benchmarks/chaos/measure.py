@@ -23,6 +23,8 @@ class Recorded:
     """When the load began."""
     ended_s: float
     """When it was told to stop."""
+    ramp_s: float = 1.0
+    """Seconds until it is what it stays: the first second has more prompts in it than any later one."""
 
 
 def measure(
@@ -67,9 +69,8 @@ def measure(
 def _spans(faults: list[FaultEvent], load: Recorded) -> dict[str, list[tuple[float, float]]]:
     """Return the spans of time before the first fault, from each fault until all was back, and between these."""
     began_s, ended_s = load.began_s, load.ended_s
-    # The first second has more prompts in it than any later one.
     if not faults:
-        return {"before": [(began_s + 1, ended_s)]}
+        return {"before": [(began_s + load.ramp_s, ended_s)]}
     during: list[tuple[float, float]] = []
     after: list[tuple[float, float]] = []
     for fault, following in zip(faults, [*faults[1:], None], strict=True):
@@ -77,4 +78,4 @@ def _spans(faults: list[FaultEvent], load: Recorded) -> dict[str, list[tuple[flo
         back_s = min(next_s, ended_s if fault.recovered_s is None else began_s + fault.recovered_s)
         during.append((began_s + fault.injected_s, back_s))
         after.append((back_s, next_s))
-    return {"before": [(began_s + 1, began_s + faults[0].injected_s)], "during": during, "after": after}
+    return {"before": [(began_s + load.ramp_s, began_s + faults[0].injected_s)], "during": during, "after": after}

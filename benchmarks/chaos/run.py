@@ -60,13 +60,19 @@ class Run:
         load = Load(application.grpc_port, make_requests(options.requests, options.max_tokens), options.streams)
         self._say(f"asking each of {options.requests} requests once, without faults")
         reference = load.run_each_once()
+        load = Load(
+            application.grpc_port,
+            make_requests(options.requests, options.max_tokens),
+            options.streams,
+            period_s=options.period_s,
+        )
         descriptors = {each: num_descriptors(each.pid) for each in find_processes(application.pid)}
         stage = Stage(pid=application.pid, folder=scratch.folder, draw=random.Random(options.seed))
         running = Running(application=application, load=load, began_s=time.monotonic(), watch=watch, whole=whole)
         disturbance = Disturbance(self._scenario, options, running, stage, self._say)
         load.start()
         try:
-            time.sleep(options.warm_up_s)
+            time.sleep(options.warm_up_s + 3 * options.ramp_s)
             disturbance.run()
             ended_s = time.monotonic()
         finally:
@@ -75,7 +81,13 @@ class Run:
         outcome = measure(
             self._scenario.name,
             {"herd": " ".join(self._settings) or "the defaults", **options.describe()},
-            load=Recorded(records=load.records, reference=reference, began_s=running.began_s, ended_s=ended_s),
+            load=Recorded(
+                records=load.records,
+                reference=reference,
+                began_s=running.began_s,
+                ended_s=ended_s,
+                ramp_s=1.0 + options.ramp_s,
+            ),
             faults=disturbance.faults,
             own=disturbance.own,
         )

@@ -19,6 +19,8 @@ class RunOptions:
     """Different ones."""
     max_tokens: int = 96
     """Of the longest."""
+    period_s: float | None = None
+    """Seconds from a stream's beginning to that of the next; None: as soon as it ends."""
     repeat: int = 1
     """Faults one after the other; a storm is ruled by `seconds`."""
     seconds: float = 300.0
@@ -36,10 +38,16 @@ class RunOptions:
     settings: tuple[str, ...] = ()
     """Further ones for `herd serve --set`."""
 
+    @property
+    def ramp_s(self) -> float:
+        """Return the seconds until every worker has begun."""
+        return self.period_s or 0.0
+
     def describe(self) -> dict[str, str]:
         """Return what of it belongs to a result."""
         return {
             "streams": str(self.streams),
             "requests": f"{self.requests}, of {self.max_tokens} tokens at most",
+            "period": "none: the next stream begins as one ends" if self.period_s is None else f"{self.period_s:g} s",
             "hold": "as the scenario says" if self.hold_s is None else f"{self.hold_s:g} s",
         }

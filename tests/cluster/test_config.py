@@ -40,6 +40,7 @@ KNOBS = [
     "experts.host",
     "experts.lease_s",
     "experts.drain_s",
+    "scaling.front_door_min_replicas",
     "scaling.front_door_max_replicas",
     "scaling.router_min_replicas",
     "scaling.router_max_replicas",
