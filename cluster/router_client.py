@@ -53,6 +53,8 @@ class ExpertReplicaInfo:
     """Seconds a dispatch computed there, mean, as of its last heartbeat."""
     spare_bytes: int = 0
     """Bytes it has for copies of more experts."""
+    registered_at_s: float | None = None
+    """When it registered, in seconds since 1970; None where that is not known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
