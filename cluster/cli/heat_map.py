@@ -19,7 +19,6 @@ _MOST_WIDTH = 200
 _COLD, _HOT = (222, 235, 247), (8, 81, 156)
 """One hue, from light to dark, each with a text that can be read on it: so it does not matter what the terminal's
 own background is."""
-
 _WHITE_FROM = 0.75
 """Heat from which white is easier to read on a cell than black: 4.5 : 1 at the worst."""
 
@@ -31,17 +30,17 @@ def heat_map(num_experts: int, replicas: Sequence[pb.ExpertReplica], width: int)
     replicas that hold none of its experts.
 
     Args:
-        num_experts: columns.
-        replicas: rows.
+        num_experts: columns; at least one.
+        replicas: rows; at least one.
         width: characters of the terminal.
     """
-    rows = sorted(replicas, key=lambda each: (list(each.home_ids or each.expert_ids)[:1], each.group, each.replica_id))
+    rows = by_group(replicas)
     held = {each.replica_id: frozenset(each.expert_ids) for each in rows}
     total = {
         expert: sum(each.tokens_per_s[expert] for each in rows if expert in each.tokens_per_s)
         for expert in range(num_experts)
     }
-    most = max(total.values(), default=0.0)
+    most = max(total.values())
     label = min(_MOST_LABEL, max(len("all copies"), *(len(each.replica_id) for each in rows)))
     per_band = max(1, (min(width, _MOST_WIDTH) - label - 1) // _CELL)
     text = Text(no_wrap=True)
@@ -58,6 +57,11 @@ def heat_map(num_experts: int, replicas: Sequence[pb.ExpertReplica], width: int)
         if band.stop < num_experts:
             text.append("\n")
     return text
+
+
+def by_group(replicas: Sequence[pb.ExpertReplica]) -> list[pb.ExpertReplica]:
+    """Return replicas in the order of their groups' first experts."""
+    return sorted(replicas, key=lambda each: (list(each.home_ids or each.expert_ids)[:1], each.group, each.replica_id))
 
 
 def is_copy(replica: pb.ExpertReplica, expert: int) -> bool:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from cluster.byte_text import format_bytes
 from cluster.cli.fitted_table import Column, fitted_table, printable
-from cluster.cli.heat_map import heat_map, is_copy, short_number
+from cluster.cli.heat_map import by_group, heat_map, is_copy, short_number
 from protos.inference.v1 import inference_pb2 as pb
 
 _MOST_EVENTS = 8
@@ -128,7 +128,7 @@ def expert_table(replicas: Sequence[pb.ExpertReplica], passed: Mapping[str, int]
         width: characters of the terminal.
     """
     rows = []
-    for replica in replicas:
+    for replica in by_group(replicas):
         routers = passed.get(replica.replica_id)
         copies = [expert for expert in replica.expert_ids if is_copy(replica, expert)]
         home = [expert for expert in replica.expert_ids if not is_copy(replica, expert)]

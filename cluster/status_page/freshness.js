@@ -1,7 +1,7 @@
 // What is old says so: a part of the page that nothing newer came for is greyed, with since when and why.
 
 import { byId, put } from "./dom.js";
-import { clock, duration } from "./format.js";
+import { clock } from "./format.js";
 
 export class Part {
   #heardAt = null;
@@ -23,10 +23,10 @@ export class Part {
     this.#say(`${this.since()}: ${why}`);
   }
 
-  /** For how long nothing has been heard, in words. */
+  /** Since when nothing has been heard, in words that stay: a screen reader says them whenever they change. */
   since() {
     if (this.#heardAt === null) return "nothing heard yet";
-    return `nothing newer since ${clock(this.#heardAt)}, ${duration((Date.now() - this.#heardAt) / 1000)} ago`;
+    return `nothing newer since ${clock(this.#heardAt)}`;
   }
 
   #say(text) {

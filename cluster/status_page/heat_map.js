@@ -16,13 +16,15 @@ export class HeatMap {
 
   constructor() {
     // A finger has no tooltip: the cell's words are shown below as well.
-    for (const kind of ["pointerover", "click"]) this.#table.addEventListener(kind, (event) => this.#point(event.target));
+    const point = (event) => this.#point(event.target);
+    for (const kind of ["pointerover", "click"]) this.#table.addEventListener(kind, point);
   }
 
   /** Show replicas in the order given, those of a group side by side. */
   show(numExperts, replicas, passedOver) {
     const rows = byGroup(replicas);
-    const shape = JSON.stringify([numExperts, rows.map((row) => [row.replica_id, row.group, row.expert_ids, row.home_ids])]);
+    const parts = rows.map((row) => [row.replica_id, row.group, row.expert_ids, row.home_ids]);
+    const shape = JSON.stringify([numExperts, parts]);
     if (shape !== this.#shape) this.#build(numExperts, rows);
     this.#shape = shape;
     const total = Array(numExperts).fill(0), copies = Array(numExperts).fill(0);
@@ -40,7 +42,9 @@ export class HeatMap {
     for (const { box, row, expert, kind } of this.#cells) {
       const found = row === undefined ? undefined : rows[row];
       if (kind === "count") this.#setCount(box, expert, copies[expert], copies[expert] > least);
-      else if (found) this.#setCell(box, rateOf(found, expert), most, `expert ${expert} at ${found.replica_id}`, found, expert);
+      else if (found) {
+        this.#setCell(box, rateOf(found, expert), most, `expert ${expert} at ${found.replica_id}`, found, expert);
+      }
       else this.#setCell(box, total[expert], most, `expert ${expert}, ${copies[expert]} copies together`);
     }
     for (const line of this.#table.querySelectorAll("tr[data-row]")) {
@@ -102,7 +106,8 @@ export class HeatMap {
       return scoped("col", isNamed ? String(expert) : "");
     }));
     head.append(line);
-    const together = make("tbody"), copies = this.#line("copies", experts, (expert) => this.#cell("count", { expert, kind: "count" }));
+    const together = make("tbody");
+    const copies = this.#line("copies", experts, (expert) => this.#cell("count", { expert, kind: "count" }));
     together.append(this.#line("all copies", experts, (expert) => this.#cell("held", { expert })), copies);
     this.#copiesLabel = copies.firstChild;
     const bodies = [together];
@@ -140,9 +145,11 @@ const heatOf = (rate, most) => Math.sqrt(rate / most);
 
 export const rateOf = (row, expert) => row.tokens_per_s[expert] ?? 0;
 
+/** Return replicas in the order of their groups' first experts. */
 export const byGroup = (replicas) => {
   const first = (row) => Math.min(...(row.home_ids.length ? row.home_ids : row.expert_ids));
-  return [...replicas].sort((a, b) => first(a) - first(b) || compare(a.group, b.group) || compare(a.replica_id, b.replica_id));
+  const order = (a, b) => first(a) - first(b) || compare(a.group, b.group) || compare(a.replica_id, b.replica_id);
+  return [...replicas].sort(order);
 };
 
 const compare = (a, b) => a < b ? -1 : a > b ? 1 : 0;

@@ -24,7 +24,9 @@ export class History {
     setAttribute(svg, "role", "img");
     const seconds = Math.round(last.at_s - samples[0].at_s), span_s = Math.max(seconds, LEAST_SPAN_S);
     setAttribute(svg, "aria-label", `${label} over the last ${seconds} s, at most ${+top.toPrecision(3)}`);
-    if (!svg.firstChild) svg.append(shape("line", { x1: 0, x2: 300, y1: 39.5, y2: 39.5 }), ...values.map(() => shape("path")));
+    if (!svg.firstChild) {
+      svg.append(shape("line", { x1: 0, x2: 300, y1: 39.5, y2: 39.5 }), ...values.map(() => shape("path")));
+    }
     values.forEach((value, index) => {
       let path = "", before;
       for (const sample of samples) {

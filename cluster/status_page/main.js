@@ -41,7 +41,8 @@ const showNow = (routers, at_s) => {
   put(byId("generated"), count(sum(routers, "generated_tokens")));
   history.add({ at_s, rate, running, waiting, kv });
   history.draw(byId("rate-line"), "tokens/s", [(sample) => sample.rate]);
-  history.draw(byId("sequences-line"), "running and waiting", [(sample) => sample.running, (sample) => sample.waiting]);
+  const both = [(sample) => sample.running, (sample) => sample.waiting];
+  history.draw(byId("sequences-line"), "running and waiting", both);
   history.draw(byId("kv-line"), "KV cache in use", [(sample) => sample.kv], 1);
 };
 
@@ -54,7 +55,8 @@ const showExpertsPart = (state) => {
       `placement ${state.placement_version}` : "");
   byId("heat-part").hidden = !replicas.length;
   if (replicas.length) heatMap.show(model.num_experts, replicas, passed);
-  showExperts(replicas, passed, state.now_s, model.num_experts ? "none: the experts run inside the routers" : "none: a dense model");
+  const none = model.num_experts ? "none: the experts run inside the routers" : "none: a dense model";
+  showExperts(replicas, passed, state.now_s, none);
   showEvents(state.events, state.now_s);
 };
 

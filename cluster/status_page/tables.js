@@ -5,6 +5,7 @@ import { bytes, clock, count, duration, milliseconds, ranges, short } from "./fo
 import { byGroup, isCopy, rateOf } from "./heat_map.js";
 
 const number = (text, title) => ({ text: String(text), kind: "n", title });
+const ago = (now_s, at_s) => number(duration(now_s - at_s), new Date(at_s * 1000).toLocaleString());
 const body = (id) => document.querySelector(`#${id} .list tbody`);
 
 /** By expert replica, the routers that pass it over now. */
@@ -38,14 +39,20 @@ export const showRouters = (routers, rates) => setRows(body("routers"), routers.
   ];
 }), "none answers");
 
-export const showExperts = (replicas, passed, now_s, empty) => setRows(body("experts"), byGroup(replicas).map((replica) => {
+export const showExperts = (replicas, passed, now_s, empty) => {
+  setRows(body("experts"), byGroup(replicas).map((replica) => expertCells(replica, passed, now_s)), empty);
+};
+
+const expertCells = (replica, passed, now_s) => {
   const routers = passed.get(replica.replica_id);
   const copies = replica.expert_ids.filter((expert) => isCopy(replica, expert));
-  const home = replica.expert_ids.filter((expert) => !isCopy(replica, expert));
-  const held = copies.length ? `${ranges(home)}, ${copies.length > 1 ? "copies" : "copy"} of ${ranges(copies)}` : ranges(home);
+  const home = ranges(replica.expert_ids.filter((expert) => !isCopy(replica, expert)));
+  const held = copies.length ? `${home}, ${copies.length > 1 ? "copies" : "copy"} of ${ranges(copies)}` : home;
   return [
     { text: replica.replica_id, title: replica.replica_id },
-    routers ? { text: "▲ passed over", kind: "warn", title: `by ${routers.join(", ")}` } : { text: "● serving", kind: "good" },
+    routers
+      ? { text: "▲ passed over", kind: "warn", title: `by ${routers.join(", ")}` }
+      : { text: "● serving", kind: "good" },
     { text: replica.group, title: replica.group },
     { text: held, title: held },
     number(short(replica.expert_ids.reduce((sum, expert) => sum + rateOf(replica, expert), 0))),
@@ -53,17 +60,16 @@ export const showExperts = (replicas, passed, now_s, empty) => setRows(body("exp
     number(milliseconds(replica.compute_s)),
     number(bytes(replica.weight_bytes)),
     number(bytes(replica.spare_bytes)),
-    replica.registered_at_s === null
-      ? number("-") : number(duration(now_s - replica.registered_at_s), new Date(replica.registered_at_s * 1000).toLocaleString()),
+    replica.registered_at_s === null ? number("-") : ago(now_s, replica.registered_at_s),
     { text: replica.host || "-", title: replica.host },
     replica.address,
     number(replica.pid),
   ];
-}), empty);
+};
 
 export const showEvents = (events, now_s) => setRows(body("events"), [...events].reverse().map((event) => [
-  { text: clock(event.at_s * 1000), title: new Date(event.at_s * 1000).toLocaleString() },
-  number(duration(now_s - event.at_s)),
+  clock(event.at_s * 1000),
+  ago(now_s, event.at_s),
   { text: event.subject, title: event.subject },
   event.text,
 ]), "none yet");

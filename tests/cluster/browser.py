@@ -19,6 +19,7 @@ _FLAGS = (
     "--headless",
     "--no-sandbox",  # containers rarely allow one, and only our page is opened
     "--disable-gpu",
+    "--hide-scrollbars",  # they would be missing from pictures, and their room with them
     "--disable-dev-shm-usage",
     "--disable-extensions",
     "--disable-background-networking",
