@@ -30,6 +30,8 @@ class ExpertReplica:
     """Bytes of weights in its memory."""
     pid: int
     """Process id on its host."""
+    registered_at_s: float | None = None
+    """When it began to serve, in seconds since 1970."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -88,6 +88,7 @@ class Experts:
             home_ids=weights.expert_ids,
             weight_bytes=weights.weight_bytes,
             pid=os.getpid(),
+            registered_at_s=time.time(),
         )
         meter = ExpertLoadMeter(
             self._server.replica,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from cluster.router_client import RouterLoad
+from cluster.cluster_gauges import cluster_gauges
+from cluster.router_client import PlacementInfo, RouterLoad
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -53,6 +54,22 @@ METRICS = (
     Metric("herd_prefix_cached_tokens", "gauge", "Those of them that it found.", ("replica",)),
     Metric("herd_prefix_hit_ratio", "gauge", "Found of looked for, since the router started; 1 is all.", ("replica",)),
     Metric("herd_preemptions", "gauge", "Times a sequence made room for another in a router.", ("replica",)),
+    Metric("herd_dispatch_shares", "gauge", "Shares of dispatches a router sent since its start.", ("replica",)),
+    Metric("herd_dispatch_hedges", "gauge", "Shares it sent elsewhere as well, for an answer was late.", ("replica",)),
+    Metric("herd_dispatch_resends", "gauge", "Shares it sent elsewhere instead, after a failure.", ("replica",)),
+    Metric("herd_dispatch_probes", "gauge", "Shares it copied to ejected expert replicas.", ("replica",)),
+    Metric("herd_ejections", "gauge", "Times a router began to pass over an expert replica.", ("replica",)),
+    Metric("herd_ejected_replicas", "gauge", "Expert replicas a router passes over now.", ("replica",)),
+    Metric(
+        "herd_expert_tokens_per_second",
+        "gauge",
+        "Tokens of a logical expert at a replica that holds it, all layers together.",
+        ("expert", "replica"),
+    ),
+    Metric("herd_expert_copies", "gauge", "Replicas that hold a logical expert.", ("expert",)),
+    Metric("herd_expert_queue_seconds", "gauge", "Mean wait of a dispatch at an expert replica.", ("replica",)),
+    Metric("herd_expert_compute_seconds", "gauge", "Mean computing of a dispatch there.", ("replica",)),
+    Metric("herd_expert_spare_bytes", "gauge", "Bytes an expert replica has for more copies.", ("replica",)),
     Metric("vllm:num_requests_running", "gauge", "herd_running_sequences, summed, for vLLM's tools.", ("model_name",)),
     Metric("vllm:num_requests_waiting", "gauge", "herd_waiting_sequences, summed, for vLLM's tools.", ("model_name",)),
     Metric("vllm:kv_cache_usage_perc", "gauge", "KV cache in use, 1 is all, for vLLM's tools.", ("model_name",)),
@@ -109,31 +126,19 @@ class FrontDoorMetrics:
         """Count a sequence that went to another router."""
         self._counters["herd_replayed_sequences_total"].inc()
 
-    def render(self, loads: Sequence[RouterLoad], num_sequences: int) -> bytes:
+    def render(self, loads: Sequence[RouterLoad], num_sequences: int, placement: PlacementInfo | None = None) -> bytes:
         """Return everything in Prometheus' text format.
 
         Args:
             loads: the routers' loads of this moment.
             num_sequences: sequences in flight at this front door.
+            placement: where the experts are; None: not known, or there are none.
         """
         self._gauges["herd_sequences_in_flight"].set(num_sequences)
-        by_replica: dict[str, Callable[[RouterLoad], float]] = {
-            "herd_running_sequences": lambda each: each.load.running,
-            "herd_waiting_sequences": lambda each: each.load.waiting,
-            "herd_queued_prompt_tokens": lambda each: each.load.queued_prompt_tokens,
-            "herd_kv_used_bytes": lambda each: each.load.kv_used_bytes,
-            "herd_kv_total_bytes": lambda each: each.load.kv_total_bytes,
-            "herd_kv_cached_bytes": lambda each: each.load.kv_cached_bytes,
-            "herd_kv_swapped_bytes": lambda each: each.load.kv_swapped_bytes,
-            "herd_prefix_queried_tokens": lambda each: each.load.prompt_tokens,
-            "herd_prefix_cached_tokens": lambda each: each.load.cached_tokens,
-            "herd_prefix_hit_ratio": lambda each: each.load.cached_tokens / max(each.load.prompt_tokens, 1),
-            "herd_preemptions": lambda each: each.load.preemptions,
-        }
-        for name, value in by_replica.items():
-            self._gauges[name].clear()  # replicas that are gone must not linger
-            for each in loads:
-                self._gauges[name].labels(each.replica_id).set(value(each))
+        for name, samples in cluster_gauges(loads, placement).items():
+            self._gauges[name].clear()  # what is gone must not linger
+            for labels, value in samples.items():
+                self._gauges[name].labels(*labels).set(value)
         kv_total = sum(each.load.kv_total_bytes for each in loads)
         kv_used = sum(each.load.kv_used_bytes for each in loads)
         summed = {

@@ -8,7 +8,7 @@ from cluster.placement_load import ReplicaReport
 from cluster.router_client import ExpertReplicaInfo, PlacementInfo
 
 
-def placement_info(overview: DirectoryOverview) -> PlacementInfo:
+def placement_info(overview: DirectoryOverview, *, is_current: bool = True) -> PlacementInfo:
     """Return where the experts are, how busy they are there, and what happened lately."""
     return PlacementInfo(
         version=overview.snapshot.version,
@@ -17,6 +17,7 @@ def placement_info(overview: DirectoryOverview) -> PlacementInfo:
             for replica in overview.snapshot.replicas
         ),
         events=overview.events,
+        is_current=is_current,
     )
 
 
@@ -28,6 +29,7 @@ def _replica_info(replica: ExpertReplica, report: ReplicaReport | None) -> Exper
         expert_ids=replica.holder.expert_ids,
         weight_bytes=replica.weight_bytes,
         pid=replica.pid,
+        registered_at_s=replica.registered_at_s,
         host=replica.holder.host,
         home_ids=replica.home_ids,
         tokens_per_s=dict(report.tokens_per_s) if report else {},

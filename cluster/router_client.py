@@ -53,6 +53,8 @@ class ExpertReplicaInfo:
     """Seconds a dispatch computed there, mean, as of its last heartbeat."""
     spare_bytes: int = 0
     """Bytes it has for copies of more experts."""
+    registered_at_s: float | None = None
+    """When it registered, in seconds since 1970; None where that is not known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +67,8 @@ class PlacementInfo:
     """Empty when the experts run inside the router."""
     events: tuple[ClusterEvent, ...] = ()
     """What happened to expert replicas lately, oldest first."""
+    is_current: bool = True
+    """False: the directory did not answer; this is who was there when it last did, without load or events."""
 
 
 class RouterClient(Protocol):

@@ -134,7 +134,8 @@ class Router:
             async with asyncio.timeout(_OVERVIEW_S):
                 return placement_info(await get_deployment_actor(NAME).overview.remote())
         except (RayError, TimeoutError, ValueError):  # ValueError: it is being restarted
-            return placement_info(DirectoryOverview(snapshot=self._feed.snapshot, reports={}, events=()))
+            known = DirectoryOverview(snapshot=self._feed.snapshot, reports={}, events=())
+            return placement_info(known, is_current=False)
 
     def __del__(self) -> None:
         """End what is running: Ray Serve calls this when the replica is stopped, its requests done."""

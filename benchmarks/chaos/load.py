@@ -133,10 +133,10 @@ class Load:
                     await asyncio.sleep(_PAUSE_S)
 
     async def _wait_for_turn(self, first_s: float, turn: int) -> None:
-        """Wait until a worker's next request is due, or the load is to stop."""
+        """Wait until a worker's next request is due."""
         due_s = first_s + turn * (self._period_s or 0)
-        while (left_s := due_s - time.monotonic()) > 0 and not self._stopping.is_set():
-            await asyncio.sleep(min(left_s, _PAUSE_S))
+        if (left_s := due_s - time.monotonic()) > 0:
+            await asyncio.sleep(left_s)
 
     async def _stream(
         self, stub: inference_pb2_grpc.InferenceServiceStub, request: Request, record: StreamRecord

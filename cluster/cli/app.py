@@ -143,15 +143,23 @@ def generate(
 
 
 @app.command()
-def status(address: Address = DEFAULT_ADDRESS) -> None:
+def status(
+    address: Address = DEFAULT_ADDRESS,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it anew each second, until Ctrl-C.")] = False,
+) -> None:
     """Show what a running Herd serves, and where.
 
-    How busy its routers are, and which replica holds which experts.
-    """
-    from cluster.cli.status import show_status
+    How busy its routers are, which replica holds which experts, how busy each expert is, and what happened lately.
+
+    \b
+    herd status
+    herd status --watch
+    herd status --address gpu-box:9000 | less
+    """  # noqa: D301  as above
+    from cluster.cli.status import show_status, watch_status
 
     with explained():
-        show_status(address)
+        (watch_status if watch else show_status)(address)
 
 
 @app.command()

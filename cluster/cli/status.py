@@ -1,16 +1,24 @@
-"""`herd status`: tables of what runs."""
+"""`herd status`: what runs, once or each second."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import time
 
-from rich.console import Console
-from rich.table import Table
+import grpc
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
 
-from cluster.byte_text import format_bytes
 from cluster.cli.server_address import CALL_TIMEOUT_S, channel_to
+from cluster.cli.status_tables import Answers, render
+from protos.errors import from_rpc_error
 from protos.inference.v1 import inference_pb2 as pb
 from protos.inference.v1.inference_pb2_grpc import InferenceServiceStub
+
+_PERIOD_S = 1.0
+_PIPED_WIDTH = 300
+"""Characters of a line where there is no terminal: whoever reads it wants nothing cut."""
 
 
 def show_status(address: str) -> None:
@@ -19,58 +27,66 @@ def show_status(address: str) -> None:
     Raises:
         ServingError: it does not answer.
     """
+    console = make_console()
+    with channel_to(address) as channel:
+        answers = _ask(InferenceServiceStub(channel))
+    console.print(render(answers, console.width))
+
+
+def watch_status(address: str) -> None:
+    """Ask each second and show the newest answers until Ctrl-C; what is old says since when.
+
+    Raises:
+        ServingError: it does not answer at first.
+    """
+    console = make_console()
     with channel_to(address) as channel:
         stub = InferenceServiceStub(channel)
-        info = stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=CALL_TIMEOUT_S)
-        load = stub.GetLoad(pb.GetLoadRequest(), timeout=CALL_TIMEOUT_S)
+        answers = _ask(stub)
+        try:
+            if console.is_terminal:
+                _watch(stub, address, answers, console)
+            else:
+                _repeat(stub, answers, console)
+        except KeyboardInterrupt:
+            return  # the way to end it
+
+
+def make_console() -> Console:
+    """Return a console as wide as the terminal; where there is none, one without colours that cuts nothing."""
     console = Console(highlight=False)
-    console.print(describe_model(info), soft_wrap=True)
-    console.print(router_table(load.routers))
-    if info.num_experts:
-        console.print(expert_table(info.expert_replicas))
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _PIPED_WIDTH
+    return console
 
 
-def describe_model(info: pb.GetServerInfoResponse) -> str:
-    """Return the model and the server in one line."""
-    experts = f"{info.num_experts} experts, {info.experts_per_token} per token" if info.num_experts else "no experts"
-    return (
-        f"{info.model.name}: {info.num_layers} layers ({info.num_moe_layers} with experts), {experts}, {info.dtype}, "
-        f"context {info.model.context_length}, {'with' if info.model.has_tokenizer else 'no'} tokenizer "
-        f"(Herd {info.version}, placement {info.placement_version})"
+def _watch(stub: InferenceServiceStub, address: str, answers: Answers, console: Console) -> None:
+    heard_at, problem = time.time(), ""
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            note = Text(
+                problem or f"{time.strftime('%H:%M:%S')}, each second; Ctrl-C ends", "red" if problem else "dim"
+            )
+            live.update(Group(note, render(answers, console.width)), refresh=True)
+            time.sleep(_PERIOD_S)
+            try:
+                answers = _ask(stub)
+                heard_at, problem = time.time(), ""
+            except grpc.RpcError as error:
+                since = time.strftime("%H:%M:%S", time.localtime(heard_at))
+                problem = f"nothing newer since {since}: {from_rpc_error(error, address).message}"
+
+
+def _repeat(stub: InferenceServiceStub, answers: Answers, console: Console) -> None:
+    """Print one answer after the other: into a file, nothing can be drawn over."""
+    while True:
+        console.print(time.strftime("%H:%M:%S"), render(answers, console.width), sep="\n")
+        time.sleep(_PERIOD_S)
+        answers = _ask(stub)
+
+
+def _ask(stub: InferenceServiceStub) -> Answers:
+    return Answers(
+        info=stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=CALL_TIMEOUT_S),
+        load=stub.GetLoad(pb.GetLoadRequest(), timeout=CALL_TIMEOUT_S),
     )
-
-
-def router_table(routers: Sequence[pb.RouterLoad]) -> Table:
-    """Return a row per router."""
-    table = Table("router", "running", "waiting", "queued tokens", "KV cache", "generated")
-    for router in routers:
-        table.add_row(
-            router.replica_id,
-            f"{router.running} of {router.slots}",
-            str(router.waiting),
-            str(router.queued_prompt_tokens),
-            f"{format_bytes(router.kv_used_bytes)} of {format_bytes(router.kv_total_bytes)}",
-            str(router.generated_tokens),
-        )
-    return table
-
-
-def expert_table(replicas: Sequence[pb.ExpertReplica]) -> Table:
-    """Return a row per expert replica."""
-    table = Table("expert replica", "group", "experts", "address", "weights", "pid")
-    for replica in replicas:
-        experts = format_ranges(replica.expert_ids)
-        weights = format_bytes(replica.weight_bytes)
-        table.add_row(replica.replica_id, replica.group, experts, replica.address, weights, str(replica.pid))
-    return table
-
-
-def format_ranges(numbers: Sequence[int]) -> str:
-    """Write ascending numbers with runs folded: 0, 1, 2, 5 is "0-2, 5"."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

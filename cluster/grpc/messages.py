@@ -8,12 +8,13 @@ from typing import Any
 from google.protobuf.message import Message
 
 from cluster.prompt import check_role
-from cluster.router_client import PlacementInfo, RouterLoad
+from cluster.router_client import ExpertReplicaInfo, PlacementInfo, RouterLoad
 from cluster.served_model import ServedModel
 from cluster.service_events import Delta, Finished, LikelyToken, ScoredToken, ServiceEvent, Started
 from cluster.version import herd_version
 from models.chat_message import ChatMessage
 from protos.inference.v1 import inference_pb2 as pb
+from router.transport.grpc import TransportHealth
 
 _FINISH_REASONS = {
     None: pb.FINISH_REASON_UNSPECIFIED,
@@ -85,19 +86,36 @@ def server_info_response(model: ServedModel, placement: PlacementInfo) -> pb.Get
         experts_per_token=config.experts_per_token,
         dtype=model.dtype,
         placement_version=placement.version,
-        expert_replicas=[
-            pb.ExpertReplica(
-                replica_id=each.replica_id,
-                group=each.group,
-                address=each.address,
-                expert_ids=each.expert_ids,
-                weight_bytes=each.weight_bytes,
-                pid=each.pid,
-            )
-            for each in placement.expert_replicas
-        ],
+        expert_replicas=[_expert_replica(each) for each in placement.expert_replicas],
         kv_cache=_kv_cache(model),
+        events=[
+            pb.ClusterEvent(at_ms=_thousandths(each.at_s), subject=each.subject, text=each.text)
+            for each in placement.events
+        ],
     )
+
+
+def _expert_replica(replica: ExpertReplicaInfo) -> pb.ExpertReplica:
+    registered_at_s = replica.registered_at_s
+    return pb.ExpertReplica(
+        replica_id=replica.replica_id,
+        group=replica.group,
+        address=replica.address,
+        expert_ids=replica.expert_ids,
+        weight_bytes=replica.weight_bytes,
+        pid=replica.pid,
+        host=replica.host,
+        home_ids=replica.home_ids,
+        tokens_per_s=replica.tokens_per_s,
+        queue_us=_thousandths(replica.queue_s * 1000),
+        compute_us=_thousandths(replica.compute_s * 1000),
+        spare_bytes=replica.spare_bytes,
+        registered_at_ms=None if registered_at_s is None else _thousandths(registered_at_s),
+    )
+
+
+def _thousandths(value: float) -> int:
+    return round(value * 1000)
 
 
 def _kv_cache(model: ServedModel) -> pb.KvCache | None:
@@ -132,9 +150,24 @@ def load_response(loads: Sequence[RouterLoad]) -> pb.GetLoadResponse:
                 prompt_tokens=each.load.prompt_tokens,
                 cached_tokens=each.load.cached_tokens,
                 preemptions=each.load.preemptions,
+                pid=each.pid,
+                dispatches=_dispatches(each.dispatches),
             )
             for each in loads
         ]
+    )
+
+
+def _dispatches(health: TransportHealth | None) -> pb.Dispatches | None:
+    if health is None:
+        return None
+    return pb.Dispatches(
+        shares=health.counts.shares,
+        hedges=health.counts.hedges,
+        resends=health.counts.resends,
+        probes=health.counts.probes,
+        ejections=health.ejections,
+        ejected=sorted(health.ejected),
     )
 
 

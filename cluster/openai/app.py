@@ -8,7 +8,6 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.responses import Response
 
-from cluster.metrics import CONTENT_TYPE
 from cluster.openai.answer import Endpoint
 from cluster.openai.bodies import ChatBody, CommonBody, CompletionsBody
 from cluster.openai.body_limit import BodyLimit
@@ -17,12 +16,11 @@ from cluster.openai.completions import CompletionsEndpoint
 from cluster.openai.error_object import add_error_handlers
 from cluster.openai.exchange import Exchange
 from cluster.openai.json_text import JsonResponse
+from cluster.openai.operations import add_operations
 from cluster.served_model import ServedModel
 from cluster.service import InferenceService
-from cluster.status_page.status import read_page, status_object
 from cluster.validation import check_model_name
 from cluster.version import herd_version
-from protos.errors import NoReplica
 
 
 def build_app(service: InferenceService) -> FastAPI:
@@ -38,7 +36,7 @@ def build_app(service: InferenceService) -> FastAPI:
     _add_generation(app, "/v1/completions", service, CompletionsEndpoint(), CompletionsBody)
     _add_generation(app, "/v1/chat/completions", service, ChatEndpoint(), ChatBody)
     _add_models(app, service.model)
-    _add_operations(app, service)
+    add_operations(app, service)
     return app
 
 
@@ -72,32 +70,3 @@ def _add_models(app: FastAPI, model: ServedModel) -> None:
         """Describe the served model."""
         check_model_name(name, model)
         return JsonResponse(card)
-
-
-def _add_operations(app: FastAPI, service: InferenceService) -> None:
-    @app.get("/health", response_model=None)
-    async def health() -> Response:
-        """Answer 200 when a router answers, 503 otherwise."""
-        loads = await service.load()
-        return JsonResponse({"status": "ok", "routers": len(loads)})
-
-    @app.get("/metrics", response_model=None)
-    async def metrics() -> Response:
-        """Return the metrics in Prometheus' text format."""
-        try:
-            loads = await service.load()
-        except NoReplica:
-            loads = ()  # the counters are worth having all the same
-        return Response(
-            service.metrics.render(loads, service.admission.num_sequences), headers={"content-type": CONTENT_TYPE}
-        )
-
-    @app.get("/status.json", response_model=None)
-    async def status() -> Response:
-        """Return what the status page shows."""
-        return JsonResponse(await status_object(service))
-
-    @app.get("/", response_model=None, include_in_schema=False)
-    async def page() -> Response:
-        """Show the status page."""
-        return Response(read_page(), media_type="text/html")

@@ -1,43 +1,66 @@
-"""What the status page shows, as JSON, and the page itself."""
+"""What the status page shows, as JSON."""
 
 from __future__ import annotations
 
+import asyncio
+import time
 from dataclasses import asdict
-from functools import cache
-from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
+from cluster.cluster_view import ClusterView
 from cluster.router_client import PlacementInfo, RouterLoad
 from cluster.service import InferenceService
+from cluster.shared_answer import Dated, SharedAnswer
 from cluster.version import herd_version
 from protos.errors import ServingError
+from router.transport.grpc import TransportHealth
+
+Value = TypeVar("Value")
+
+_MAX_AGE_S = 0.5
+"""A page asks each second: with a limit of half of that, none sees the same answer twice."""
 
 
-async def status_object(service: InferenceService) -> dict[str, Any]:
-    """Return the state of this moment; what cannot be reached is empty, and `error` says why."""
-    loads: tuple[RouterLoad, ...] = ()
-    placement = PlacementInfo(version=0)
-    error: str | None = None
-    try:
-        loads = await service.load()
-        placement = await service.describe()
-    except ServingError as caught:
-        error = caught.message
+async def status_object(service: InferenceService, view: ClusterView) -> dict[str, Any]:
+    """Return the state of this moment; what cannot be reached is empty, and the `error` beside it says why."""
+    (loads, routers_error), (placement, experts_error) = await asyncio.gather(
+        _answer(view.load), _answer(view.placement)
+    )
+    known = placement.value if placement else PlacementInfo(version=0)
+    if not known.is_current:
+        experts_error = (
+            "expected the directory to answer, found it silent: it is being restarted; this is its last word"
+        )
     return {
         "version": herd_version(),
+        "now_s": time.time(),
         "model": _model_object(service),
         "sequences_in_flight": service.admission.num_sequences,
-        "routers": [{"replica_id": each.replica_id, **asdict(each.load)} for each in loads],
-        "placement_version": placement.version,
-        "expert_replicas": [asdict(each) for each in placement.expert_replicas],
-        "error": error,
+        "routers": [_router_object(each) for each in loads.value] if loads else [],
+        "routers_at_s": loads.at_s if loads else None,
+        "routers_error": routers_error,
+        "placement_version": known.version,
+        "expert_replicas": [asdict(each) for each in known.expert_replicas],
+        "events": [asdict(each) for each in known.events],
+        "experts_error": experts_error,
     }
 
 
-@cache
-def read_page() -> str:
-    """Return the page's HTML."""
-    return files(__package__).joinpath("index.html").read_text(encoding="utf-8")
+async def _answer(question: SharedAnswer[Value]) -> tuple[Dated[Value] | None, str | None]:
+    """Return an answer, or why there is none."""
+    try:
+        return await question.get(_MAX_AGE_S), None
+    except ServingError as error:
+        return None, error.message
+
+
+def _router_object(router: RouterLoad) -> dict[str, Any]:
+    dispatches = None if router.dispatches is None else _dispatches_object(router.dispatches)
+    return {"replica_id": router.replica_id, "pid": router.pid, **asdict(router.load), "dispatches": dispatches}
+
+
+def _dispatches_object(health: TransportHealth) -> dict[str, Any]:
+    return {**asdict(health.counts), "ejections": health.ejections, "ejected": sorted(health.ejected)}
 
 
 def _model_object(service: InferenceService) -> dict[str, Any]:

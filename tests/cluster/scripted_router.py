@@ -17,6 +17,10 @@ from router.request import (
     TokenLogprob,
 )
 
+_REPLICA = ExpertReplicaInfo(
+    replica_id="experts-0", group="0", address="127.0.0.1:1", expert_ids=(0, 1), weight_bytes=10, pid=1
+)
+
 HOLD = "hold"
 """A step of a script: nothing comes any more, until the generator is closed."""
 
@@ -73,6 +77,12 @@ class ScriptedRouter:
         self.requests: list[GenerationRequest] = []
         self.open: set[str] = set()
         self.replicas = 1
+        self.loads: tuple[RouterLoad, ...] | None = None
+        """What `load` answers; None: as many idle routers as there are `replicas`."""
+        self.placement: PlacementInfo | Exception = PlacementInfo(version=3, expert_replicas=(_REPLICA,))
+        """What `describe` answers or raises."""
+        self.descriptions = 0
+        """Times `describe` was asked."""
         self._changed = threading.Condition()
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[EngineEvent], None]:
@@ -99,6 +109,8 @@ class ScriptedRouter:
             return self._changed.wait_for(lambda: len(self.open) == count, timeout_s)
 
     async def load(self) -> tuple[RouterLoad, ...]:
+        if self.loads is not None:
+            return self.loads
         load = EngineLoad(
             running=len(self.open),
             waiting=0,
@@ -111,7 +123,7 @@ class ScriptedRouter:
         return tuple(RouterLoad(replica_id=f"router-{index}", load=load) for index in range(self.replicas))
 
     async def describe(self) -> PlacementInfo:
-        replica = ExpertReplicaInfo(
-            replica_id="experts-0", group="0", address="127.0.0.1:1", expert_ids=(0, 1), weight_bytes=10, pid=1
-        )
-        return PlacementInfo(version=3, expert_replicas=(replica,))
+        self.descriptions += 1
+        if isinstance(self.placement, Exception):
+            raise self.placement
+        return self.placement

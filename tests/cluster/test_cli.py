@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from cluster.cli.generate import Options, build_request
-from cluster.cli.status import format_ranges
 from cluster.machine import find_free_port
 from protos.errors import InvalidRequest
 from tests.conftest import ROOT
@@ -152,8 +151,3 @@ def test_raw_text_and_token_ids_are_sent_as_they_are():
 def test_options_that_contradict_or_do_not_fit_are_refused(options):
     with pytest.raises(InvalidRequest):
         build_request(options)
-
-
-def test_runs_of_experts_are_folded():
-    assert format_ranges([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
-    assert format_ranges([]) == ""

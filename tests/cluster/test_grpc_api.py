@@ -8,6 +8,7 @@ from models.chat_message import ChatMessage
 from protos import errors
 from protos.inference.v1 import inference_pb2 as pb
 from protos.inference.v1.inference_pb2_grpc import InferenceServiceStub
+from tests.cluster.busy_cluster import busy_placement, router_loads
 from tests.cluster.conftest import openai_client
 from tests.cluster.live_front_door import LiveFrontDoor
 from tests.cluster.scripted_router import babbles, fails, says, then_holds
@@ -226,6 +227,32 @@ def test_what_runs_is_told(stub, text_model):
     assert (info.dtype, info.placement_version) == ("float32", 3)
     assert list(info.expert_replicas[0].expert_ids) == [0, 1]
     assert info.version
+
+
+def test_server_info_tells_expert_replicas_and_events(stub, router):
+    router.placement = busy_placement(16, 4)
+    info = stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=WAIT_S)
+    replica, expected = info.expert_replicas[3], router.placement.expert_replicas[3]
+    assert (replica.host, list(replica.home_ids)) == ("node-1", [4, 5, 6, 7])
+    assert dict(replica.tokens_per_s) == expected.tokens_per_s
+    assert (replica.queue_us, replica.compute_us, replica.spare_bytes) == (620, 4200, 1_000_000_000)
+    assert replica.registered_at_ms == round(expected.registered_at_s * 1000)
+    event, happened = info.events[0], router.placement.events[0]
+    assert (event.subject, event.text) == (happened.subject, happened.text)
+    assert event.at_ms == round(happened.at_s * 1000)
+
+
+def test_load_tells_what_became_of_dispatches(stub, router):
+    router.loads = router_loads(ejected=("b", "a"))
+    [load, _] = stub.GetLoad(pb.GetLoadRequest(), timeout=WAIT_S).routers
+    sent = load.dispatches
+    assert (load.pid, sent.shares, sent.hedges, sent.resends, sent.probes) == (20_000, 1_204_331, 412, 7, 12)
+    assert (sent.ejections, list(sent.ejected)) == (5, ["a", "b"])
+
+
+def test_a_router_with_its_experts_inside_tells_no_dispatches(stub):
+    [load] = stub.GetLoad(pb.GetLoadRequest(), timeout=WAIT_S).routers
+    assert not load.HasField("dispatches")
 
 
 def test_server_info_tells_what_the_kv_cache_takes(stub):

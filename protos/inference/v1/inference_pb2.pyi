@@ -207,23 +207,54 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ExpertReplica(_message.Message):
-    __slots__ = ("replica_id", "group", "address", "expert_ids", "weight_bytes", "pid")
+    __slots__ = ("replica_id", "group", "address", "expert_ids", "weight_bytes", "pid", "host", "home_ids", "tokens_per_s", "queue_us", "compute_us", "spare_bytes", "registered_at_ms")
+    class TokensPerSEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: float
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[float] = ...) -> None: ...
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     EXPERT_IDS_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    HOME_IDS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_US_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_US_FIELD_NUMBER: _ClassVar[int]
+    SPARE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REGISTERED_AT_MS_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     group: str
     address: str
     expert_ids: _containers.RepeatedScalarFieldContainer[int]
     weight_bytes: int
     pid: int
-    def __init__(self, replica_id: _Optional[str] = ..., group: _Optional[str] = ..., address: _Optional[str] = ..., expert_ids: _Optional[_Iterable[int]] = ..., weight_bytes: _Optional[int] = ..., pid: _Optional[int] = ...) -> None: ...
+    host: str
+    home_ids: _containers.RepeatedScalarFieldContainer[int]
+    tokens_per_s: _containers.ScalarMap[int, float]
+    queue_us: int
+    compute_us: int
+    spare_bytes: int
+    registered_at_ms: int
+    def __init__(self, replica_id: _Optional[str] = ..., group: _Optional[str] = ..., address: _Optional[str] = ..., expert_ids: _Optional[_Iterable[int]] = ..., weight_bytes: _Optional[int] = ..., pid: _Optional[int] = ..., host: _Optional[str] = ..., home_ids: _Optional[_Iterable[int]] = ..., tokens_per_s: _Optional[_Mapping[int, float]] = ..., queue_us: _Optional[int] = ..., compute_us: _Optional[int] = ..., spare_bytes: _Optional[int] = ..., registered_at_ms: _Optional[int] = ...) -> None: ...
+
+class ClusterEvent(_message.Message):
+    __slots__ = ("at_ms", "subject", "text")
+    AT_MS_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    at_ms: int
+    subject: str
+    text: str
+    def __init__(self, at_ms: _Optional[int] = ..., subject: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "model", "num_layers", "num_moe_layers", "num_experts", "experts_per_token", "dtype", "placement_version", "expert_replicas", "kv_cache")
+    __slots__ = ("version", "model", "num_layers", "num_moe_layers", "num_experts", "experts_per_token", "dtype", "placement_version", "expert_replicas", "kv_cache", "events")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     NUM_LAYERS_FIELD_NUMBER: _ClassVar[int]
@@ -234,6 +265,7 @@ class GetServerInfoResponse(_message.Message):
     PLACEMENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     EXPERT_REPLICAS_FIELD_NUMBER: _ClassVar[int]
     KV_CACHE_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
     version: str
     model: Model
     num_layers: int
@@ -244,7 +276,8 @@ class GetServerInfoResponse(_message.Message):
     placement_version: int
     expert_replicas: _containers.RepeatedCompositeFieldContainer[ExpertReplica]
     kv_cache: KvCache
-    def __init__(self, version: _Optional[str] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., num_layers: _Optional[int] = ..., num_moe_layers: _Optional[int] = ..., num_experts: _Optional[int] = ..., experts_per_token: _Optional[int] = ..., dtype: _Optional[str] = ..., placement_version: _Optional[int] = ..., expert_replicas: _Optional[_Iterable[_Union[ExpertReplica, _Mapping]]] = ..., kv_cache: _Optional[_Union[KvCache, _Mapping]] = ...) -> None: ...
+    events: _containers.RepeatedCompositeFieldContainer[ClusterEvent]
+    def __init__(self, version: _Optional[str] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., num_layers: _Optional[int] = ..., num_moe_layers: _Optional[int] = ..., num_experts: _Optional[int] = ..., experts_per_token: _Optional[int] = ..., dtype: _Optional[str] = ..., placement_version: _Optional[int] = ..., expert_replicas: _Optional[_Iterable[_Union[ExpertReplica, _Mapping]]] = ..., kv_cache: _Optional[_Union[KvCache, _Mapping]] = ..., events: _Optional[_Iterable[_Union[ClusterEvent, _Mapping]]] = ...) -> None: ...
 
 class KvCache(_message.Message):
     __slots__ = ("dtype", "page_tokens", "global_bytes_per_token", "most_local_bytes_per_sequence", "total_bytes")
@@ -264,8 +297,24 @@ class GetLoadRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class Dispatches(_message.Message):
+    __slots__ = ("shares", "hedges", "resends", "probes", "ejections", "ejected")
+    SHARES_FIELD_NUMBER: _ClassVar[int]
+    HEDGES_FIELD_NUMBER: _ClassVar[int]
+    RESENDS_FIELD_NUMBER: _ClassVar[int]
+    PROBES_FIELD_NUMBER: _ClassVar[int]
+    EJECTIONS_FIELD_NUMBER: _ClassVar[int]
+    EJECTED_FIELD_NUMBER: _ClassVar[int]
+    shares: int
+    hedges: int
+    resends: int
+    probes: int
+    ejections: int
+    ejected: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, shares: _Optional[int] = ..., hedges: _Optional[int] = ..., resends: _Optional[int] = ..., probes: _Optional[int] = ..., ejections: _Optional[int] = ..., ejected: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class RouterLoad(_message.Message):
-    __slots__ = ("replica_id", "running", "waiting", "queued_prompt_tokens", "kv_used_bytes", "kv_total_bytes", "slots", "generated_tokens", "kv_cached_bytes", "kv_swapped_bytes", "prompt_tokens", "cached_tokens", "preemptions")
+    __slots__ = ("replica_id", "running", "waiting", "queued_prompt_tokens", "kv_used_bytes", "kv_total_bytes", "slots", "generated_tokens", "kv_cached_bytes", "kv_swapped_bytes", "prompt_tokens", "cached_tokens", "preemptions", "pid", "dispatches")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
@@ -279,6 +328,8 @@ class RouterLoad(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    DISPATCHES_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     running: int
     waiting: int
@@ -292,7 +343,9 @@ class RouterLoad(_message.Message):
     prompt_tokens: int
     cached_tokens: int
     preemptions: int
-    def __init__(self, replica_id: _Optional[str] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., queued_prompt_tokens: _Optional[int] = ..., kv_used_bytes: _Optional[int] = ..., kv_total_bytes: _Optional[int] = ..., slots: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., kv_cached_bytes: _Optional[int] = ..., kv_swapped_bytes: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ...) -> None: ...
+    pid: int
+    dispatches: Dispatches
+    def __init__(self, replica_id: _Optional[str] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., queued_prompt_tokens: _Optional[int] = ..., kv_used_bytes: _Optional[int] = ..., kv_total_bytes: _Optional[int] = ..., slots: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., kv_cached_bytes: _Optional[int] = ..., kv_swapped_bytes: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., pid: _Optional[int] = ..., dispatches: _Optional[_Union[Dispatches, _Mapping]] = ...) -> None: ...
 
 class GetLoadResponse(_message.Message):
     __slots__ = ("routers",)

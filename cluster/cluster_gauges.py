@@ -1,0 +1,65 @@
+"""The gauges that tell of routers and expert replicas: which value each takes from where."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from cluster.router_client import ExpertReplicaInfo, PlacementInfo, RouterLoad
+from router.transport.grpc import TransportHealth
+
+Samples = dict[tuple[str, ...], float]
+"""A gauge's values by its labels' values."""
+
+_OF_ROUTER: dict[str, Callable[[RouterLoad], float]] = {
+    "herd_running_sequences": lambda each: each.load.running,
+    "herd_waiting_sequences": lambda each: each.load.waiting,
+    "herd_queued_prompt_tokens": lambda each: each.load.queued_prompt_tokens,
+    "herd_kv_used_bytes": lambda each: each.load.kv_used_bytes,
+    "herd_kv_total_bytes": lambda each: each.load.kv_total_bytes,
+    "herd_kv_cached_bytes": lambda each: each.load.kv_cached_bytes,
+    "herd_kv_swapped_bytes": lambda each: each.load.kv_swapped_bytes,
+    "herd_prefix_queried_tokens": lambda each: each.load.prompt_tokens,
+    "herd_prefix_cached_tokens": lambda each: each.load.cached_tokens,
+    "herd_prefix_hit_ratio": lambda each: each.load.cached_tokens / max(each.load.prompt_tokens, 1),
+    "herd_preemptions": lambda each: each.load.preemptions,
+}
+_OF_DISPATCHES: dict[str, Callable[[TransportHealth], float]] = {
+    "herd_dispatch_shares": lambda each: each.counts.shares,
+    "herd_dispatch_hedges": lambda each: each.counts.hedges,
+    "herd_dispatch_resends": lambda each: each.counts.resends,
+    "herd_dispatch_probes": lambda each: each.counts.probes,
+    "herd_ejections": lambda each: each.ejections,
+    "herd_ejected_replicas": lambda each: len(each.ejected),
+}
+_OF_EXPERT_REPLICA: dict[str, Callable[[ExpertReplicaInfo], float]] = {
+    "herd_expert_queue_seconds": lambda each: each.queue_s,
+    "herd_expert_compute_seconds": lambda each: each.compute_s,
+    "herd_expert_spare_bytes": lambda each: each.spare_bytes,
+}
+
+
+def cluster_gauges(loads: Sequence[RouterLoad], placement: PlacementInfo | None) -> dict[str, Samples]:
+    """Return every such gauge's samples; none where nothing is known.
+
+    Args:
+        loads: the routers' loads.
+        placement: where the experts are; None: not known, or there are none.
+    """
+    replicas = placement.expert_replicas if placement else ()
+    gauges: dict[str, Samples] = {
+        name: {(each.replica_id,): value(each) for each in loads} for name, value in _OF_ROUTER.items()
+    }
+    for name, count in _OF_DISPATCHES.items():
+        gauges[name] = {(each.replica_id,): count(each.dispatches) for each in loads if each.dispatches is not None}
+    for name, measure in _OF_EXPERT_REPLICA.items():
+        gauges[name] = {(each.replica_id,): measure(each) for each in replicas}
+    copies = Counter(expert for each in replicas for expert in each.expert_ids)
+    gauges["herd_expert_copies"] = {(str(expert),): count for expert, count in copies.items()}
+    # As many samples as there are copies, busy or not: a series must not come and go with the load.
+    gauges["herd_expert_tokens_per_second"] = {
+        (str(expert), each.replica_id): each.tokens_per_s.get(expert, 0.0)
+        for each in replicas
+        for expert in each.expert_ids
+    }
+    return gauges

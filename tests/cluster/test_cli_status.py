@@ -1,0 +1,160 @@
+"""`herd status` against a front door before a busy cluster."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import select
+import signal
+import subprocess
+import time
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from cluster.cli.fitted_table import Column, fitted_table
+from cluster.cli.heat_map import heat_map, short_number
+from cluster.cli.status_tables import Answers, format_age, format_ranges, render
+from cluster.grpc.messages import load_response, server_info_response
+from cluster.service import InferenceService
+from protos.inference.v1 import inference_pb2 as pb
+from tests.cluster.busy_cluster import HOSTILE, busy_placement, router_loads
+from tests.cluster.live_front_door import LiveFrontDoor
+from tests.cluster.scripted_router import ScriptedRouter, says
+from tests.cluster.test_cli import HERD, herd
+
+WAIT_S = 60
+
+
+def answers(model, num_experts=16, num_groups=4) -> Answers:
+    model = replace(model, config=replace(model.config, num_experts=num_experts))
+    info = server_info_response(model, busy_placement(num_experts, num_groups))
+    return Answers(info=info, load=load_response(router_loads(ejected=("experts-1-0",))))
+
+
+def printed(renderable, width: int, color_system=None) -> str:
+    out = io.StringIO()
+    console = Console(file=out, width=width, color_system=color_system, force_terminal=color_system is not None)
+    console.print(renderable)
+    return out.getvalue()
+
+
+@pytest.fixture
+def busy_door(id_model):
+    router = ScriptedRouter(says(1))
+    router.placement, router.loads = busy_placement(16, 4), router_loads(ejected=("experts-1-0",))
+    model = replace(id_model, config=replace(id_model.config, num_experts=16))
+    with LiveFrontDoor(InferenceService(model, router)) as door:
+        yield door
+
+
+def test_status_in_a_pipe_is_whole_and_plain(busy_door):
+    done = herd("status", "--address", busy_door.grpc_address)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\x1b" not in done.stdout
+    for words in (
+        "router-a",
+        "passed over by 1",
+        "0-3",
+        "4-7 + 0",
+        "640+",
+        "lost: no heartbeat came any more",
+        HOSTILE,
+    ):
+        assert words in done.stdout
+    assert "…" not in done.stdout.split("tokens/s of each expert")[0]
+    assert "no room" not in done.stdout
+
+
+def test_watch_draws_anew_until_interrupted_and_leaves_the_terminal_as_it_was(busy_door):
+    ours, theirs = pty.openpty()
+    command = [HERD, "status", "--watch", "--address", busy_door.grpc_address]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"})
+    os.close(theirs)
+    seen, give_up_at = b"", time.monotonic() + WAIT_S
+    while seen.count(b"each second; Ctrl-C ends") < 2 and time.monotonic() < give_up_at:
+        if select.select([ours], [], [], 1)[0]:
+            seen += os.read(ours, 1 << 16)
+    process.send_signal(signal.SIGINT)
+    while select.select([ours], [], [], WAIT_S)[0]:
+        try:
+            seen += os.read(ours, 1 << 16)
+        except OSError:  # Linux's way to say that the other end is closed
+            break
+    assert process.wait(WAIT_S) == 0
+    os.close(ours)
+    assert b"\x1b[?1049h" in seen  # a screen of its own
+    assert b"\x1b[?1049l" in seen
+    assert b"Traceback" not in seen
+
+
+@pytest.mark.parametrize("width", [30, 40, 80, 120])
+def test_no_line_is_longer_than_the_terminal(id_model, width):
+    lines = printed(render(answers(id_model, 128, 8), width), width).splitlines()
+    assert max(map(len, lines)) <= width
+
+
+def test_columns_without_room_are_named(id_model):
+    text = printed(render(answers(id_model), 80), 80)
+    assert "passed over by 1" in text
+    assert "no room here for: group," in text
+
+
+def test_the_least_important_column_goes_first():
+    columns = (Column("a"), Column("bbbb", rank=1), Column("cccc", rank=2))
+    assert printed(fitted_table(columns, [("1", "2", "3")], 12), 80).splitlines()[0].split() == ["a", "bbbb"]
+
+
+def test_names_are_neither_markup_nor_commands_to_the_terminal():
+    text = printed(fitted_table((Column("a"),), [("[red]x[/red]\x1b[2J\n",)], 80), 80)
+    assert "[red]x[/red]?[2J?" in text
+
+
+def test_the_heat_map_colours_cells_by_load(id_model):
+    info = answers(id_model).info
+    colored = printed(heat_map(16, info.expert_replicas, 100), 100, "truecolor")
+    assert "38;2;255;255;255;48;2;8;81;156m3.2k" in colored
+    assert "38;2;0;0;0;48;2;222;235;247m   0" in colored
+
+
+def test_a_band_leaves_out_replicas_that_hold_none_of_its_experts(id_model):
+    bands = heat_map(16, answers(id_model).info.expert_replicas, 40).plain.split("\n\n")
+    assert len(bands) == 4
+    assert "experts-1-1" in bands[1]
+    assert "experts-2-1" not in bands[1]
+
+
+def test_experts_without_any_load_are_cold(id_model):
+    idle = pb.ExpertReplica(replica_id="a", expert_ids=[0, 1], home_ids=[0, 1])
+    assert "   0    0" in heat_map(2, [idle], 80).plain
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (0.001, "0.01"),
+        (0.26, "0.26"),
+        (0.999, "1"),
+        (4.06, "4.1"),
+        (37.4, "37"),
+        (999.6, "1k"),
+        (1234, "1.2k"),
+    ],
+)
+def test_numbers_are_written_in_four_characters(value, text):
+    assert short_number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(-1, "0 s"), (119, "119 s"), (120, "2 min"), (7200, "2 h"), (200000, "2 d")]
+)
+def test_ages_are_written_with_one_unit(seconds, text):
+    assert format_age(seconds) == text
+
+
+def test_runs_of_experts_are_folded():
+    assert format_ranges([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
+    assert format_ranges([]) == ""
