@@ -50,7 +50,8 @@ def busy_door(id_model):
         yield door
 
 
-def test_status_in_a_pipe_is_whole_and_plain(busy_door):
+def test_status_in_a_pipe_is_whole_and_plain(busy_door, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)  # parallel test processes have it
     done = herd("status", "--address", busy_door.grpc_address)
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
