@@ -91,7 +91,8 @@ class Batcher:
         self._is_draining = False
         self._is_closed = False
         self._total_tokens = 0
-        self._times = BatcherTimes()
+        self._num_dispatches = 0
+        self._queue_s = self._compute_s = self._busy_s = 0.0
         self._thread = threading.Thread(target=self._compute_waiting, name="experts-compute", daemon=True)
         self._thread.start()
 
@@ -108,7 +109,9 @@ class Batcher:
     @property
     def times(self) -> BatcherTimes:
         """How long dispatches waited and computed so far."""
-        return self._times
+        return BatcherTimes(
+            dispatches=self._num_dispatches, queue_s=self._queue_s, compute_s=self._compute_s, busy_s=self._busy_s
+        )
 
     @property
     def is_draining(self) -> bool:
@@ -228,13 +231,11 @@ class Batcher:
             message = f"computing layer {works[0].layer} failed: {type(error).__name__}: {error}"
             return [Outcome(error=errors.InternalError(message)) for _ in works]
         seconds = self._clock() - started_s
-        before = self._times
-        self._times = BatcherTimes(
-            dispatches=before.dispatches + len(works),
-            queue_s=before.queue_s + sum(started_s - work.arrived_s for work in works),
-            compute_s=before.compute_s + seconds * len(works),
-            busy_s=before.busy_s + seconds,
-        )
+        self._busy_s += seconds
+        self._compute_s += seconds * len(works)
+        for work in works:
+            self._queue_s += started_s - work.arrived_s
+        self._num_dispatches += len(works)
         compute_us = int(seconds * 1e6)
         return [
             Outcome(outputs_ND=part_ND, queue_us=int((started_s - work.arrived_s) * 1e6), compute_us=compute_us)

@@ -44,10 +44,13 @@ class Ejection:
         self.num_ejections = 0
         """Since the start."""
 
+    @property
+    def has_records(self) -> bool:
+        """Tell whether anything speaks against anybody; if not, `won` would do nothing."""
+        return bool(self._records)
+
     def won(self, replica_id: str, now: float) -> None:
         """Take note of an answer in time."""
-        if not self._records:
-            return  # nothing speaks against anybody: nearly always
         record = self._records.get(replica_id)
         if record is None:
             return

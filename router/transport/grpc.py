@@ -53,12 +53,12 @@ class GrpcTransport:
         timeouts: DispatchTimeouts | None = None,
         share_from_bytes: int | None = SHARE_FROM_BYTES,
     ) -> None:
-        def connect(holder: ExpertHolder, on_ready: Callable[[], None]) -> ReplicaStream:
+        def connect(holder: ExpertHolder, on_change: Callable[[], None]) -> ReplicaStream:
             return ReplicaStream(
                 holder,
                 router_id=router_id,
                 fingerprint=fingerprint,
-                on_ready=on_ready,
+                on_change=on_change,
                 shares_memory=share_from_bytes is not None,
             )
 

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from concurrent import futures
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 
@@ -29,7 +28,6 @@ from router.transport.answer_times import AnswerTimes, HedgeBudget
 from router.transport.attempt import Attempt, Sender
 from router.transport.base import WAIT_STEP_S
 from router.transport.ejection import EJECT_AFTER, Ejection
-from router.transport.stream import Answer
 from router.transport.streams import ReplicaStreams
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.005, 0.25
@@ -140,7 +138,10 @@ class Pending:
         self._layer = layer
         self._hidden_ND = hidden_ND
         self._give_up_at = time.monotonic() + timeouts.patience_s
-        self._asked: list[_Asked] = []
+        self._sent: list[Attempt] = []
+        """Shares that were sent and are not settled, each where it went first."""
+        self._asked: _Asked | None = None
+        """The one of them that is not answered as planned."""
         self.num_neighbours = 0
         """Replicas of this host among those that were sent something."""
         self._failed: set[str] = set()
@@ -151,10 +152,11 @@ class Pending:
         """Send shares to their replicas, or to other holders of their experts where a replica has gone."""
         try:
             for share in shares:
-                self._evidence.budget.earn()
-                self._evidence.counts.shares += 1
-                hedge_after_s = self._evidence.times.hedge_after_s(share.stop - share.start)
-                self._asked.append(_Asked(share, self._planned_way(share), hedge_after_s))
+                try:
+                    self._sent.append(self._send(share))
+                except errors.ReplicaUnavailable:
+                    self._failed.add(share.replica_id)
+                    self._sent += self._other_way(share).attempts
             if self._evidence.ejection.ejected:
                 self._probe(shares)
         except BaseException:
@@ -165,8 +167,11 @@ class Pending:
         """Return the outputs [N, D], resending what fails until it is answered or patience ends."""
         answered: list[tuple[Attempt, Tensor]] = []
         try:
-            for asked in self._asked:
-                answered += self._settle(asked)
+            while self._sent:
+                attempt = self._sent[0]
+                rows_nD = self._as_planned(attempt)
+                answered += self._settle(attempt) if rows_nD is None else ((attempt, rows_nD),)
+                del self._sent[0]
             answered.sort(key=lambda pair: pair[0].share.start)
             return self._joined(answered)
         finally:
@@ -176,10 +181,13 @@ class Pending:
 
     def give_up(self) -> None:
         """Drop the answers nobody will read."""
-        for asked in self._asked:
-            for way in asked.ways:
+        for attempt in self._sent:
+            attempt.abandon()
+        self._sent.clear()
+        if self._asked is not None:
+            for way in self._asked.ways:
                 way.abandon()
-        self._asked.clear()
+            self._asked = None
 
     def _joined(self, answered: list[tuple[Attempt, Tensor]]) -> Tensor:
         """Return the rows of all shares as one tensor that lies in no slot."""
@@ -192,8 +200,30 @@ class Pending:
             outputs_ND = rows_nD.clone() if attempt.slot else rows_nD
         return outputs_ND.to(self._hidden_ND.device)
 
-    def _settle(self, asked: _Asked) -> list[tuple[Attempt, Tensor]]:
+    def _as_planned(self, attempt: Attempt) -> Tensor | None:
+        """Return the rows of a share that is answered well and in time; None: it needs a closer look.
+
+        Nearly every share of every layer ends here. So this does little, and nothing that others could do for it.
+        """
+        evidence, num_tokens = self._evidence, attempt.share.stop - attempt.share.start
+        evidence.counts.shares += 1
+        evidence.budget.earn()
+        wait_s = attempt.sent_at + evidence.times.hedge_after_s(num_tokens) - time.monotonic()
+        try:
+            at_s = attempt.answer.result(min(max(wait_s, 0), WAIT_STEP_S)).at_s
+            rows_nD = attempt.rows(self._hidden_ND)
+        except (TimeoutError, errors.ServingError):
+            return None
+        evidence.times.observe(num_tokens, at_s - attempt.sent_at)
+        if evidence.ejection.has_records:
+            evidence.ejection.won(attempt.replica_id, at_s)
+        return rows_nD
+
+    def _settle(self, attempt: Attempt) -> list[tuple[Attempt, Tensor]]:
         """Return what answers a share, after as many tries as it takes."""
+        share = attempt.share
+        hedge_after_s = self._evidence.times.hedge_after_s(share.stop - share.start)
+        asked = self._asked = _Asked(share, _Way([attempt]), hedge_after_s)
         while True:
             try:
                 return self._first_answer(asked)
@@ -220,18 +250,13 @@ class Pending:
 
     def _next_done(self, asked: _Asked) -> tuple[_Way, int]:
         """Wait until something came for a share, or until it should have; ask somebody else, too, when it is late."""
-        if len(asked.ways) == 1 and len(asked.ways[0].attempts) == 1:  # nearly always: and this is in every layer
-            attempt = asked.ways[0].attempts[0]
-            _wait_any([attempt.answer], min(max(asked.hedge_at - time.monotonic(), 0), WAIT_STEP_S))
-            if attempt.answer.done():
-                return asked.ways[0], 0
         while True:
             waiting = asked.waiting()
             now = time.monotonic()
             due_at = min(way.attempts[index].due_at for way, index in waiting)
             until = min(due_at, asked.hedge_at)
             answers = [way.attempts[index].answer for way, index in waiting]
-            _wait_any(answers, min(max(until - now, 0), WAIT_STEP_S))
+            futures.wait(answers, min(max(until - now, 0), WAIT_STEP_S), futures.FIRST_COMPLETED)
             now = time.monotonic()
             for way, index in waiting:
                 attempt = way.attempts[index]
@@ -311,14 +336,6 @@ class Pending:
         self._evidence.counts.resends += 1
         asked.ways = [way]
         asked.hedge_at = time.monotonic() + self._evidence.times.hedge_after_s(asked.share.stop - asked.share.start)
-
-    def _planned_way(self, share: ReplicaShare) -> _Way:
-        """Send a share where it was planned, or to whoever else can take it."""
-        try:
-            return _Way([self._send(share)])
-        except errors.ReplicaUnavailable:
-            self._failed.add(share.replica_id)
-            return self._other_way(share)
 
     def _other_way(self, share: ReplicaShare) -> _Way:
         """Send a share to holders of its experts, those that failed it only where there are no others."""
@@ -429,15 +446,6 @@ class Pending:
         at_s = probe.answer.result(0).at_s
         if at_s - probe.sent_at <= self._evidence.times.hedge_after_s(num_tokens):
             self._evidence.ejection.won(probe.replica_id, at_s)
-
-
-def _wait_any(answers: Sequence[Answer], timeout_s: float) -> None:
-    """Wait until one of them is done."""
-    if len(answers) == 1:  # a tenth of what waiting for several takes
-        with suppress(TimeoutError):
-            answers[0].exception(timeout_s)
-    else:
-        futures.wait(answers, timeout_s, futures.FIRST_COMPLETED)
 
 
 def _is_bad_answer(error: errors.ServingError) -> bool:

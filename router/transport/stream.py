@@ -52,7 +52,7 @@ class ReplicaStream:
         holder: whom to connect to.
         router_id: who we are, for the replica's logs.
         fingerprint: of our model; a replica of another model refuses us.
-        on_ready: called from the reading thread whenever the stream becomes usable.
+        on_change: called from the reading thread whenever the stream has opened or broken.
         shares_memory: offer the replica shared memory for tensors; without effect where it is on another host.
     """
 
@@ -62,12 +62,12 @@ class ReplicaStream:
         *,
         router_id: str,
         fingerprint: str,
-        on_ready: Callable[[], None],
+        on_change: Callable[[], None],
         shares_memory: bool = True,
     ) -> None:
         self.holder = holder
         self._hello = expert_pb2.Hello(router_id=router_id, model_fingerprint=fingerprint)
-        self._on_ready = on_ready
+        self._on_change = on_change
         self._shares_memory = shares_memory
         self._lock = threading.Lock()
         self._pending: dict[int, Answer] = {}
@@ -216,7 +216,7 @@ class ReplicaStream:
             slots.segment.close_descriptor()
         with self._lock:
             self._outbox, self._slots = outbox, slots
-        self._on_ready()
+        self._on_change()
 
     def _receive(self, response: expert_pb2.DispatchResponse) -> None:
         kind = response.WhichOneof("message")
@@ -249,6 +249,8 @@ class ReplicaStream:
             self._slots, self._lent = None, {}
             self._owed, self._owed_bytes = {}, 0
             self._failure = failure
+        if was_ready:
+            self._on_change()
         for future in pending.values():
             future.set_exception(failure)
         return was_ready

@@ -14,7 +14,7 @@ from router.transport.base import WAIT_STEP_S
 from router.transport.stream import ReplicaStream
 
 Connect = Callable[[ExpertHolder, Callable[[], None]], ReplicaStream]
-"""(whom to connect to, what to call whenever the stream becomes usable) -> a stream that connects."""
+"""(whom to connect to, what to call whenever the stream opens or breaks) -> a stream that connects."""
 
 
 class ReplicaStreams:
@@ -34,6 +34,8 @@ class ReplicaStreams:
         self._streams: dict[str, ReplicaStream] = {}
         self._placement = Placement(version=0, holders=())
         self._turns = itertools.count()
+        self._ready: dict[int, Sequence[str]] | None = None
+        """Connected holders by expert, experts without any left out; None: to be made anew."""
         self._is_closed = False
         self.lacking: errors.NoReplica | None = None
         """What the step loop lacks, while it waits for a holder."""
@@ -58,8 +60,9 @@ class ReplicaStreams:
                 if stream := self._streams.get(replica_id):
                     stream.holder = holder  # the same server; what it holds may have changed
                 else:
-                    self._streams[replica_id] = self._connect(holder, self._wake)
+                    self._streams[replica_id] = self._connect(holder, self._note_change)
             self._placement = placement
+            self._ready = None
             self._changed.notify_all()
         for stream in gone:
             stream.close()
@@ -69,6 +72,7 @@ class ReplicaStreams:
         with self._changed:
             self._is_closed = True
             streams, self._streams = list(self._streams.values()), {}
+            self._ready = None
             self._changed.notify_all()
         for stream in streams:
             stream.close()
@@ -83,7 +87,7 @@ class ReplicaStreams:
             return self._changed.wait_for(lambda: self.is_ready(experts), timeout_s)
 
     def wait_change(self, timeout_s: float) -> bool:
-        """Wait until a stream becomes usable or the placement changes; tell whether that came in time."""
+        """Wait until a stream opens or breaks or the placement changes; tell whether that came in time."""
         with self._changed:
             return self._is_closed or self._changed.wait(timeout_s)
 
@@ -106,6 +110,15 @@ class ReplicaStreams:
         Raises:
             NoReplica: an expert had no holder in time, or the streams are closed.
         """
+        ready = None if avoid else self._ready
+        if ready is not None and ready.keys() >= token_counts.keys():
+            return spread(token_counts, ready, next(self._turns))  # nearly always: and this is in every layer
+        return self._assign_slowly(token_counts, avoid, give_up_at, on_wait)
+
+    def _assign_slowly(
+        self, token_counts: Mapping[int, int], avoid: Collection[str], give_up_at: float, on_wait: Callable[[], None]
+    ) -> Assignment:
+        """Look who is connected, and wait if need be."""
         self.lacking = None
         while True:
             with self._changed:
@@ -117,6 +130,7 @@ class ReplicaStreams:
                 missing = [expert for expert, found in holders.items() if not found]
                 if not missing:
                     self.lacking = None
+                    self._ready = self._all_ready()
                     return spread(token_counts, holders, next(self._turns))
                 self.lacking = self._no_holder(missing[0])
                 left_s = give_up_at - time.monotonic()
@@ -163,6 +177,12 @@ class ReplicaStreams:
             f"{self._patience_s:g} s{failures and f' ({failures})'}: try again, and see `herd status` for the replicas"
         )
 
-    def _wake(self) -> None:
+    def _all_ready(self) -> dict[int, Sequence[str]]:
+        experts = self._placement.replicas_by_expert
+        return {expert: ready for expert in experts if (ready := self._ready_holders(expert))}
+
+    def _note_change(self) -> None:
+        """Take note that a stream opened or broke, and wake whoever waits for one."""
         with self._changed:
+            self._ready = None
             self._changed.notify_all()
