@@ -20,7 +20,7 @@ import time
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import quantiles
+from statistics import median, quantiles
 
 # Wherever this is started: `benchmarks` is a folder of the checkout.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -35,8 +35,9 @@ from benchmarks.random_llama4 import RandomLlama4, write_random_llama4
 _RESULTS = Path(__file__).parent / "results"
 _POLL_S = 0.25
 _HOT = 0
-_HALF = 0.4
-"""Part of the popular expert's tokens that a copy runs when it has "taken half": a heartbeat of a second is coarse."""
+_HALF = 0.35
+"""Part of the popular expert's tokens that a copy runs when it has "taken half". Replicas share it so that all they do
+is even, and the one that it is at home with has fewer others: exactly half would leave them uneven."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +51,8 @@ class Sample:
     """Part of its tokens that each of them ran, largest first."""
     part: float
     """Its part of all experts' tokens."""
+    busiest: float
+    """Tokens of the busiest replica over the mean of all; 1 is perfect balance."""
 
 
 class Watch:
@@ -80,6 +83,7 @@ class Watch:
                     holders=sum(_HOT in each["expert_ids"] for each in replicas),
                     shares=tuple(rate / sum(hot) for rate in hot) if sum(hot) else (),
                     part=sum(hot) / total if total else 0.0,
+                    busiest=max(sum(load.values()) for load in loads) * len(loads) / total if total else 1.0,
                 )
             )
 
@@ -154,10 +158,19 @@ def run(options: argparse.Namespace) -> dict[str, object]:
         "second_copy_s": None if copied_at is None else copied_at - shift_at,
         "took_half_s": None if halved_at is None else halved_at - shift_at,
         "shares_at_the_end": [round(share, 3) for share in after[-1].shares],
+        "busiest_over_mean": {
+            "balanced": _median_busiest(watch.samples, even_from, shift_at),
+            "most_after_the_shift": max(sample.busiest for sample in after),
+            "shared": _median_busiest(after, settled_at, end_at),
+        },
         "balanced": spread_ms(gaps_ms(loads[0].records, even_from, shift_at)),
         "until_shared": spread_ms(gaps_ms(records, shift_at, settled_at)),
         "shared": spread_ms(gaps_ms(loads[1].records, settled_at, end_at)),
     }
+
+
+def _median_busiest(samples: list[Sample], begin_s: float, end_s: float) -> float:
+    return median(sample.busiest for sample in samples if begin_s <= sample.at_s <= end_s)
 
 
 def main() -> None:
