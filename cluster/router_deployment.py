@@ -30,7 +30,7 @@ from protos.errors import ReplicaUnavailable, ServingError
 from router.engine import Engine
 from router.request import GenerationRequest
 from router.transport.grpc import GrpcTransport
-from router.transport.pending import DispatchTimeouts
+from router.transport.timeouts import DispatchTimeouts
 
 _LOG = logging.getLogger(__name__)
 _WAIT_STEP_S = 0.5

@@ -13,9 +13,11 @@ from router.placement import ExpertHolder, Placement
 from router.plan import DispatchPlan
 from router.spread import Assignment
 from router.transport.attempt import Sender
-from router.transport.pending import DispatchCounts, DispatchTimeouts, Evidence, Pending
+from router.transport.evidence import DispatchCounts, Evidence
+from router.transport.pending import Pending
 from router.transport.stream import ReplicaStream
 from router.transport.streams import ReplicaStreams
+from router.transport.timeouts import DispatchTimeouts
 
 SHARE_FROM_BYTES = 32 * 1024
 """Smallest tensor that is shared rather than sent where replica and router share memory: see docs/wire.md."""

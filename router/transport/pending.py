@@ -15,7 +15,6 @@ import itertools
 import time
 from collections.abc import Callable, Collection
 from concurrent import futures
-from dataclasses import dataclass, field, replace
 from operator import itemgetter
 
 import torch
@@ -24,87 +23,18 @@ from torch import Tensor
 from protos import errors
 from router.plan import ReplicaShare
 from router.spread import Assignment
-from router.transport.answer_times import AnswerTimes, HedgeBudget
+from router.transport.asked import Asked, Way
 from router.transport.attempt import Attempt, Sender
 from router.transport.base import WAIT_STEP_S
-from router.transport.ejection import EJECT_AFTER, Ejection
+from router.transport.ejection import EJECT_AFTER
+from router.transport.evidence import Evidence
+from router.transport.probing import probe
 from router.transport.streams import ReplicaStreams
+from router.transport.timeouts import DispatchTimeouts
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.005, 0.25
 _MOST_BAD_ANSWERS = 3
 """Answers to one dispatch that are wrong, or say that it is: one may be damage on the way, three are our bug."""
-_LARGEST_PROBE = 64
-"""Tokens of the largest share that is copied to a replica as a probe."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DispatchTimeouts:
-    """How long a dispatch may take."""
-
-    answer_s: float = 20.0
-    """Seconds one replica has to answer before its stream is reset and another holder is asked."""
-    patience_s: float = 600.0
-    """Seconds a layer waits for a holder of an expert, and a dispatch for its answers, resending and restarts of the
-    only holder included, before it fails."""
-
-
-@dataclass(kw_only=True, slots=True)
-class DispatchCounts:
-    """What became of dispatches since the start."""
-
-    shares: int = 0
-    """Sent to a replica for the first time."""
-    hedges: int = 0
-    """Sent to another holder as well, for the first was late."""
-    resends: int = 0
-    """Sent to another holder instead, for the first failed."""
-    probes: int = 0
-    """Copied to an ejected replica."""
-
-
-@dataclass(slots=True)
-class Evidence:
-    """What a transport learns from its dispatches. Belongs to one thread."""
-
-    times: AnswerTimes = field(default_factory=AnswerTimes)
-    budget: HedgeBudget = field(default_factory=HedgeBudget)
-    ejection: Ejection = field(default_factory=Ejection)
-    counts: DispatchCounts = field(default_factory=DispatchCounts)
-    probes: dict[str, Attempt] = field(default_factory=dict)
-    """By replica, the newest probe under way."""
-
-
-class _Way:
-    """One way to have a share answered: by one replica, or by several together."""
-
-    __slots__ = ("attempts", "rows")
-
-    def __init__(self, attempts: list[Attempt]) -> None:
-        self.attempts = attempts
-        self.rows: list[Tensor | None] = [None] * len(attempts)
-
-    @property
-    def is_answered(self) -> bool:
-        return None not in self.rows
-
-    def abandon(self) -> None:
-        for attempt in self.attempts:
-            attempt.abandon()
-
-
-class _Asked:
-    """A share and the ways in which an answer is under way; the first to come is taken."""
-
-    __slots__ = ("hedge_at", "sent_at", "share", "ways")
-
-    def __init__(self, share: ReplicaShare, way: _Way, hedge_after_s: float) -> None:
-        self.share = share
-        self.ways = [way]
-        self.sent_at = way.attempts[0].sent_at
-        self.hedge_at = self.sent_at + hedge_after_s
-
-    def waiting(self) -> list[tuple[_Way, int]]:
-        return [(way, i) for way in self.ways for i, rows_nD in enumerate(way.rows) if rows_nD is None]
 
 
 class Pending:
@@ -140,7 +70,7 @@ class Pending:
         self._give_up_at = time.monotonic() + timeouts.patience_s
         self._sent: list[Attempt] = []
         """Shares that were sent and are not settled, each where it went first."""
-        self._asked: _Asked | None = None
+        self._asked: Asked | None = None
         """The one of them that is not answered as planned."""
         self.num_neighbours = 0
         """Replicas of this host among those that were sent something."""
@@ -158,7 +88,7 @@ class Pending:
                     self._failed.add(share.replica_id)
                     self._sent += self._other_way(share).attempts
             if self._evidence.ejection.ejected:
-                self._probe(shares)
+                probe(self._evidence, self._streams, shares, self._hidden_ND, self._send)
         except BaseException:
             self.give_up()
             raise
@@ -223,14 +153,14 @@ class Pending:
         """Return what answers a share, after as many tries as it takes."""
         share = attempt.share
         hedge_after_s = self._evidence.times.hedge_after_s(share.stop - share.start)
-        asked = self._asked = _Asked(share, _Way([attempt]), hedge_after_s)
+        asked = self._asked = Asked(share, Way([attempt]), hedge_after_s)
         while True:
             try:
                 return self._first_answer(asked)
             except errors.ServingError as error:
                 self._ask_again(asked, error)
 
-    def _first_answer(self, asked: _Asked) -> list[tuple[Attempt, Tensor]]:
+    def _first_answer(self, asked: Asked) -> list[tuple[Attempt, Tensor]]:
         """Return what answers a share first; raise the last error once no way is left."""
         while True:
             way, index = self._next_done(asked)
@@ -248,7 +178,7 @@ class Pending:
                 self._note_answer(asked, way)
                 return [(each, rows) for each, rows in zip(way.attempts, way.rows, strict=True) if rows is not None]
 
-    def _next_done(self, asked: _Asked) -> tuple[_Way, int]:
+    def _next_done(self, asked: Asked) -> tuple[Way, int]:
         """Wait until something came for a share, or until it should have; ask somebody else, too, when it is late."""
         while True:
             waiting = asked.waiting()
@@ -276,7 +206,7 @@ class Pending:
             f"{attempt.due_at - attempt.sent_at:.3g} s, found no answer: its stream was reset"
         )
 
-    def _hedge(self, asked: _Asked, now: float) -> None:
+    def _hedge(self, asked: Asked, now: float) -> None:
         """Ask other holders as well, if there are any and this does not happen too often."""
         asked.hedge_at = now + self._evidence.times.hedge_after_s(asked.share.stop - asked.share.start)
         if not self._evidence.budget.can_spend:
@@ -290,7 +220,7 @@ class Pending:
             self._evidence.counts.hedges += 1
             asked.ways.append(way)
 
-    def _note_answer(self, asked: _Asked, winner: _Way) -> None:
+    def _note_answer(self, asked: Asked, winner: Way) -> None:
         """Learn from who answered a share, and drop the other ways."""
         ejection = self._evidence.ejection
         at_s = max(attempt.answer.result(0).at_s for attempt in winner.attempts)
@@ -316,7 +246,7 @@ class Pending:
             self._num_bad_answers += 1
             self._evidence.ejection.lost(attempt.replica_id, time.monotonic())
 
-    def _ask_again(self, asked: _Asked, error: errors.ServingError) -> None:
+    def _ask_again(self, asked: Asked, error: errors.ServingError) -> None:
         """Send a failed share to other holders; raise the error if that cannot help or is too late.
 
         A replica that finds a dispatch late is no different from one that does not answer: another may be faster.
@@ -337,7 +267,7 @@ class Pending:
         asked.ways = [way]
         asked.hedge_at = time.monotonic() + self._evidence.times.hedge_after_s(asked.share.stop - asked.share.start)
 
-    def _other_way(self, share: ReplicaShare) -> _Way:
+    def _other_way(self, share: ReplicaShare) -> Way:
         """Send a share to holders of its experts, those that failed it only where there are no others."""
         avoid = self._failed | self._evidence.ejection.ejected
         while True:
@@ -352,7 +282,7 @@ class Pending:
                     raise
                 self._pause(self._next_pause())
 
-    def _way(self, share: ReplicaShare, assignment: Assignment) -> _Way:
+    def _way(self, share: ReplicaShare, assignment: Assignment) -> Way:
         """Send a share as assigned.
 
         Raises:
@@ -367,9 +297,9 @@ class Pending:
                 for attempt in attempts:
                     attempt.abandon()
                 raise
-        return _Way(attempts)
+        return Way(attempts)
 
-    def _way_elsewhere(self, share: ReplicaShare, avoid: Collection[str]) -> _Way | None:
+    def _way_elsewhere(self, share: ReplicaShare, avoid: Collection[str]) -> Way | None:
         """Send a share to holders other than those to avoid; None where there are none."""
         assignment = self._streams.assign_elsewhere(_counts(share), avoid=avoid)
         try:
@@ -403,49 +333,6 @@ class Pending:
             if self._streams.wait_change(min(left_s, WAIT_STEP_S)):
                 return
             self._on_wait()
-
-    def _probe(self, shares: Collection[ReplicaShare]) -> None:
-        """See what became of probes, and copy a share to ejected replicas whose time has come."""
-        evidence, now = self._evidence, time.monotonic()
-        for replica_id, probe in list(evidence.probes.items()):
-            if probe.answer.done():
-                del evidence.probes[replica_id]
-                self._judge(probe)
-        for replica_id in evidence.ejection.ejected:
-            stream = self._streams.get(replica_id)
-            if stream is not None and stream.last_answer_at > now - WAIT_STEP_S:
-                evidence.ejection.hurry(replica_id, now)
-        for replica_id in evidence.ejection.due(now):
-            stream = self._streams.get(replica_id)
-            if stream is None or not stream.is_ready:
-                continue
-            held = set(stream.holder.expert_ids)
-            fitting = [
-                share
-                for share in shares
-                if share.stop - share.start <= _LARGEST_PROBE and held.issuperset(share.expert_ids)
-            ]
-            if not fitting:
-                continue
-            try:
-                probe = self._send(replace(fitting[0], replica_id=replica_id))
-            except errors.ReplicaUnavailable:
-                continue
-            evidence.counts.probes += 1
-            evidence.probes[replica_id] = probe
-
-    def _judge(self, probe: Attempt) -> None:
-        """Readmit a replica that answered a probe well and in time."""
-        num_tokens = probe.share.stop - probe.share.start
-        try:
-            probe.rows(self._hidden_ND)
-        except errors.ServingError:
-            return
-        finally:
-            probe.let_go()
-        at_s = probe.answer.result(0).at_s
-        if at_s - probe.sent_at <= self._evidence.times.hedge_after_s(num_tokens):
-            self._evidence.ejection.won(probe.replica_id, at_s)
 
 
 def _is_bad_answer(error: errors.ServingError) -> bool:

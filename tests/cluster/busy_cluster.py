@@ -7,8 +7,8 @@ import time
 from cluster.events import ClusterEvent
 from cluster.router_client import ExpertReplicaInfo, PlacementInfo, RouterLoad
 from router.request import EngineLoad
+from router.transport.evidence import DispatchCounts
 from router.transport.grpc import TransportHealth
-from router.transport.pending import DispatchCounts
 
 HOSTILE = "<img src=x onerror=document.title='owned'>"
 """A name that runs code in a page that takes it for HTML."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from router.transport.grpc import GrpcTransport
-from router.transport.pending import DispatchTimeouts
+from router.transport.timeouts import DispatchTimeouts
 from tests.router.live_transport import placement_of, wait_connected
 from tests.router.scripted_replica import ScriptedReplica
 

@@ -15,7 +15,7 @@ from router.placement import Placement
 from router.request import Ended, GenerationRequest, SamplingParams, TokenChosen
 from router.transport.grpc import GrpcTransport
 from router.transport.local import LocalTransport
-from router.transport.pending import DispatchTimeouts
+from router.transport.timeouts import DispatchTimeouts
 from tests.router.scripted_replica import ScriptedReplica
 from tests.tiny import TinyWeights, tiny_decoder
 

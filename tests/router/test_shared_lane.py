@@ -22,7 +22,7 @@ from router.placement import ExpertHolder, Placement
 from router.plan import plan_dispatch
 from router.transport.base import StepAbandoned
 from router.transport.grpc import GrpcTransport
-from router.transport.pending import DispatchTimeouts
+from router.transport.timeouts import DispatchTimeouts
 from tests.models.checkpoint_files import write_hf
 from tests.router.live_transport import wait_until
 from tests.router.scripted_replica import ScriptedReplica
