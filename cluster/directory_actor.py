@@ -93,8 +93,10 @@ class DirectoryActor:
 
     def _now(self) -> float:
         """Return the time, after making up for any in which this process stood still."""
-        self._ticking = self._ticking or asyncio.create_task(self._tick())
         now = time.monotonic()
+        if self._ticking is None:  # the first call: nobody looked at the clock before
+            self._ticking = asyncio.create_task(self._tick())
+            self._looked_at = now
         stood_still_s = now - self._looked_at - _TICK_S
         if stood_still_s > _STOOD_STILL_S:
             self._directory.thaw(stood_still_s)
@@ -116,6 +118,8 @@ class DirectoryActor:
 
     async def report(self, progress: ReplicaProgress) -> None:
         """Note how far a replica has come."""
+        if progress.startup is not None and progress.startup.first_dispatch_s is not None:
+            self._directory.events.note(progress.replica_id, f"started: {progress.startup.described()}")
         self._board.report(progress)
 
     async def progress(self) -> tuple[ReplicaProgress, ...]:

@@ -115,6 +115,8 @@ class ServeRouterClient:
         except DeploymentUnavailableError:
             return ()
         asked = [asyncio.ensure_future(reply.get_async()) for reply in replies]
+        if not asked:
+            return ()
         done, late = await asyncio.wait(asked, timeout=_LOAD_S)
         for each in late:
             each.cancel()
