@@ -183,18 +183,24 @@ def _weight_bytes(settings: ClusterConfig, checkpoint: Checkpoint, dtype: torch.
     config, quantize = checkpoint.config, settings.model.quantize
     stored_size: int = getattr(torch, config.dtype).itemsize
     router = checkpoint.router_bytes // stored_size
-    experts = (checkpoint.total_bytes - checkpoint.router_bytes) // stored_size
     if quantize is None:
-        router_bytes, expert_bytes = router * dtype.itemsize, experts * dtype.itemsize
+        router_bytes = router * dtype.itemsize
     else:
         bits, embeddings = BITS_PER_WEIGHT[quantize], config.vocab_size * config.hidden_size
         # Embeddings stay as they are; the LM head has 8 bits, as a copy where the two are tied.
         rest = router - (embeddings if config.tie_embeddings else 2 * embeddings)
         router_bytes = embeddings * (dtype.itemsize + 1) + rest * bits // 8
-        expert_bytes = experts * bits // 8
     routers = settings.scaling.routers(settings.router.replicas).max_replicas
     copies = settings.scaling.experts(settings.experts.replicas_per_group).max_replicas
-    return router_bytes * routers + expert_bytes * copies
+    return router_bytes * routers + _expert_bytes(settings, checkpoint, dtype) * copies
+
+
+def _expert_bytes(settings: ClusterConfig, checkpoint: Checkpoint, dtype: torch.dtype) -> int:
+    """Return the bytes of all routed experts in memory, each held once."""
+    stored_size: int = getattr(torch, checkpoint.config.dtype).itemsize
+    weights = (checkpoint.total_bytes - checkpoint.router_bytes) // stored_size
+    quantize = settings.model.quantize
+    return weights * dtype.itemsize if quantize is None else weights * BITS_PER_WEIGHT[quantize] // 8
 
 
 def _check_budget(plan: DeploymentPlan) -> None:
@@ -213,11 +219,8 @@ def _spare_bytes(plan: DeploymentPlan, checkpoint: Checkpoint, machine: Machine)
     """Return the room each expert replica has for copies; by default for one expert, where the machine has it."""
     if not plan.expert_groups:
         return 0
-    stored_size: int = getattr(torch, plan.config.dtype).itemsize
-    weights = (checkpoint.total_bytes - checkpoint.router_bytes) // stored_size // plan.config.num_experts
-    quantize = plan.settings.model.quantize
     # A sixteenth more: quantised forms have scales, packed ones are padded.
-    expert_bytes = weights * (BITS_PER_WEIGHT[quantize] if quantize else 8 * plan.dtype.itemsize) // 8 * 17 // 16
+    expert_bytes = _expert_bytes(plan.settings, checkpoint, plan.dtype) // plan.config.num_experts * 17 // 16
     asked = plan.settings.experts.spare_experts
     spare_bytes = expert_bytes * (1 if asked is None else asked)
     free_bytes = machine.free_bytes - plan.needed_bytes
