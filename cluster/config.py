@@ -7,6 +7,7 @@ from typing import Literal
 
 from cluster.limits import FrontDoorLimits
 from cluster.scaling_settings import ScalingSettings
+from cluster.setting_checks import check_floor, check_seconds
 from protos.errors import BadConfig
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
@@ -33,7 +34,7 @@ class ModelSettings:
             raise BadConfig("model.path: expected a folder or a preset, found nothing; name one")
         if self.name is not None and not self.name.strip():
             raise BadConfig("model.name: expected a name, found a blank one; leave it out to take the folder's")
-        _check_floor("model.context_length", self.context_length, 2)
+        check_floor("model.context_length", self.context_length, 2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +63,7 @@ class GrpcSettings:
     def check(self) -> None:
         """Refuse values that cannot work."""
         _check_port("grpc.port", self.port)
-        _check_floor("grpc.max_message_bytes", self.max_message_bytes, 65_536)
+        check_floor("grpc.max_message_bytes", self.max_message_bytes, 65_536)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,17 +107,17 @@ class RouterSettings:
     def check(self) -> None:
         """Refuse values that cannot work."""
         for name in ("replicas", "threads", "slots", "kv_bytes"):
-            _check_floor(f"router.{name}", getattr(self, name), 1)
-        _check_floor("router.max_waiting", self.max_waiting, 0)
-        _check_floor("router.swap_bytes", self.swap_bytes, 0)
-        _check_floor("router.page_tokens", self.page_tokens, 1)
-        _check_floor("router.prefill_stretch", self.prefill_stretch, 1)
+            check_floor(f"router.{name}", getattr(self, name), 1)
+        check_floor("router.max_waiting", self.max_waiting, 0)
+        check_floor("router.swap_bytes", self.swap_bytes, 0)
+        check_floor("router.page_tokens", self.page_tokens, 1)
+        check_floor("router.prefill_stretch", self.prefill_stretch, 1)
         if self.step_tokens < self.slots:
             raise BadConfig(
                 f"router.step_tokens: expected at least router.slots, {self.slots}, found {self.step_tokens}; raise it"
             )
         for name in ("answer_timeout_s", "patience_s"):
-            _check_seconds(f"router.{name}", getattr(self, name))
+            check_seconds(f"router.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,10 +143,10 @@ class ExpertsSettings:
     def check(self) -> None:
         """Refuse values that cannot work."""
         for name in ("groups", "replicas_per_group", "threads"):
-            _check_floor(f"experts.{name}", getattr(self, name), 1)
-        _check_floor("experts.spare_experts", self.spare_experts, 0)
-        _check_floor("experts.lease_s", self.lease_s, 2)
-        _check_seconds("experts.drain_s", self.drain_s)
+            check_floor(f"experts.{name}", getattr(self, name), 1)
+        check_floor("experts.spare_experts", self.spare_experts, 0)
+        check_floor("experts.lease_s", self.lease_s, 2)
+        check_seconds("experts.drain_s", self.drain_s)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,13 +190,3 @@ class ClusterConfig:
 def _check_port(name: str, port: int) -> None:
     if not 1 <= port <= 65_535:
         raise BadConfig(f"{name}: expected a port from 1 to 65535, found {port}; choose one")
-
-
-def _check_floor(name: str, value: float | None, floor: float) -> None:
-    if value is not None and not value >= floor:
-        raise BadConfig(f"{name}: expected at least {floor:g}, found {value:g}; raise it")
-
-
-def _check_seconds(name: str, value: float) -> None:
-    if not 0 < value < float("inf"):
-        raise BadConfig(f"{name}: expected a positive number of seconds, found {value:g}; set one")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from cluster.autoscaling import Bounds, Pace
 from cluster.scaling_needs import Targets
+from cluster.setting_checks import check_floor, check_seconds
 from protos.errors import BadConfig
 
 
@@ -53,15 +54,12 @@ class ScalingSettings:
             "experts_max_replicas",
             "budget",
         ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise BadConfig(f"scaling.{name}: expected at least 1, found {value}; raise it")
+            check_floor(f"scaling.{name}", getattr(self, name), 1)
         for name in ("router_use", "experts_use"):
             if not 0 < getattr(self, name) <= 0.85:
                 raise BadConfig(f"scaling.{name}: expected above 0 and at most 0.85, found {getattr(self, name):g}")
         for name in ("ttft_s", "down_after_s"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise BadConfig(f"scaling.{name}: expected a positive number of seconds, found {getattr(self, name):g}")
+            check_seconds(f"scaling.{name}", getattr(self, name))
 
     @property
     def targets(self) -> Targets:
