@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection
 from experts.batcher import BatcherLimits
 from experts.replica import HeldExperts, Replica
 from experts.servicer import ExpertServicer
+from experts.unix_socket import is_listening
 from experts.weights_servicer import WeightsServicer
 from protos.channel import server_options
 from protos.errors import BadConfig, PortTaken
@@ -177,7 +178,6 @@ def _check_unix_path(path: Path) -> None:
         return
     if not path.is_socket():
         raise BadConfig(f"{path}: expected a Unix socket or nothing, found something else: choose another path")
-    with socket.socket(socket.AF_UNIX) as probe:
-        if probe.connect_ex(str(path)) == 0:
-            raise PortTaken(f"{path}: expected no process to listen there, found one: choose another path")
+    if is_listening(path):
+        raise PortTaken(f"{path}: expected no process to listen there, found one: choose another path")
     path.unlink()

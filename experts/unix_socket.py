@@ -26,10 +26,13 @@ def make_socket_path(folder: Path | None = None) -> Path:
     return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent)) / _NAME
 
 
-def _is_in_use(path: Path) -> bool:
-    """Tell whether somebody listens there, or is about to: a folder without a socket was just made."""
-    if not path.is_socket():
-        return True
+def is_listening(path: Path) -> bool:
+    """Tell whether a process listens at a Unix socket."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(1.0)
         return probe.connect_ex(str(path)) == 0
+
+
+def _is_in_use(path: Path) -> bool:
+    """Tell whether somebody listens there, or is about to: a folder without a socket was just made."""
+    return not path.is_socket() or is_listening(path)
