@@ -29,10 +29,9 @@ from benchmarks.chaos.application import Application
 from benchmarks.chaos.load import Load
 from benchmarks.chaos.record import StreamRecord
 from benchmarks.chaos.requests import Request
-from benchmarks.environment import describe_environment
+from benchmarks.environment import RESULTS, describe_environment
 from benchmarks.random_llama4 import RandomLlama4, write_random_llama4
 
-_RESULTS = Path(__file__).parent / "results"
 _POLL_S = 0.25
 _HOT = 0
 _HALF = 0.35
@@ -193,7 +192,7 @@ def main() -> None:
         {"environment": describe_environment("ray", "grpcio", "torch"), "options": _plain(options), "figures": figures},
         indent=1,
     )
-    (_RESULTS / "popularity.json").write_text(text + "\n")
+    (RESULTS / "popularity.json").write_text(text + "\n")
     print(json.dumps(figures, indent=1))
 
 
