@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
-
 import pytest
 import torch
 
@@ -15,8 +12,7 @@ from experts.replica import Replica
 from experts.weights import ExpertWeights
 from models.checkpoint import open_checkpoint
 from router.placement import ExpertHolder
-
-WAIT_S = 30
+from tests.experts.replica_client import wait_until
 
 
 @pytest.fixture
@@ -47,17 +43,10 @@ def follow(demo_dir):
         stop()
 
 
-def wait_until(holds) -> bool:
-    end = time.monotonic() + WAIT_S
-    while not holds() and time.monotonic() < end:
-        threading.Event().wait(0.005)
-    return holds()
-
-
 def test_a_wanted_expert_is_loaded_before_it_is_announced(follow):
     weights, holdings, said = follow()
     holdings.want(frozenset({0, 1, 2, 3, 5}))
-    assert wait_until(lambda: said)
+    wait_until(lambda: said)
     assert said == [((0, 1, 2, 3, 5), (0, 1, 2, 3, 5))]
     assert weights.expert_ids == (0, 1, 2, 3, 5)
 
@@ -65,16 +54,16 @@ def test_a_wanted_expert_is_loaded_before_it_is_announced(follow):
 def test_an_unwanted_copy_is_announced_as_gone_before_it_is_released(follow):
     weights, holdings, said = follow()
     holdings.want(frozenset({0, 1, 2, 3, 5}))
-    assert wait_until(lambda: len(said) == 1)
+    wait_until(lambda: len(said) == 1)
     holdings.want(frozenset({0, 1, 2, 3}))
-    assert wait_until(lambda: weights.expert_ids == (0, 1, 2, 3))
+    wait_until(lambda: weights.expert_ids == (0, 1, 2, 3))
     assert said[1] == ((0, 1, 2, 3), (0, 1, 2, 3, 5))
 
 
 def test_home_experts_stay_whatever_is_wanted(follow):
     weights, holdings, said = follow()
     holdings.want(frozenset({0, 6}))
-    assert wait_until(lambda: said)
+    wait_until(lambda: said)
     assert weights.expert_ids == (0, 1, 2, 3, 6)
 
 

@@ -8,12 +8,11 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster.launch.processes import descendants
+from benchmarks.chaos.processes import Part, processes_of
 from tests.e2e.herd_process import HerdProcess
 from tests.faults.streams import Heard, Streams
 
@@ -92,14 +91,7 @@ def test_streams_outlive_all_routers_at_once(herd, undisturbed):
 
 
 def router_pids(herd: HerdProcess) -> list[int]:
-    return [pid for pid in descendants(herd.process.pid) if b"ServeReplica:herd:Router" in command_line(pid)]
-
-
-def command_line(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:  # it has just ended
-        return b""
+    return [router.pid for router in processes_of(herd.process.pid, Part.ROUTER)]
 
 
 @contextmanager
