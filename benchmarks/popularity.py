@@ -31,6 +31,7 @@ from benchmarks.chaos.record import StreamRecord
 from benchmarks.chaos.requests import Request
 from benchmarks.environment import RESULTS, describe_environment
 from benchmarks.random_llama4 import RandomLlama4, write_random_llama4
+from cluster.placement_load import imbalance
 
 _POLL_S = 0.25
 _HOT = 0
@@ -82,7 +83,7 @@ class Watch:
                     holders=sum(_HOT in each["expert_ids"] for each in replicas),
                     shares=tuple(rate / sum(hot) for rate in hot) if sum(hot) else (),
                     part=sum(hot) / total if total else 0.0,
-                    busiest=max(sum(load.values()) for load in loads) * len(loads) / total if total else 1.0,
+                    busiest=imbalance({str(number): sum(load.values()) for number, load in enumerate(loads)}),
                 )
             )
 
