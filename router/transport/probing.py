@@ -50,9 +50,12 @@ def probe(
         if share is None:
             continue
         try:
-            evidence.probes[replica_id] = send(share)
+            newest = send(share)
         except errors.ReplicaUnavailable:
             continue
+        if unanswered := evidence.probes.pop(replica_id, None):
+            unanswered.abandon()  # or its shared memory would stay taken for as long as the stream lasts
+        evidence.probes[replica_id] = newest
         evidence.counts.probes += 1
 
 

@@ -86,6 +86,15 @@ def test_nobody_waits_for_probes(cluster):
     replicas[0].gate.set()
 
 
+def test_of_a_replicas_probes_only_the_newest_is_kept(cluster):
+    transport, replicas = cluster([EXPERTS, EXPERTS], answer_s=60.0)
+    get_used_to(transport)
+    replicas[0].gate.clear()
+    assert wait_until(lambda: run(transport) is not None and transport.health().counts.probes >= 2)
+    assert transport.stream("replica-0").num_pending <= 1
+    replicas[0].gate.set()
+
+
 def test_a_replica_under_suspicion_is_asked_where_nobody_else_is_left(cluster):
     transport, replicas = cluster([EXPERTS, EXPERTS], answer_s=60.0)
     get_used_to(transport)
