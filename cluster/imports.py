@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-PACKAGES = ("cluster", "experts", "router", "models", "protos")
+PACKAGES = ("cluster", "context", "experts", "router", "models", "protos")
 ROOT = Path(__file__).resolve().parent.parent
 
 

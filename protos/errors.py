@@ -12,6 +12,7 @@ ServingError
 │   ├── ReplicaUnavailable  503 / UNAVAILABLE, retry
 │   ├── Draining            503 / UNAVAILABLE, retry elsewhere
 │   ├── StalePlacement      503 / FAILED_PRECONDITION, retry after a refresh
+│   ├── ContextLost         503 / FAILED_PRECONDITION, retry after writing it again
 │   ├── ModelMismatch       503 / FAILED_PRECONDITION
 │   ├── DeadlineExceeded    504 / DEADLINE_EXCEEDED
 │   └── Cancelled           499 / CANCELLED
@@ -169,6 +170,15 @@ class StalePlacement(ReplicaError):
     http_status = 503
     grpc_code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "STALE_PLACEMENT"
+    retryable = True
+
+
+class ContextLost(ReplicaError):
+    """Keys and values that a context shard was to hold are not there."""
+
+    http_status = 503
+    grpc_code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "CONTEXT_LOST"
     retryable = True
 
 

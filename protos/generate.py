@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parent.parent
-_SERVICES = ("expert", "inference", "weights")
+_SERVICES = ("context", "expert", "inference", "weights")
 
 
 def generate(out: Path) -> list[Path]:

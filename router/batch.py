@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from models.cpu.attention import Reading
+from router.context_shards.attention import ContextSpan
+from router.context_shards.segments import SequenceSegments
 from router.kv_cache.layout import CacheLayout
 from router.paging.chunks import chunk_start
 from router.paging.sequence_pages import SequencePages
@@ -28,6 +30,8 @@ class Span:
     """Their token ids, at least one."""
     num_logits: int = 1
     """How many of them, from the last one back, need logits."""
+    segments: SequenceSegments | None = None
+    """Where keys and values of global layers are, if on context shards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +41,13 @@ class Batch:
     ids_T: Tensor
     positions_T: Tensor
     globally: Seen | Reading | None
-    """What they see in global layers; None if the model has none. Both are of one type."""
+    """What they see in global layers; None if the model has none, or on shards. Both are of one type."""
     locally: Seen | Reading | None
     """The same of local layers."""
     logit_rows: Tensor
     """[rows] int64, the rows whose logits are wanted, in the order of the spans."""
+    on_shards: tuple[ContextSpan, ...] = ()
+    """All rows, if what they see in global layers is on context shards, else nothing."""
 
     @property
     def num_tokens(self) -> int:
@@ -70,10 +76,13 @@ class Batch:
         global_places: list[Place] = []
         local_places: list[Place] = []
         logit_rows: list[int] = []
+        on_shards: list[ContextSpan] = []
         for span in spans:
             base = len(ids) - span.start
             stop = span.start + len(span.ids)
-            if layout.global_layers:
+            if span.segments is not None:
+                on_shards.append(ContextSpan(span.segments, base + span.start, base + stop, span.start))
+            elif layout.global_layers:
                 global_places.append(Place(span.pages.global_table, 0, span.start, stop, base + span.start))
             if layout.chunk:
                 for low, high in layout.segments(span.start, stop):
@@ -88,9 +97,10 @@ class Batch:
         return cls(
             ids_T,
             positions_T,
-            look(global_places, device) if layout.global_layers else None,
+            look(global_places, device) if global_places else None,
             look(local_places, device) if layout.chunk else None,
             rows,
+            tuple(on_shards),
         )
 
 
@@ -121,5 +131,8 @@ def split(spans: Sequence[Span], num_parts: int) -> list[list[Span]]:
 
 def _cut(span: Span, num_tokens: int) -> tuple[Span, Span]:
     num_second = len(span.ids) - num_tokens
-    first = Span(span.pages, span.start, span.ids[:num_tokens], max(span.num_logits - num_second, 0))
-    return first, Span(span.pages, span.start + num_tokens, span.ids[num_tokens:], min(span.num_logits, num_second))
+    first = replace(span, ids=span.ids[:num_tokens], num_logits=max(span.num_logits - num_second, 0))
+    second = replace(
+        span, start=span.start + num_tokens, ids=span.ids[num_tokens:], num_logits=min(span.num_logits, num_second)
+    )
+    return first, second

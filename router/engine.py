@@ -15,6 +15,8 @@ from models.llama4.decoder import Decoder
 from protos import errors
 from router.acceptance import check_limits, check_request
 from router.batch import Batch, Span, split
+from router.context_shards.repair import Repairs
+from router.context_shards.shards import ContextShards, ShardFailed
 from router.forward import Forward
 from router.kv_cache.codec import dtype_name
 from router.kv_cache.storage import KvStorage
@@ -54,9 +56,16 @@ class Engine:
         decoder: the router's share of the model.
         transport: the way to the experts; the engine does not close it.
         limits: what to take on.
+        shards: the way to context shards, given if and only if `limits.on_shards`; the engine does not close it.
     """
 
-    def __init__(self, decoder: Decoder, transport: Transport, limits: EngineLimits) -> None:
+    def __init__(
+        self, decoder: Decoder, transport: Transport, limits: EngineLimits, shards: ContextShards | None = None
+    ) -> None:
+        assert limits.on_shards == (shards is not None), "limits.on_shards and shards go together"
+        if shards is not None:
+            # What local layers have computed is of no use without what global ones have of the same tokens.
+            limits = replace(limits, prefix_cache=False, swap_bytes=0)
         self.config = decoder.config
         self.limits = limits
         self.layout = limits.layout(decoder.config, dtype_name(decoder.dtype))
@@ -68,7 +77,9 @@ class Engine:
         self._kv = PagedKv(plan)
         self._storage = KvStorage(self.layout, plan, decoder.dtype, decoder.device)
         self._swap = SwapSpace(self._storage, self.layout, limits.swap_bytes)
-        self._forward = Forward(decoder, transport)
+        self._forward = Forward(decoder, transport, shards)
+        self._shards = shards
+        self._repairs = Repairs(shards, self._kv, limits.step_tokens) if shards is not None else None
         self._budget = StepBudget(
             step_tokens=limits.step_tokens,
             stretch=limits.prefill_stretch,
@@ -76,7 +87,13 @@ class Engine:
         )
         self._overlap = Overlap()
         self._scheduler = Scheduler(
-            limits, self.layout, self._kv, self._budget, make_way=self._make_way, come_back=self._come_back
+            limits,
+            self.layout,
+            self._kv,
+            self._budget,
+            make_way=self._make_way,
+            come_back=self._come_back,
+            shards=shards,
         )
         self._next_tokens = NextTokens(self._kv, self._end, publishes=limits.prefix_cache)
         self._arrivals = count()
@@ -172,6 +189,7 @@ class Engine:
                 self._take_orders()
                 self._scheduler.admit()
                 self._publish_load()
+                self._repair()
                 self._step(self._scheduler.next_step())
                 self._publish_load()
         finally:
@@ -217,6 +235,8 @@ class Engine:
             self._next_tokens.advance(work, self._compute(work))
         except StepAbandoned:
             pass  # nobody is left to tell, or everybody is told at the loop's end
+        except ShardFailed as failed:
+            self._settle(failed)  # then the step is tried again: nothing was counted as computed
         except errors.ServingError as error:
             # Without the traceback: its frames hold the step's tensors and caches, and who keeps the error keeps them.
             self._fail(work, error.with_traceback(None))
@@ -226,15 +246,39 @@ class Engine:
         finally:
             self._work = []
 
+    def _repair(self) -> None:
+        """Compute the next tokens again whose keys and values were lost with their shard."""
+        if self._repairs is None:
+            return
+        broken = [sequence for sequence in self._scheduler.running if sequence.is_broken]
+        try:
+            if (found := self._repairs.next_span(broken)) is not None:
+                sequence, span = found
+                self._logits([[span]])
+                self._repairs.advance(sequence, span)
+        except ShardFailed as failed:
+            self._settle(failed)
+        except StepAbandoned:
+            pass
+        except errors.ServingError as error:
+            for sequence in broken:
+                self._end(sequence, Ended(reason="error", error=error.with_traceback(None)))
+
+    def _settle(self, failed: ShardFailed) -> None:
+        assert self._shards is not None
+        _LOG.warning("context shard %s", failed)
+        self._shards.settle(failed)
+
     def _compute(self, work: list[Work]) -> Tensor:
         """Return the logits of a step, and learn from how long they took."""
         started_s = time.perf_counter()
         num_generating = sum(not item.sequence.is_prefilling for item in work)
         num_tokens = sum(item.num_tokens for item in work)
         parts = split([self._span(item) for item in work], self._overlap.num_batches(num_tokens))
-        for_kernel = self._forward.wants_readings(self._storage)
-        batches = [Batch.of(spans, self.layout, self._device, for_kernel=for_kernel) for spans in parts]
-        logits_BV = self._forward(batches, self._storage)
+        logits_BV = self._logits(parts)
+        for item in work:
+            if item.sequence.segments is not None:
+                item.sequence.segments.num_tokens = item.sequence.num_computed + item.num_tokens
         seconds = time.perf_counter() - started_s
         self._overlap.observe(num_tokens, len(parts), seconds)
         self._budget.observe(
@@ -245,12 +289,20 @@ class Engine:
         )
         return logits_BV
 
+    def _logits(self, parts: list[list[Span]]) -> Tensor:
+        for_kernel = self._forward.wants_readings(self._storage)
+        batches = [Batch.of(spans, self.layout, self._device, for_kernel=for_kernel) for spans in parts]
+        return self._forward(batches, self._storage)
+
     def _span(self, item: Work) -> Span:
         sequence = item.sequence
         assert sequence.pages is not None
         start = sequence.num_computed
+        if self._shards is not None and sequence.segments is not None:
+            self._shards.extend(sequence.segments, start + item.num_tokens)
         ids = sequence.ids[start : start + item.num_tokens]
-        return Span(sequence.pages, start, ids, len(ids) if sequence.wants_prompt_logits else 1)
+        num_logits = len(ids) if sequence.wants_prompt_logits else 1
+        return Span(sequence.pages, start, ids, num_logits, sequence.segments)
 
     def _make_way(self, sequence: Sequence) -> None:
         """Save what a preempted sequence has computed if a copy is cheaper than computing it again."""
@@ -324,6 +376,9 @@ class Engine:
     def _release(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence)
         sequence.has_left = True
+        if self._shards is not None and self._repairs is not None and sequence.segments is not None:
+            self._repairs.drop(sequence)
+            self._shards.release(sequence.segments)
         if sequence.swapped is not None:
             self._swap.drop(sequence.swapped)
             sequence.swapped = None

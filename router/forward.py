@@ -14,6 +14,8 @@ from models.llama4.decoder import Decoder, DecoderLayer
 from models.llama4.softmax import attend_causal, attend_padded, attend_past
 from router.batch import Batch
 from router.combine import combine
+from router.context_shards.attention import attend
+from router.context_shards.shards import ContextShards
 from router.gate import route
 from router.kv_cache.storage import KvStorage
 from router.plan import plan_dispatch
@@ -31,6 +33,8 @@ class Forward:
 
     decoder: Decoder
     transport: Transport
+    shards: ContextShards | None = None
+    """The way to keys and values of global layers that are elsewhere."""
     probe: LayerProbe = field(default=lambda layer, hidden_TD: None)
 
     def wants_readings(self, storage: KvStorage) -> bool:
@@ -51,6 +55,7 @@ class Forward:
         Raises:
             ReplicaError: experts could not be reached; the cache of these tokens is then undefined.
             StepAbandoned: the transport's `on_wait` gave up waiting for them; likewise.
+            ShardFailed: a context shard could not be reached; likewise.
         """
         num_tokens = sum(batch.num_tokens for batch in batches)
         with threads_for(num_tokens, by_kernel=all(batch.readings for batch in batches)):
@@ -83,7 +88,7 @@ class Forward:
             return (yield from self._layers_by_kernel(batch, storage, hidden_TD, tables))
         for index, layer in enumerate(decoder.layers):
             normed_TD = decoder.normed(hidden_TD, layer.attn_norm)
-            hidden_TD = hidden_TD + self._attention(index, layer, normed_TD, tables, batch, storage)
+            hidden_TD = hidden_TD + (yield from self._attention(index, layer, normed_TD, tables, batch, storage))
             normed_TD = decoder.normed(hidden_TD, layer.ffn_norm)
             hidden_TD = hidden_TD + (yield from self._feed_forward(index, layer, normed_TD))
             self.probe(index, hidden_TD)
@@ -99,6 +104,13 @@ class Forward:
             self.decoder.kernel, hidden_TD, tables.turns, tables.temperature_T, batch.readings, storage.plain
         )
         for index, layer in enumerate(self.decoder.layers):
+            if batch.on_shards and not self.decoder.config.is_local(index):
+                normed_TD = self.decoder.normed(hidden_TD, layer.attn_norm)
+                hidden_TD += yield from self._attention(index, layer, normed_TD, tables, batch, storage)
+                normed_TD = self.decoder.normed(hidden_TD, layer.ffn_norm)
+                hidden_TD += yield from self._feed_forward(index, layer, normed_TD)
+                self.probe(index, hidden_TD)
+                continue
             normed_TD = step.attend(index)
             if layer.dense is None:
                 hidden_TD += yield from self._experts(index, layer, normed_TD, step.expert_ids_TK, step.scores_TK)
@@ -115,8 +127,12 @@ class Forward:
         tables: PositionTables,
         batch: Batch,
         storage: KvStorage,
-    ) -> Tensor:
+    ) -> Generator[None, None, Tensor]:
         q_THC, k_TGC, v_TGC = self.decoder.attention.project(index, hidden_TD, layer.attention, tables)
+        if batch.on_shards and not self.decoder.config.is_local(index):
+            assert self.shards is not None
+            mixed_THC = yield from attend(self.shards, batch.on_shards, index, q_THC, k_TGC, v_TGC)
+            return layer.attention.o(mixed_THC.flatten(1))
         seen = batch.locally if self.decoder.config.is_local(index) else batch.globally
         assert isinstance(seen, Seen)
         storage.write(index, seen.slots_T, k_TGC, v_TGC)

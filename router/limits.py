@@ -25,6 +25,9 @@ class EngineLimits:
     """Keep computed pages after their sequence ends, for prompts that begin alike."""
     swap_bytes: int = 0
     """Bytes of memory outside the cache for sequences that had to make room; 0: compute them again instead."""
+    on_shards: bool = False
+    """Whether keys and values of global layers are on context shards: then the cache is for local layers alone, and
+    nothing of it is kept or saved for later."""
     slots: int = 16
     """Most sequences that generate at once."""
     max_waiting: int = 256
@@ -41,4 +44,6 @@ class EngineLimits:
 
     def paging(self, layout: CacheLayout) -> PagingPlan:
         """Return how many pages of each kind there are."""
+        if self.on_shards:
+            return layout.plan_local(self.kv_bytes)
         return layout.plan(self.kv_bytes, self.slots, self.context_length)

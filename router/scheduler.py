@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
+from router.context_shards.shards import ContextShards
 from router.kv_cache.layout import CacheLayout
 from router.limits import EngineLimits
+from router.paging.chunks import chunk_start
 from router.paging.paged_kv import PagedKv
 from router.sequence import Sequence
 from router.step_budget import StepBudget
@@ -45,6 +47,7 @@ class Scheduler:
         budget: how many prompt tokens a step may take.
         make_way: called for a sequence that is preempted, before it waits again.
         come_back: called for a sequence that gets a slot again after its content was saved.
+        shards: where keys and values of global layers are, if not in the cache.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Scheduler:
         *,
         make_way: MakeWay,
         come_back: ComeBack,
+        shards: ContextShards | None = None,
     ) -> None:
         self._limits = limits
         self._layout = layout
@@ -63,6 +67,7 @@ class Scheduler:
         self._budget = budget
         self._make_way = make_way
         self._come_back = come_back
+        self._shards = shards
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
         self.num_preemptions = 0
@@ -120,10 +125,11 @@ class Scheduler:
     def next_step(self) -> list[Work]:
         """Return the step's work: a token of every sequence that generates, then prompts within the budget."""
         work: list[Work] = []
-        generating = [sequence for sequence in self._running if not sequence.is_prefilling]
+        sound = [sequence for sequence in self._running if not sequence.is_broken]
+        generating = [sequence for sequence in sound if not sequence.is_prefilling]
         for sequence in generating:
             self._add(sequence, 1, work)
-        prefilling = [sequence for sequence in self._running if sequence.is_prefilling]
+        prefilling = [sequence for sequence in sound if sequence.is_prefilling]
         # A burst of prompts may stretch the steps of those that are no more urgent, and of nobody else.
         most = min((item.sequence.request.priority for item in work), default=0)
         self.num_prompts = sum(sequence.request.priority <= most for sequence in prefilling)
@@ -154,7 +160,7 @@ class Scheduler:
             running: the first of those that run. The others count as if they gave back what they hold; what several
                 hold is counted for each, so that the answer may be too good.
         """
-        if len(running) >= self._limits.slots:
+        if len(running) >= self._limits.slots or not self._has_room_on_shards(sequence):
             return False
         own = self._kv.num_wanted(sequence.ids, use_cached=self._shares_prefix(sequence), chain=sequence.chain)
         wanted = [own, *map(self._pages_to_come, running)]
@@ -172,18 +178,27 @@ class Scheduler:
         pages, layout = sequence.pages, self._layout
         assert pages is not None
         num_pages = -(-len(sequence.ids) // layout.page_tokens)
-        num_global = num_pages if layout.global_layers else 0
+        num_global = num_pages if self._kv.plan.has_global else 0
         num_local = min(num_pages - pages.local_table.first, layout.chunk // layout.page_tokens) if layout.chunk else 0
         held_global, held_local = _held(sequence)
         return max(num_global - held_global, 0), max(num_local - held_local, 0)
 
+    def _has_room_on_shards(self, sequence: Sequence) -> bool:
+        return self._shards is None or sequence.segments is not None or _longest(sequence) <= self._shards.free_tokens
+
     def _start(self, sequence: Sequence) -> None:
-        sequence.pages = self._kv.admit(
-            sequence.ids,
-            expect_tokens=len(sequence.request.prompt_ids) + sequence.request.max_tokens,
-            use_cached=self._shares_prefix(sequence),
-            chain=sequence.chain,
-        )
+        if self._shards is not None and sequence.segments is None:
+            sequence.segments = self._shards.promise(_longest(sequence))
+        if sequence.segments is not None and sequence.segments.num_tokens:
+            # Of local layers it lost the current chunk; everything before is still on the shards.
+            sequence.pages = self._kv.begin_at(chunk_start(sequence.segments.num_tokens, self._layout.chunk))
+        else:
+            sequence.pages = self._kv.admit(
+                sequence.ids,
+                expect_tokens=_longest(sequence),
+                use_cached=self._shares_prefix(sequence),
+                chain=sequence.chain,
+            )
         if sequence.num_cached is None:
             sequence.num_cached = sequence.pages.num_cached
             self.num_prompt_tokens += len(sequence.request.prompt_ids)
@@ -239,6 +254,11 @@ class Scheduler:
         if chunk < self._limits.step_tokens and self._kv.can_grow(sequence.pages, num_tokens):
             return num_tokens
         return min(num_tokens, chunk - sequence.num_computed % chunk)
+
+
+def _longest(sequence: Sequence) -> int:
+    """Return the tokens a sequence has at most."""
+    return len(sequence.request.prompt_ids) + sequence.request.max_tokens
 
 
 def _held(sequence: Sequence) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from protos.errors import DeadlineExceeded
+from router.context_shards.segments import SequenceSegments
 from router.kv_cache.swap import SwappedSequence
 from router.paging.blocks import BlockChain
 from router.paging.sequence_pages import SequencePages
@@ -40,6 +41,8 @@ class Sequence:
     """Keys of its pages' content, for the prefix cache."""
     pages: SequencePages | None = None
     """Its part of the cache; set while it holds a slot."""
+    segments: SequenceSegments | None = None
+    """Its keys and values on context shards, if those of global layers are there; kept while it waits, too."""
     swapped: SwappedSequence | None = None
     """What it had computed, if that was saved when it made room for others."""
     has_left: bool = False
@@ -94,6 +97,11 @@ class Sequence:
     def num_uncomputed(self) -> int:
         """Return the ids not in the cache."""
         return len(self.ids) - self.num_computed
+
+    @property
+    def is_broken(self) -> bool:
+        """Tell whether keys and values of it were lost and are to be computed again."""
+        return self.segments is not None and bool(self.segments.lost)
 
     @property
     def is_prefilling(self) -> bool:

@@ -16,6 +16,9 @@ from torch import Tensor
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values, each [G, S, C]; query head h reads group h // (H / G)."""
 
+Partial = tuple[Tensor, Tensor]
+"""Attention over some of the keys: output [H, T, C], and log-sum-exp [H, T] float32."""
+
 
 def attend_past(q_THC: Tensor, past: Sequence[KeysValues]) -> Tensor:
     """Return attention [T, H, C] of every query over all keys of all pieces: for a token whose own key is among them.
@@ -24,8 +27,7 @@ def attend_past(q_THC: Tensor, past: Sequence[KeysValues]) -> Tensor:
         q_THC: [T, H, C].
         past: at least one piece.
     """
-    partials = [_over_past(q_THC, *piece) for piece in past]
-    return _merge(partials)
+    return merge([_over_past(q_THC, *piece) for piece in past])
 
 
 def attend_causal(q_THC: Tensor, past: Sequence[KeysValues], own: KeysValues) -> Tensor:
@@ -36,7 +38,7 @@ def attend_causal(q_THC: Tensor, past: Sequence[KeysValues], own: KeysValues) ->
         past: pieces that every query sees whole; may be empty.
         own: the T tokens' keys and values: query t sees the first t + 1.
     """
-    return _merge([*(_over_past(q_THC, *piece) for piece in past), _over_own(q_THC, *own)])
+    return merge([*(_over_past(q_THC, *piece) for piece in past), partial_own(q_THC, *own)])
 
 
 def attend_padded(q_BHC: Tensor, keys_BGSC: Tensor, values_BGSC: Tensor, mask_BS: Tensor) -> Tensor:
@@ -76,11 +78,7 @@ def _attend_block_diagonal(q_BHC: Tensor, keys_BGSC: Tensor, values_BGSC: Tensor
     return own.permute(0, 3, 1, 2).reshape(q_BHC.shape)
 
 
-_Partial = tuple[Tensor, Tensor]
-"""Output [H, T, C] and log-sum-exp [H, T] float32."""
-
-
-def _over_past(q_THC: Tensor, keys_GSC: Tensor, values_GSC: Tensor) -> _Partial:
+def _over_past(q_THC: Tensor, keys_GSC: Tensor, values_GSC: Tensor) -> Partial:
     num_tokens, num_heads, head_size = q_THC.shape
     num_groups = keys_GSC.shape[0]
     # Without a mask, the queries of a group's heads are rows of one product: keys are not repeated for every head.
@@ -92,22 +90,53 @@ def _over_past(q_THC: Tensor, keys_GSC: Tensor, values_GSC: Tensor) -> _Partial:
     return out_1GnC.reshape(num_heads, num_tokens, head_size), lse_1Gn.reshape(num_heads, num_tokens)
 
 
-def _over_own(q_THC: Tensor, keys_GTC: Tensor, values_GTC: Tensor) -> _Partial:
+def partial_past(q_THC: Tensor, past: Sequence[KeysValues]) -> Partial:
+    """Return the part that some pieces have in the attention of every query.
+
+    Args:
+        q_THC: [T, H, C].
+        past: at least one piece.
+    """
+    partials = [_over_past(q_THC, *piece) for piece in past]
+    if len(partials) == 1:
+        return partials[0]
+    outputs_HTC, log_sums_HT = _merge(partials)
+    return outputs_HTC.to(q_THC.dtype), log_sums_HT
+
+
+def partial_own(q_THC: Tensor, keys_GTC: Tensor, values_GTC: Tensor) -> Partial:
+    """Return the part that T consecutive tokens have in their own attention: each sees those up to itself.
+
+    Args:
+        q_THC: [T, H, C].
+        keys_GTC: [G, T, C].
+        values_GTC: [G, T, C].
+    """
     num_repeats = q_THC.shape[1] // keys_GTC.shape[0]
     keys_1HTC, values_1HTC = (part.repeat_interleave(num_repeats, dim=0)[None] for part in (keys_GTC, values_GTC))
     out_1HTC, lse_1HT = _flash(q_THC.transpose(0, 1)[None], keys_1HTC, values_1HTC, is_causal=True)
     return out_1HTC[0], lse_1HT[0]
 
 
-def _merge(partials: Sequence[_Partial]) -> Tensor:
-    """Return [T, H, C]."""
+def merge(partials: Sequence[Partial]) -> Tensor:
+    """Return attention [T, H, C] over all keys of its parts.
+
+    Args:
+        partials: at least one; no key is in two.
+    """
     if len(partials) == 1:
         return partials[0][0].transpose(0, 1)
+    outputs_HTC, _ = _merge(partials)
+    return outputs_HTC.to(partials[0][0].dtype).transpose(0, 1)
+
+
+def _merge(partials: Sequence[Partial]) -> Partial:
+    """Return one part of several, its output float32."""
     outs_PHTC = torch.stack([out_HTC.float() for out_HTC, _ in partials])
     lses_PHT = torch.stack([lse_HT for _, lse_HT in partials])
-    weights_PHT = torch.softmax(lses_PHT, dim=0)
-    merged_HTC = (outs_PHTC * weights_PHT[..., None]).sum(dim=0)
-    return merged_HTC.to(partials[0][0].dtype).transpose(0, 1)
+    lse_HT = torch.logsumexp(lses_PHT, dim=0)
+    weights_PHT = torch.exp(lses_PHT - lse_HT)
+    return (outs_PHTC * weights_PHT[..., None]).sum(dim=0), lse_HT
 
 
 def _flash(q_1HTC: Tensor, k_1HSC: Tensor, v_1HSC: Tensor, *, is_causal: bool) -> tuple[Tensor, Tensor]:

@@ -123,9 +123,33 @@ class CacheLayout:
             num_local_pages=num_local,
         )
 
+    def plan_local(self, kv_bytes: int) -> PagingPlan:
+        """Give all memory to local layers: global ones are on context shards.
+
+        Raises:
+            BadConfig: the model has no local layers, or not a whole chunk of them fits.
+        """
+        if self.chunk is None:
+            raise BadConfig(
+                "expected a model with chunk-local layers beside context shards, found none: use routers alone"
+            )
+        num_pages, least = kv_bytes // self.pages_bytes(0, 1), self.chunk // self.page_tokens
+        if num_pages < least:
+            raise BadConfig(
+                f"expected a cache of at least {self.pages_bytes(0, least)} bytes, one chunk of {self.chunk} tokens, "
+                f"found {kv_bytes}: raise router.kv_bytes"
+            )
+        return PagingPlan(
+            page_tokens=self.page_tokens,
+            chunk=self.chunk,
+            has_global=False,
+            num_global_pages=0,
+            num_local_pages=num_pages,
+        )
+
     def longest_sequence(self, plan: PagingPlan) -> int:
         """Return the most tokens one sequence can have that has the whole cache to itself."""
-        limits = [plan.num_global_pages] if self.global_layers else []
+        limits = [plan.num_global_pages] if plan.has_global else []
         if self.chunk and plan.num_local_pages < self.chunk // self.page_tokens:
             limits.append(plan.num_local_pages)
         return min([self.config.max_positions, *(pages * self.page_tokens for pages in limits)])

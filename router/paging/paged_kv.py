@@ -167,6 +167,25 @@ class PagedKv:
         is_last_chunk = num_pages - first_local <= chunk_pages
         return max(num_global - held_global, 0), max(num_local - held_local, 0) if is_last_chunk else num_local
 
+    def begin_at(self, num_tokens: int) -> SequencePages:
+        """Start a sequence whose first tokens this cache need not have: global layers' keys are elsewhere.
+
+        Args:
+            num_tokens: positions before the first that will be computed; whole chunks, so that local layers see none.
+        """
+        size, chunk = self.plan.page_tokens, self.plan.chunk
+        assert not self.plan.has_global, "global layers see every token"
+        assert chunk is None or num_tokens % chunk == 0, f"{num_tokens} tokens do not end with a chunk"
+        pages = SequencePages(
+            global_table=PageTable(size),
+            local_table=PageTable(size, num_tokens // size),
+            chain=BlockChain(size),
+            num_tokens=num_tokens,
+            num_reserved=num_tokens,
+        )
+        self._live.add(pages)
+        return pages
+
     def restore(self, pages: SequencePages, ids: Sequence[int], num_tokens: int) -> None:
         """Hold pages for tokens that were computed before and whose content the caller puts back at once.
 

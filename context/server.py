@@ -1,0 +1,72 @@
+"""The gRPC server of a context shard."""
+
+from __future__ import annotations
+
+from concurrent import futures
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from context.servicer import ContextServicer
+from context.shard import Shard
+from protos.channel import server_options
+from protos.context.v1 import context_pb2, context_pb2_grpc
+from protos.errors import PortTaken
+
+SERVICE_NAME: str = context_pb2.DESCRIPTOR.services_by_name["ContextService"].full_name
+
+_MAX_STREAMS = 64
+"""Attend streams, one per router."""
+_SPARE_THREADS = 4
+"""For calls that are not Attend streams."""
+
+
+class ContextServer:
+    """Serves a shard until stopped.
+
+    Args:
+        shard: who computes.
+        host: address to listen on; "0.0.0.0" for every network.
+        port: TCP port; 0 chooses a free one.
+    """
+
+    def __init__(self, shard: Shard, *, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.shard = shard
+        self.host = host
+        self.port = port
+        num_threads = _MAX_STREAMS + _SPARE_THREADS
+        self._server = grpc.server(
+            futures.ThreadPoolExecutor(num_threads, thread_name_prefix="context-call"),
+            options=server_options(),
+            maximum_concurrent_rpcs=num_threads,
+        )
+        self._health = health.HealthServicer()
+        context_pb2_grpc.add_ContextServiceServicer_to_server(ContextServicer(shard), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+
+    @property
+    def address(self) -> str:
+        """host:port listened on."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    def start(self) -> None:
+        """Listen and serve.
+
+        Raises:
+            PortTaken: another process listens there, or it is no address of this machine.
+        """
+        try:
+            self.port = self._server.add_insecure_port(self.address)
+        except RuntimeError as error:
+            raise PortTaken(f"{self.address}: expected to listen there, found: {error}: choose another port") from error
+        for name in ("", SERVICE_NAME):
+            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._server.start()
+
+    def stop(self) -> None:
+        """End every stream: routers compute what was here again elsewhere. Idempotent."""
+        self._server.stop(0).wait()
+        self.shard.close()

@@ -1,0 +1,223 @@
+"""All context shards of a router: who is there, where a new segment goes, what was lost."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from itertools import count
+
+from protos.context.v1 import context_pb2
+from protos.errors import ContextLost, NoReplica, Overloaded, ReplicaError, ServingError
+from router.context_shards.segments import Segment, SequenceSegments
+from router.context_shards.stream import ShardHolder, ShardStream
+
+_ANSWER_S = 600.0
+"""Longest wait for an answer. A shard that hangs is found sooner, by the keepalive of its connection."""
+_RECONNECT_S = 1.0
+"""How long a stream that broke may take to open again before its segments count as lost."""
+
+
+class ShardFailed(Exception):
+    """A step did not get its answer from a shard; its segments there are to be looked after."""
+
+    def __init__(self, shard_id: str, error: ServingError, segment_ids: Sequence[int]) -> None:
+        super().__init__(f"{shard_id}: {error.message}")
+        self.shard_id = shard_id
+        self.error = error
+        self.segment_ids = tuple(segment_ids)
+        """What the step was to write there."""
+
+
+class ContextShards:
+    """Streams to every shard, and the books of this router's segments.
+
+    `update` and `close` may be called from any thread, everything else from the engine's.
+
+    Args:
+        router_id: who owns the segments.
+        fingerprint: of our model.
+        segment_tokens: positions of a segment; whole attention chunks.
+    """
+
+    def __init__(self, *, router_id: str, fingerprint: str, segment_tokens: int) -> None:
+        self.segment_tokens = segment_tokens
+        self.num_lost_tokens = 0
+        """Tokens whose keys and values were lost with their shard, since the start."""
+        self._router_id = router_id
+        self._fingerprint = fingerprint
+        self._changed = threading.Condition()
+        self._streams: dict[str, ShardStream] = {}
+        self._live: list[SequenceSegments] = []
+        self._segment_ids = count(1)
+        self._step_ids = count(1)
+
+    def update(self, holders: Iterable[ShardHolder]) -> None:
+        """Connect to the shards there are, and close the streams to those that are gone."""
+        wanted = {holder.shard_id: holder for holder in holders}
+        with self._changed:
+            gone = [self._streams.pop(shard_id) for shard_id in self._streams.keys() - wanted.keys()]
+            for shard_id in wanted.keys() - self._streams.keys():
+                self._streams[shard_id] = ShardStream(
+                    wanted[shard_id],
+                    router_id=self._router_id,
+                    fingerprint=self._fingerprint,
+                    on_change=self._notice,
+                )
+            self._changed.notify_all()
+        for stream in gone:
+            stream.close()
+
+    def wait_ready(self, num_shards: int, timeout_s: float) -> bool:
+        """Wait until so many shards can be reached; tell whether they can."""
+        with self._changed:
+            return self._changed.wait_for(lambda: len(self._ready()) >= num_shards, timeout_s)
+
+    def close(self) -> None:
+        """Close every stream. Idempotent."""
+        self.update(())
+
+    @property
+    def free_tokens(self) -> int:
+        """Return the tokens that further sequences may have: what is free, less what is promised and not written."""
+        owed = sum(segments.promised - segments.num_tokens for segments in self._live)
+        return sum(stream.free_tokens for stream in self._ready().values()) - owed
+
+    def promise(self, num_tokens: int) -> SequenceSegments | None:
+        """Return a new sequence's segments, none yet, with room kept for its tokens; None if there is none."""
+        if num_tokens > self.free_tokens:
+            return None
+        segments = SequenceSegments(self.segment_tokens, num_tokens)
+        self._live.append(segments)
+        return segments
+
+    def release(self, segments: SequenceSegments) -> None:
+        """Drop a sequence's segments wherever they are. Again is no harm."""
+        if segments not in self._live:
+            return
+        self._live.remove(segments)
+        self._drop(segments.segments)
+        segments.segments.clear()
+
+    def extend(self, segments: SequenceSegments, stop: int) -> None:
+        """Place segments for every position before `stop`, and anew those whose shard is gone.
+
+        Raises:
+            NoReplica: no shard has room.
+        """
+        for segment in segments.lost:
+            if not segment.shard_id:
+                segment.shard_id, segment.segment_id = self._choose(), next(self._segment_ids)
+        while segments.covered < stop:
+            start = segments.covered
+            segments.segments.append(
+                Segment(next(self._segment_ids), self._choose(), start, start + segments.segment_tokens)
+            )
+
+    def next_step(self) -> int:
+        """Return a new step's id."""
+        return next(self._step_ids)
+
+    def send(self, shard_id: str, step: context_pb2.Step) -> Future[context_pb2.StepResult]:
+        """Send a step to a shard.
+
+        Raises:
+            ShardFailed: it is not there, or not connected.
+        """
+        stream = self._streams.get(shard_id)
+        written = [append.segment_id for append in step.appends]
+        if stream is None:
+            raise ShardFailed(shard_id, NoReplica(f"expected context shard {shard_id}, found it gone"), written)
+        try:
+            return stream.send(step)
+        except ReplicaError as error:
+            raise ShardFailed(shard_id, error, written) from error
+
+    def wait(
+        self, shard_id: str, step: context_pb2.Step, answer: Future[context_pb2.StepResult]
+    ) -> context_pb2.StepResult:
+        """Return a step's answer.
+
+        Raises:
+            ShardFailed: it did not come.
+            ServingError: the step was refused for what it says. This is our bug.
+        """
+        written = [append.segment_id for append in step.appends]
+        try:
+            return answer.result(_ANSWER_S)
+        except (ReplicaError, Overloaded) as error:
+            raise ShardFailed(shard_id, error, written) from error
+        except TimeoutError:
+            stream = self._streams.get(shard_id)
+            if stream is not None:
+                stream.reset()
+            late = NoReplica(f"expected context shard {shard_id} to answer within {_ANSWER_S:g} s, found nothing")
+            raise ShardFailed(shard_id, late, written) from None
+
+    def forget(self, shard_id: str, step_id: int) -> None:
+        """Drop whatever answer may still come."""
+        if (stream := self._streams.get(shard_id)) is not None:
+            stream.forget(step_id)
+
+    def settle(self, failed: ShardFailed) -> None:
+        """Find out what is lost after a failure, and mark it. Blocks for a moment while a stream may come back."""
+        shard_id = failed.shard_id
+        if isinstance(failed.error, Overloaded):
+            self._lose(shard_id, set(failed.segment_ids))
+            return
+        stream = self._streams.get(shard_id)
+        if stream is not None and not isinstance(failed.error, ContextLost):
+            with self._changed:
+                self._changed.wait_for(lambda: stream.is_ready or shard_id not in self._streams, _RECONNECT_S)
+            if stream.is_ready and shard_id in self._streams:
+                self._lose(shard_id, {each.segment_id for each in self._on(shard_id)} - stream.segment_ids)
+                return
+        self._lose(shard_id, {each.segment_id for each in self._on(shard_id)})
+
+    def _on(self, shard_id: str) -> list[Segment]:
+        return [each for segments in self._live for each in segments.segments if each.shard_id == shard_id]
+
+    def _lose(self, shard_id: str, segment_ids: set[int]) -> None:
+        """Mark segments as lost; they get another place with the next `extend`."""
+        for segments in self._live:
+            for segment in segments.segments:
+                if segment.shard_id == shard_id and segment.segment_id in segment_ids:
+                    self._drop([segment])
+                    self.num_lost_tokens += max(min(segment.stop, segments.num_tokens) - segment.start, 0)
+                    segment.is_lost = segment.start < segments.num_tokens
+                    segment.shard_id = ""
+            # What nobody has written to is lost by losing its place.
+            segments.segments[:] = [each for each in segments.segments if each.shard_id or each.is_lost]
+
+    def _drop(self, dropped: Iterable[Segment]) -> None:
+        by_shard: dict[str, list[int]] = {}
+        for segment in dropped:
+            by_shard.setdefault(segment.shard_id, []).append(segment.segment_id)
+        for shard_id, segment_ids in by_shard.items():
+            if (stream := self._streams.get(shard_id)) is not None:
+                stream.release(segment_ids)
+
+    def _choose(self) -> str:
+        """Return the shard with most room, what its segments will yet get taken off."""
+        room: dict[str, int] = {}
+        for shard_id, stream in self._ready().items():
+            room[shard_id] = stream.free_tokens
+            for segments in self._live:
+                for segment in segments.segments:
+                    if segment.shard_id == shard_id:
+                        stop = min(segment.stop, max(segments.promised, segment.start))
+                        written = 0 if segment.is_lost else max(segments.num_tokens - segment.start, 0)
+                        room[shard_id] -= max(stop - segment.start - written, 0)
+        if not room or max(room.values()) <= 0:
+            raise NoReplica(
+                f"expected a context shard with room for more tokens, found {len(room)} that are full: add shards",
+                retry_after_ms=1000,
+            )
+        return max(room, key=lambda shard_id: (room[shard_id], shard_id))
+
+    def _ready(self) -> dict[str, ShardStream]:
+        return {shard_id: stream for shard_id, stream in self._streams.items() if stream.is_ready}
+
+    def _notice(self) -> None:
+        with self._changed:
+            self._changed.notify_all()

@@ -1,0 +1,184 @@
+"""One persistent Attend stream to one context shard: connect, send, match answers, break, reconnect."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import grpc
+
+from protos import errors
+from protos.channel import channel_options
+from protos.context.v1 import context_pb2, context_pb2_grpc
+
+_LOG = logging.getLogger(__name__)
+_FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.05, 2.0
+
+Answer = Future[context_pb2.StepResult]
+_Outbox = queue.SimpleQueue["context_pb2.AttendRequest | None"]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardHolder:
+    """A context shard, as the directory tells of it."""
+
+    shard_id: str
+    """Unique in the cluster, new after every restart."""
+    address: str
+    """host:port."""
+
+
+class ShardStream:
+    """Keeps a stream to one shard open until closed.
+
+    One thread reads answers and reconnects; gRPC's own thread sends. Sending never blocks.
+
+    Args:
+        holder: whom to connect to.
+        router_id: who owns the segments.
+        fingerprint: of our model; a shard of another model refuses us.
+        on_change: called from the reading thread whenever the stream has opened or broken.
+    """
+
+    def __init__(self, holder: ShardHolder, *, router_id: str, fingerprint: str, on_change: Callable[[], None]) -> None:
+        self.holder = holder
+        self.total_tokens = 0
+        """What it holds at most; 0 until it has answered."""
+        self.free_tokens = 0
+        """Of them, those that were free at its last answer."""
+        self.num_sessions = 0
+        """How often the stream has opened."""
+        self.segment_ids: frozenset[int] = frozenset()
+        """Our segments that it had when the stream opened the last time."""
+        self.failure: errors.ServingError | None = None
+        """Why the stream broke or did not open the last time; None at first."""
+        self._hello = context_pb2.Hello(router_id=router_id, model_fingerprint=fingerprint)
+        self._on_change = on_change
+        self._lock = threading.Lock()
+        self._pending: dict[int, Answer] = {}
+        self._outbox: _Outbox | None = None
+        self._call: grpc.Call | None = None
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"context-{holder.shard_id}", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_ready(self) -> bool:
+        """Tell whether a step can be sent now."""
+        return self._outbox is not None
+
+    def send(self, step: context_pb2.Step) -> Answer:
+        """Send a step; the answer arrives in the future, as a result or a ServingError.
+
+        Raises:
+            ReplicaUnavailable: the stream is not connected.
+        """
+        answer: Answer = Future()
+        with self._lock:
+            if self._outbox is None:
+                raise errors.ReplicaUnavailable(f"{self.peer} is not connected: its segments wait, or are lost")
+            self._pending[step.step_id] = answer
+            self._outbox.put(context_pb2.AttendRequest(step=step))
+        return answer
+
+    def forget(self, step_id: int) -> None:
+        """Drop whatever answer may still come."""
+        with self._lock:
+            self._pending.pop(step_id, None)
+
+    def release(self, segment_ids: Sequence[int]) -> None:
+        """Drop segments; without effect while disconnected, for then their lease ends or a Welcome names them again."""
+        with self._lock:
+            if self._outbox is not None and segment_ids:
+                self._outbox.put(context_pb2.AttendRequest(release=context_pb2.Release(segment_ids=segment_ids)))
+
+    def reset(self) -> None:
+        """Break a stream that no longer answers, so that it is opened anew."""
+        call = self._call
+        if call is not None:
+            call.cancel()
+
+    def close(self) -> None:
+        """Close for good and fail what is pending. Idempotent; returns when the thread has ended."""
+        self._closing.set()
+        self.reset()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout=5)
+
+    @property
+    def peer(self) -> str:
+        """Return how messages call the shard."""
+        return f"context shard {self.holder.shard_id} at {self.holder.address}"
+
+    def _run(self) -> None:
+        backoff_s = _FIRST_BACKOFF_S
+        while not self._closing.is_set():
+            failure: errors.ServingError = errors.ReplicaUnavailable(f"{self.peer} closed the stream")
+            try:
+                with grpc.insecure_channel(self.holder.address, options=channel_options()) as channel:
+                    self._session(channel)
+            except grpc.RpcError as error:
+                failure = errors.from_rpc_error(error, self.peer)
+            except Exception:  # noqa: BLE001 the process boundary: whatever a shard sent, this thread must live on
+                _LOG.exception("stream to %s failed", self.peer)
+                failure = errors.ReplicaUnavailable(f"{self.peer} sent what cannot be read: see the router's log")
+            was_ready = self._break(failure)
+            backoff_s = _FIRST_BACKOFF_S if was_ready else min(backoff_s * 2, _LONGEST_BACKOFF_S)
+            if not self._closing.is_set():
+                _LOG.info("stream to %s %s: %s", self.peer, "broke" if was_ready else "did not open", failure)
+                self._closing.wait(backoff_s)
+
+    def _session(self, channel: grpc.Channel) -> None:
+        """Run one stream to its end: returns when the shard ended it, raises grpc.RpcError when it broke."""
+        outbox: _Outbox = queue.SimpleQueue()
+        outbox.put(context_pb2.AttendRequest(hello=self._hello))
+        call = context_pb2_grpc.ContextServiceStub(channel).Attend(iter(outbox.get, None))
+        self._call = call
+        if self._closing.is_set():
+            call.cancel()
+        try:
+            for response in call:
+                if response.HasField("welcome"):
+                    self._open(outbox, response.welcome)
+                else:
+                    self._receive(response)
+        finally:
+            outbox.put(None)
+            call.cancel()
+
+    def _open(self, outbox: _Outbox, welcome: context_pb2.Welcome) -> None:
+        """Let steps be sent."""
+        with self._lock:
+            self.total_tokens, self.free_tokens = welcome.shard.total_tokens, welcome.shard.free_tokens
+            self.segment_ids = frozenset(welcome.segment_ids)
+            self.num_sessions += 1
+            self._outbox = outbox
+        self._on_change()
+
+    def _receive(self, response: context_pb2.AttendResponse) -> None:
+        if response.WhichOneof("message") == "result":
+            result = response.result
+            self.free_tokens = result.free_tokens
+            if (answer := self._take(result.step_id)) is not None:
+                answer.set_result(result)
+        elif (answer := self._take(response.error.step_id)) is not None:
+            answer.set_exception(errors.from_detail(response.error.detail))
+
+    def _take(self, step_id: int) -> Answer | None:
+        with self._lock:
+            return self._pending.pop(step_id, None)
+
+    def _break(self, failure: errors.ServingError) -> bool:
+        """Fail what is pending; tell whether the stream had been usable."""
+        with self._lock:
+            was_ready = self._outbox is not None
+            pending, self._pending, self._outbox, self._call = self._pending, {}, None, None
+            self.failure = failure
+        self._on_change()
+        for answer in pending.values():
+            answer.set_exception(failure)
+        return was_ready

@@ -1,0 +1,75 @@
+"""An engine whose global layers' keys and values are on context shards generates what it generates without."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.router.context_shards.live_shards import holder, sharded_engine, start_shard
+from tests.router.local_engine import tokens_alone
+
+PROMPT = tuple(range(3, 3 + 37))
+
+
+@pytest.mark.parametrize("num_shards", [1, 2, 4])
+@pytest.mark.parametrize("segment_tokens", [8, 16])
+def test_tokens_are_the_same_on_any_number_of_shards(num_shards, segment_tokens):
+    with sharded_engine([start_shard() for _ in range(num_shards)], segment_tokens) as (local, _):
+        assert local.ask(PROMPT, 20).tokens() == tokens_alone(PROMPT, 20)
+
+
+def test_sequences_side_by_side_keep_apart():
+    prompts = [PROMPT, PROMPT[5:], PROMPT[:9], PROMPT[::-1]]
+    with sharded_engine([start_shard(), start_shard()]) as (local, _):
+        streams = [local.ask(prompt, 12, request_id=str(number)) for number, prompt in enumerate(prompts)]
+        assert [stream.tokens() for stream in streams] == [tokens_alone(prompt, 12) for prompt in prompts]
+
+
+def test_segments_spread_over_shards_and_go_when_the_sequence_ends():
+    servers = [start_shard(), start_shard()]
+    with sharded_engine(servers) as (local, shards):
+        total = shards.free_tokens
+        held: list[list[int]] = []
+        local.transport.watch = lambda: held.append([each.shard.describe().num_segments for each in servers])
+        local.ask(PROMPT, 4).tokens()
+        assert sorted(held[-1]) == [2, 3]
+        local.wait_for(lambda: not any(each.shard.describe().num_segments for each in servers))
+        assert shards.free_tokens == total
+
+
+def test_a_shard_that_dies_costs_its_segments_alone():
+    servers = [start_shard(), start_shard(), start_shard()]
+    with sharded_engine(servers) as (local, shards):
+        stream = local.ask(PROMPT, 40)
+        while len(stream.ids) < 5:
+            stream.take()
+        servers[0].stop()
+        assert stream.tokens() == tokens_alone(PROMPT, 40)
+        engine = local.engine
+        assert engine._repairs.num_tokens == shards.num_lost_tokens
+        assert 8 <= engine._repairs.num_tokens <= 32
+
+
+def test_a_shard_that_comes_is_used_from_the_next_segment_on():
+    servers = [start_shard()]
+    with sharded_engine(servers) as (local, shards):
+        stream = local.ask(PROMPT, 60)
+        while len(stream.ids) < 5:
+            stream.take()
+        servers.append(start_shard())
+        shards.update(map(holder, servers))
+        used: list[int] = []
+        local.transport.watch = lambda: used.append(servers[1].shard.describe().num_segments)
+        assert stream.tokens() == tokens_alone(PROMPT, 60)
+        assert max(used) > 1
+
+
+def test_a_stream_that_breaks_and_comes_back_loses_nothing():
+    servers = [start_shard(), start_shard()]
+    with sharded_engine(servers) as (local, shards):
+        stream = local.ask(PROMPT, 40)
+        while len(stream.ids) < 5:
+            stream.take()
+        for each in shards._streams.values():
+            each.reset()
+        assert stream.tokens() == tokens_alone(PROMPT, 40)
+        assert shards.num_lost_tokens == 0
