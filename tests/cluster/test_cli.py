@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.free_port import find_free_port
 from cluster.cli.generate import Options, build_request
-from cluster.machine import find_free_port
 from protos.errors import InvalidRequest
 from tests.conftest import ROOT
 
