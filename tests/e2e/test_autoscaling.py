@@ -9,8 +9,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.e2e.herd_process import HerdProcess
+from benchmarks.chaos.application import Application
 from tests.e2e.reflected_client import ReflectedClient, to_dict
+from tests.e2e.served import served
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -23,10 +24,10 @@ SETTINGS = ("scaling.experts_max_replicas=3", "scaling.experts_use=0.02", "scali
 
 
 @pytest.fixture(scope="module")
-def herd() -> Iterator[HerdProcess]:
+def herd() -> Iterator[Application]:
     """`herd serve` that may scale its experts."""
-    with HerdProcess(*(part for setting in SETTINGS for part in ("--set", setting))) as process:
-        yield process
+    with served(*SETTINGS) as application:
+        yield application
 
 
 class Streams:
