@@ -28,9 +28,9 @@ def test_a_free_port_is_free():
 
 def test_the_kernel_gives_a_free_port_to_nobody_else():
     lowest, highest = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
-    if lowest <= 20_000:
+    if lowest <= free_port._FIRST:
         pytest.skip("the kernel gives away nearly all ports here")
-    assert not lowest <= find_free_port() <= highest
+    assert not any(lowest <= find_free_port() <= highest for _ in range(8))
 
 
 def test_no_port_is_given_twice(few):
