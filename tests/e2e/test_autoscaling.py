@@ -20,7 +20,12 @@ GENERATE = f"{SERVICE}/Generate"
 PROMPTS = ("import os", "def main():", "The list", "for each in")
 # A replica that computes 2 % of its time is in full use, so that a few streams keep any number of them busy; a token
 # or two a second do not.
-SETTINGS = ("scaling.experts_max_replicas=3", "scaling.experts_use=0.02", "scaling.down_after_s=2")
+SETTINGS = (
+    "scaling.experts_max_replicas=3",
+    "scaling.experts_use=0.02",
+    "scaling.down_after_s=2",
+    "limits.health_timeout_s=25",  # beside other tests it may take a while to say how many there are
+)
 
 
 @pytest.fixture(scope="module")
