@@ -41,7 +41,8 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
             yield context_pb2.AttendResponse(welcome=welcome)
             for request in requests:
                 if request.WhichOneof("message") == "release":
-                    self._shard.release((router_id, each) for each in request.release.segment_ids)
+                    free_tokens = self._shard.release((router_id, each) for each in request.release.segment_ids)
+                    yield context_pb2.AttendResponse(room=context_pb2.Room(free_tokens=free_tokens))
                 else:
                     yield self._answer(router_id, request.step)
         except grpc.RpcError:

@@ -87,10 +87,11 @@ class Shard:
         with self._lock, torch.inference_mode():
             return run_step(self._store, layer, appends, queries), self._store.free_tokens
 
-    def release(self, keys: Iterable[SegmentKey]) -> None:
-        """Drop segments."""
+    def release(self, keys: Iterable[SegmentKey]) -> int:
+        """Drop segments; return the tokens that are free then."""
         with self._lock:
             self._store.release(keys)
+            return self._store.free_tokens
 
     def describe(self) -> context_pb2.DescribeResponse:
         """Tell what is held."""

@@ -34,6 +34,7 @@ from router.step_budget import StepBudget
 from router.transport.base import WAIT_STEP_S, StepAbandoned, Transport
 
 _LOG = logging.getLogger(__name__)
+_PAUSE_S = 0.02
 _TELL_BEFORE_S = 3 * WAIT_STEP_S
 """Seconds before its deadline that a sequence which waits for a missing expert is told so: later, the front door's own
 deadline would come first."""
@@ -190,8 +191,11 @@ class Engine:
                 self._scheduler.admit()
                 self._publish_load()
                 self._repair()
-                self._step(self._scheduler.next_step())
+                work = self._scheduler.next_step()
+                self._step(work)
                 self._publish_load()
+                if self._shards is not None and not work:
+                    self._pause()
         finally:
             # However the loop ends: nobody must wait for a thread that is gone.
             self._transport.on_wait = lambda: None
@@ -202,6 +206,11 @@ class Engine:
         with self._changed:
             self._changed.wait_for(self._has_work)
             return not self._stopping
+
+    def _pause(self) -> None:
+        """Wait a moment for context shards: with none, or with full ones, sequences wait that no step can serve."""
+        with self._changed:
+            self._changed.wait(_PAUSE_S)
 
     def _has_work(self) -> bool:
         scheduler = self._scheduler

@@ -184,7 +184,10 @@ class Scheduler:
         return max(num_global - held_global, 0), max(num_local - held_local, 0)
 
     def _has_room_on_shards(self, sequence: Sequence) -> bool:
-        return self._shards is None or sequence.segments is not None or _longest(sequence) <= self._shards.free_tokens
+        if self._shards is None or sequence.segments is not None or _longest(sequence) <= self._shards.free_tokens:
+            return True
+        self._shards.refresh()
+        return False
 
     def _start(self, sequence: Sequence) -> None:
         if self._shards is not None and sequence.segments is None:

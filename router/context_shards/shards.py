@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from itertools import count
@@ -14,6 +15,7 @@ from router.context_shards.stream import ShardHolder, ShardStream
 
 _ANSWER_S = 600.0
 """Longest wait for an answer. A shard that hangs is found sooner, by the keepalive of its connection."""
+_REFRESH_S = 0.5
 _RECONNECT_S = 1.0
 """How long a stream that broke may take to open again before its segments count as lost."""
 
@@ -49,6 +51,7 @@ class ContextShards:
         self._changed = threading.Condition()
         self._streams: dict[str, ShardStream] = {}
         self._live: list[SequenceSegments] = []
+        self._refreshed_at = 0.0
         self._segment_ids = count(1)
         self._step_ids = count(1)
 
@@ -82,6 +85,14 @@ class ContextShards:
         """Return the tokens that further sequences may have: what is free, less what is promised and not written."""
         owed = sum(segments.promised - segments.num_tokens for segments in self._live)
         return sum(stream.free_tokens for stream in self._ready().values()) - owed
+
+    def refresh(self) -> None:
+        """Ask every shard for the room it has: other routers come and go. At most twice a second; does not wait."""
+        now = time.monotonic()
+        if now - self._refreshed_at >= _REFRESH_S:
+            self._refreshed_at = now
+            for stream in self._ready().values():
+                stream.release()
 
     def promise(self, num_tokens: int) -> SequenceSegments | None:
         """Return a new sequence's segments, none yet, with room kept for its tokens; None if there is none."""
@@ -170,7 +181,9 @@ class ContextShards:
             with self._changed:
                 self._changed.wait_for(lambda: stream.is_ready or shard_id not in self._streams, _RECONNECT_S)
             if stream.is_ready and shard_id in self._streams:
-                self._lose(shard_id, {each.segment_id for each in self._on(shard_id)} - stream.segment_ids)
+                held = {each.segment_id for each in self._on(shard_id)}
+                self._lose(shard_id, held - stream.segment_ids)
+                stream.release(sorted(stream.segment_ids - held))  # those we could not drop while it was away
                 return
         self._lose(shard_id, {each.segment_id for each in self._on(shard_id)})
 

@@ -90,10 +90,10 @@ class ShardStream:
         with self._lock:
             self._pending.pop(step_id, None)
 
-    def release(self, segment_ids: Sequence[int]) -> None:
-        """Drop segments; without effect while disconnected, for then their lease ends or a Welcome names them again."""
+    def release(self, segment_ids: Sequence[int] = ()) -> None:
+        """Drop segments, and ask for the room there is then; without effect while disconnected."""
         with self._lock:
-            if self._outbox is not None and segment_ids:
+            if self._outbox is not None:
                 self._outbox.put(context_pb2.AttendRequest(release=context_pb2.Release(segment_ids=segment_ids)))
 
     def reset(self) -> None:
@@ -160,7 +160,10 @@ class ShardStream:
         self._on_change()
 
     def _receive(self, response: context_pb2.AttendResponse) -> None:
-        if response.WhichOneof("message") == "result":
+        kind = response.WhichOneof("message")
+        if kind == "room":
+            self.free_tokens = response.room.free_tokens
+        elif kind == "result":
             result = response.result
             self.free_tokens = result.free_tokens
             if (answer := self._take(result.step_id)) is not None:

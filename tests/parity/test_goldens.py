@@ -7,6 +7,7 @@ faithful implementations agree within 4e-5.
 from __future__ import annotations
 
 import queue
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,7 @@ def test_greedy_tokens_and_their_logprobs_equal_the_reference(case):
 def test_hidden_states_after_every_layer_equal_the_reference(case):
     forward, golden = case
     found: dict[int, torch.Tensor] = {}
-    probed = Forward(forward.decoder, forward.transport, lambda layer, hidden_TD: found.update({layer: hidden_TD}))
+    probed = replace(forward, probe=lambda layer, hidden_TD: found.update({layer: hidden_TD}))
     run_in_splits(probed, golden["input_ids"], [40])
     assert len(found) == forward.decoder.config.num_layers
     for layer, hidden_TD in found.items():

@@ -1,4 +1,4 @@
-"""Opens a transport to a checkpoint's experts: in this process, or in expert processes of their own."""
+"""Opens a transport to a checkpoint's experts, in this process or in processes of their own; runs context shards."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 import torch
 
-from experts.__main__ import main
+from context.__main__ import main as run_context
+from experts.__main__ import main as run_experts
 from experts.weights import ExpertWeights
 from models.checkpoint import Checkpoint
+from router.context_shards.stream import ShardHolder
 from router.placement import ExpertHolder, Placement
 from router.transport.base import Transport
 from router.transport.grpc import GrpcTransport
@@ -23,7 +26,7 @@ from router.transport.local import LocalTransport
 
 START_S = 60
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["experts.__main__"])
+_PROCESSES.set_forkserver_preload(["context.__main__", "experts.__main__"])
 
 
 @contextmanager
@@ -58,23 +61,40 @@ def _no_experts(*args: object) -> torch.Tensor:
 @contextmanager
 def expert_processes(checkpoint: Checkpoint, groups: list[tuple[int, ...]]) -> Iterator[list[ExpertHolder]]:
     """Run one expert process per group and yield where they are; SIGTERM ends them and they exit with 0."""
+    arguments = ["--checkpoint", str(checkpoint.folder), "--dtype", "float32", "--threads", "1"]
     with ExitStack() as stack:
-        replicas = [stack.enter_context(_expert_process(checkpoint, group)) for group in groups]
+        replicas = [
+            stack.enter_context(_process(run_experts, [*arguments, "--experts", ",".join(map(str, group))]))
+            for group in groups
+        ]
         yield [_holder(output, group) for (_, output), group in zip(replicas, groups, strict=True)]
-        for process, _ in replicas:
-            process.terminate()
-        for process, _ in replicas:
-            process.join(START_S)
-        assert [process.exitcode for process, _ in replicas] == [0] * len(replicas)
+        _terminate([process for process, _ in replicas])
 
 
 @contextmanager
-def _expert_process(checkpoint: Checkpoint, experts: tuple[int, ...]) -> Iterator[tuple[BaseProcess, Connection]]:
-    """Run `python -m experts` in a process forked from one that has imported torch: a real one, seconds sooner."""
-    arguments = ["--checkpoint", str(checkpoint.folder), "--dtype", "float32", "--threads", "1"]
-    arguments += ["--experts", ",".join(map(str, experts))]
+def context_processes(checkpoint: Checkpoint, num_shards: int, kv_bytes: int) -> Iterator[list[ShardHolder]]:
+    """Run context shard processes and yield where they are; SIGTERM ends them and they exit with 0."""
+    arguments = ["--checkpoint", str(checkpoint.folder), "--kv-bytes", str(kv_bytes), "--threads", "1"]
+    with ExitStack() as stack:
+        shards = [stack.enter_context(_process(run_context, arguments)) for _ in range(num_shards)]
+        told = [_ready(output) for _, output in shards]
+        yield [ShardHolder(ready["shard_id"], ready["address"]) for ready in told]
+        _terminate([process for process, _ in shards])
+
+
+def _terminate(processes: list[BaseProcess]) -> None:
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(START_S)
+    assert [process.exitcode for process in processes] == [0] * len(processes)
+
+
+@contextmanager
+def _process(main: Callable[[list[str]], int], arguments: list[str]) -> Iterator[tuple[BaseProcess, Connection]]:
+    """Run a module's `main` in a process forked from one that has imported torch: a real one, seconds sooner."""
     output, child_output = _PROCESSES.Pipe(duplex=False)
-    process = _PROCESSES.Process(target=_run_replica, args=(arguments, child_output))
+    process = _PROCESSES.Process(target=_run, args=(main, arguments, child_output))
     process.start()
     child_output.close()
     try:
@@ -85,13 +105,18 @@ def _expert_process(checkpoint: Checkpoint, experts: tuple[int, ...]) -> Iterato
         process.join(START_S)
 
 
-def _run_replica(arguments: list[str], output: Connection) -> None:
+def _run(main: Callable[[list[str]], int], arguments: list[str], output: Connection) -> None:
     os.dup2(output.fileno(), sys.stdout.fileno())
     sys.exit(main([*arguments, "--parent-pid", str(os.getppid())]))
 
 
+def _ready(output: Connection) -> dict[str, Any]:
+    assert output.poll(START_S), "a process said nothing"
+    ready: dict[str, Any] = json.loads(os.read(output.fileno(), 65536) or "{}")
+    assert ready, "a process ended before it was ready"
+    return ready
+
+
 def _holder(output: Connection, experts: tuple[int, ...]) -> ExpertHolder:
-    assert output.poll(START_S), "an expert process said nothing"
-    ready = json.loads(os.read(output.fileno(), 65536) or "{}")
-    assert ready, "an expert process ended before it was ready"
+    ready = _ready(output)
     return ExpertHolder(replica_id=ready["replica_id"], address=ready["address"], expert_ids=experts)

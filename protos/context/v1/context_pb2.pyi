@@ -102,6 +102,12 @@ class Release(_message.Message):
     segment_ids: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, segment_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
+class Room(_message.Message):
+    __slots__ = ("free_tokens",)
+    FREE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    free_tokens: int
+    def __init__(self, free_tokens: _Optional[int] = ...) -> None: ...
+
 class AttendRequest(_message.Message):
     __slots__ = ("hello", "step", "release")
     HELLO_FIELD_NUMBER: _ClassVar[int]
@@ -113,14 +119,16 @@ class AttendRequest(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ...) -> None: ...
 
 class AttendResponse(_message.Message):
-    __slots__ = ("welcome", "result", "error")
+    __slots__ = ("welcome", "result", "error", "room")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    ROOM_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     result: StepResult
     error: StepError
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., result: _Optional[_Union[StepResult, _Mapping]] = ..., error: _Optional[_Union[StepError, _Mapping]] = ...) -> None: ...
+    room: Room
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., result: _Optional[_Union[StepResult, _Mapping]] = ..., error: _Optional[_Union[StepError, _Mapping]] = ..., room: _Optional[_Union[Room, _Mapping]] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
     __slots__ = ()

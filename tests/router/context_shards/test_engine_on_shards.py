@@ -33,7 +33,7 @@ def test_segments_spread_over_shards_and_go_when_the_sequence_ends():
         local.ask(PROMPT, 4).tokens()
         assert sorted(held[-1]) == [2, 3]
         local.wait_for(lambda: not any(each.shard.describe().num_segments for each in servers))
-        assert shards.free_tokens == total
+        local.wait_for(lambda: shards.free_tokens == total)
 
 
 def test_a_shard_that_dies_costs_its_segments_alone():
@@ -61,6 +61,37 @@ def test_a_shard_that_comes_is_used_from_the_next_segment_on():
         local.transport.watch = lambda: used.append(servers[1].shard.describe().num_segments)
         assert stream.tokens() == tokens_alone(PROMPT, 60)
         assert max(used) > 1
+
+
+def test_a_sequence_waits_until_there_is_room_on_the_shards():
+    page = 8 * 2 * 2 * 8 * 4  # tokens, of one layer's keys and values, two heads of eight, float32
+    with sharded_engine([start_shard(kv_bytes=7 * page)]) as (local, _):
+        streams = [local.ask(PROMPT, 12, request_id=str(number)) for number in range(3)]
+        assert [stream.tokens() for stream in streams] == [tokens_alone(PROMPT, 12)] * 3
+
+
+def test_a_sequence_waits_until_there_is_a_shard():
+    with sharded_engine([]) as (local, shards):
+        stream = local.ask(PROMPT, 12)
+        server = start_shard()
+        shards.update([holder(server)])
+        assert stream.tokens() == tokens_alone(PROMPT, 12)
+        server.stop()
+
+
+def test_all_shards_may_die_at_once():
+    servers = [start_shard(), start_shard()]
+    with sharded_engine(servers) as (local, shards):
+        stream = local.ask(PROMPT, 40)
+        while len(stream.ids) < 5:
+            stream.take()
+        fresh = start_shard()
+        shards.update(map(holder, [*servers, fresh]))
+        shards.wait_ready(3, 30)
+        for server in servers:
+            server.stop()
+        assert stream.tokens() == tokens_alone(PROMPT, 40)
+        fresh.stop()
 
 
 def test_a_stream_that_breaks_and_comes_back_loses_nothing():
