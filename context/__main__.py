@@ -54,7 +54,13 @@ def _serve(options: argparse.Namespace) -> int:
         dtype=dtype,
         device=torch.device("cpu"),
     )
-    shard = Shard(store, fingerprint=checkpoint.fingerprint, dtype=dtype, lease_s=options.lease_seconds)
+    shard = Shard(
+        store,
+        fingerprint=checkpoint.fingerprint,
+        dtype=dtype,
+        lease_s=options.lease_seconds,
+        takes_synthetic=options.synthetic,
+    )
     server = ContextServer(shard, host=options.host, port=options.port)
     server.start()
     stop = threading.Event()
@@ -94,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--lease-seconds", type=float, default=30, help="how long segments outlive their router's stream (30)"
     )
+    parser.add_argument("--synthetic", action="store_true", help="let anybody fill segments with random numbers")
     parser.add_argument("--parent-pid", type=int, help="stop when this process is no longer the parent")
     return parser
 

@@ -66,6 +66,7 @@ class SegmentStore:
         )
         self._storage = KvStorage(self.layout, plan, dtype, device)
         self._device = device
+        self._dtype = dtype
         self._pool = PagePool(num_pages)
         self._segments: dict[SegmentKey, _Segment] = {}
 
@@ -117,6 +118,16 @@ class SegmentStore:
         self._storage.write(layer, slots_T, k_TGC.to(self._device), v_TGC.to(self._device))
         segment.filled[layer] = max(filled, stop)
 
+    def fill(self, key: SegmentKey, num_tokens: int) -> None:
+        """Fill a segment with `synthetic` keys and values.
+
+        Raises:
+            Overloaded: there is no room for it.
+        """
+        heads = self.layout.config.num_kv_heads, self.layout.config.head_size
+        for layer in self.layout.global_layers:
+            self.write(key, layer, 0, *synthetic(key[1], layer, (num_tokens, *heads), self._dtype))
+
     def read(self, key: SegmentKey, layer: int, num_tokens: int) -> list[KeysValues]:
         """Return the first tokens of a segment in one layer, as pieces of keys and values [G, S, C].
 
@@ -165,5 +176,13 @@ class SegmentStore:
     @staticmethod
     def _lost(key: SegmentKey, wanted: int, found: int) -> ContextLost:
         return ContextLost(
-            f"expected {wanted} tokens in segment {key[1]} of router {key[0]}, found {found}: compute them again"
+            f"expected {wanted} tokens in segment {key[1]} of router {key[0]}, found {found}: compute them again",
+            metadata={"segment_id": str(key[1])},
         )
+
+
+def synthetic(segment_id: int, layer: int, shape: tuple[int, int, int], dtype: torch.dtype) -> KeysValues:
+    """Return random keys and values [T, G, C], uniform in [-1, 1): the same for the same arguments, in any process."""
+    generator = torch.Generator().manual_seed(segment_id * 1024 + layer)
+    keys_TGC, values_TGC = (torch.empty(shape, dtype=dtype).uniform_(-1, 1, generator=generator) for _ in range(2))
+    return keys_TGC, values_TGC

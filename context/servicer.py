@@ -50,6 +50,15 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         finally:
             self._shard.leave(router_id)
 
+    def Fill(self, request: context_pb2.FillRequest, context: grpc.ServicerContext) -> context_pb2.FillResponse:
+        """Fill a segment with random keys and values."""
+        try:
+            free_tokens = self._shard.fill((request.router_id, request.segment_id), max(request.num_tokens, 1))
+        except errors.ServingError as error:
+            context.set_trailing_metadata(error.trailing_metadata())
+            context.abort(error.grpc_code, error.message)
+        return context_pb2.FillResponse(free_tokens=free_tokens)
+
     def Describe(
         self, request: context_pb2.DescribeRequest, context: grpc.ServicerContext
     ) -> context_pb2.DescribeResponse:

@@ -15,7 +15,7 @@ from context.segments import SegmentKey, SegmentStore
 from models.config import ModelConfig
 from models.llama4.softmax import Partial
 from protos.context.v1 import context_pb2
-from protos.errors import ModelMismatch
+from protos.errors import InvalidRequest, ModelMismatch
 
 _LEASE_S = 30.0
 _EXPIRE_EVERY_S = 1.0
@@ -30,6 +30,7 @@ class Shard:
         dtype: the model computes in.
         shard_id: unique in the cluster, new after every restart; None makes one up.
         lease_s: how long segments outlive their router's last stream; seconds.
+        takes_synthetic: whether anybody may fill segments with random keys and values.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Shard:
         dtype: torch.dtype,
         shard_id: str | None = None,
         lease_s: float = _LEASE_S,
+        takes_synthetic: bool = False,
     ) -> None:
         self.shard_id = shard_id or uuid.uuid4().hex[:12]
         self.fingerprint = fingerprint
@@ -47,6 +49,7 @@ class Shard:
         self._store = store
         self._leases = Leases(lease_s)
         self._lease_s = lease_s
+        self._takes_synthetic = takes_synthetic
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._expire, name="context-leases", daemon=True)
@@ -91,6 +94,18 @@ class Shard:
         """Drop segments; return the tokens that are free then."""
         with self._lock:
             self._store.release(keys)
+            return self._store.free_tokens
+
+    def fill(self, key: SegmentKey, num_tokens: int) -> int:
+        """Fill a segment with random keys and values; return the tokens that are free then.
+
+        Raises:
+            InvalidRequest: the shard serves routers.
+        """
+        if not self._takes_synthetic:
+            raise InvalidRequest("expected a shard started with --synthetic, found one that serves: start another")
+        with self._lock, torch.inference_mode():
+            self._store.fill(key, num_tokens)
             return self._store.free_tokens
 
     def describe(self) -> context_pb2.DescribeResponse:

@@ -16,6 +16,7 @@ from protos import errors
 from router.acceptance import check_limits, check_request
 from router.batch import Batch, Span, split
 from router.context_shards.repair import Repairs
+from router.context_shards.segments import SequenceSegments
 from router.context_shards.shards import ContextShards, ShardFailed
 from router.forward import Forward
 from router.kv_cache.codec import dtype_name
@@ -80,6 +81,7 @@ class Engine:
         self._swap = SwapSpace(self._storage, self.layout, limits.swap_bytes)
         self._forward = Forward(decoder, transport, shards)
         self._shards = shards
+        self._left_on_shards: list[SequenceSegments] = []
         self._repairs = Repairs(shards, self._kv, limits.step_tokens) if shards is not None else None
         self._budget = StepBudget(
             step_tokens=limits.step_tokens,
@@ -185,6 +187,8 @@ class Engine:
 
     def _run(self) -> None:
         self._transport.on_wait = self._attend_wait
+        if self._shards is not None:
+            self._shards.on_wait = self._attend_wait
         try:
             while self._wait_for_work():
                 self._take_orders()
@@ -193,6 +197,7 @@ class Engine:
                 self._repair()
                 work = self._scheduler.next_step()
                 self._step(work)
+                self._leave_shards()
                 self._publish_load()
                 if self._shards is not None and not work:
                     self._pause()
@@ -200,12 +205,19 @@ class Engine:
             # However the loop ends: nobody must wait for a thread that is gone.
             self._transport.on_wait = lambda: None
             self._end_all()
+            self._leave_shards()
 
     def _wait_for_work(self) -> bool:
         """Wait until there is something to do; return False when that is to stop."""
         with self._changed:
             self._changed.wait_for(self._has_work)
             return not self._stopping
+
+    def _leave_shards(self) -> None:
+        """Drop from context shards what belongs to sequences that have left."""
+        while self._left_on_shards:
+            assert self._shards is not None
+            self._shards.release(self._left_on_shards.pop())
 
     def _pause(self) -> None:
         """Wait a moment for context shards: with none, or with full ones, sequences wait that no step can serve."""
@@ -263,8 +275,10 @@ class Engine:
         try:
             if (found := self._repairs.next_span(broken)) is not None:
                 sequence, span = found
+                self._work = [Work(sequence, len(span.ids))]
                 self._logits([[span]])
-                self._repairs.advance(sequence, span)
+                if not sequence.has_left:
+                    self._repairs.advance(sequence, span)
         except ShardFailed as failed:
             self._settle(failed)
         except StepAbandoned:
@@ -272,6 +286,8 @@ class Engine:
         except errors.ServingError as error:
             for sequence in broken:
                 self._end(sequence, Ended(reason="error", error=error.with_traceback(None)))
+        finally:
+            self._work = []
 
     def _settle(self, failed: ShardFailed) -> None:
         assert self._shards is not None
@@ -387,7 +403,7 @@ class Engine:
         sequence.has_left = True
         if self._shards is not None and self._repairs is not None and sequence.segments is not None:
             self._repairs.drop(sequence)
-            self._shards.release(sequence.segments)
+            self._left_on_shards.append(sequence.segments)  # a step under way may still write there
         if sequence.swapped is not None:
             self._swap.drop(sequence.swapped)
             sequence.swapped = None

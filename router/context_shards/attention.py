@@ -168,7 +168,7 @@ def _joined(pieces: Sequence[Partial]) -> Partial:
 def _collect(shards: ContextShards, sent: _Sent, q_THC: Tensor, answers: Sequence[dict[str, list[Partial]]]) -> None:
     """Wait for an answer, and add what it says to each span's answers by shard, row after row."""
     assert sent.answer is not None
-    result = shards.wait(sent.shard_id, sent.step, sent.answer)
+    result = shards.await_answer(sent.shard_id, sent.step, sent.answer)
     num_heads, head_size = q_THC.shape[1:]
     for index, query, partial in zip(sent.spans, sent.step.queries, result.partials, strict=True):
         num_rows = query.queries.shape[0]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, wait
 from itertools import count
 
 from protos.context.v1 import context_pb2
@@ -15,6 +15,8 @@ from router.context_shards.stream import ShardHolder, ShardStream
 
 _ANSWER_S = 600.0
 """Longest wait for an answer. A shard that hangs is found sooner, by the keepalive of its connection."""
+_WAIT_STEP_S = 0.25
+"""Seconds between two calls of `on_wait`."""
 _REFRESH_S = 0.5
 _RECONNECT_S = 1.0
 """How long a stream that broke may take to open again before its segments count as lost."""
@@ -46,6 +48,8 @@ class ContextShards:
         self.segment_tokens = segment_tokens
         self.num_lost_tokens = 0
         """Tokens whose keys and values were lost with their shard, since the start."""
+        self.on_wait: Callable[[], None] = lambda: None
+        """Called every so often while an answer is waited for; what it raises ends the wait."""
         self._router_id = router_id
         self._fingerprint = fingerprint
         self._changed = threading.Condition()
@@ -144,7 +148,7 @@ class ContextShards:
         except ReplicaError as error:
             raise ShardFailed(shard_id, error, written) from error
 
-    def wait(
+    def await_answer(
         self, shard_id: str, step: context_pb2.Step, answer: Future[context_pb2.StepResult]
     ) -> context_pb2.StepResult:
         """Return a step's answer.
@@ -154,16 +158,18 @@ class ContextShards:
             ServingError: the step was refused for what it says. This is our bug.
         """
         written = [append.segment_id for append in step.appends]
+        give_up_at = time.monotonic() + _ANSWER_S
+        while not wait([answer], _WAIT_STEP_S).done:
+            self.on_wait()
+            if time.monotonic() > give_up_at:
+                if (stream := self._streams.get(shard_id)) is not None:
+                    stream.reset()
+                late = NoReplica(f"expected context shard {shard_id} to answer within {_ANSWER_S:g} s, found nothing")
+                raise ShardFailed(shard_id, late, written)
         try:
-            return answer.result(_ANSWER_S)
+            return answer.result()
         except (ReplicaError, Overloaded) as error:
             raise ShardFailed(shard_id, error, written) from error
-        except TimeoutError:
-            stream = self._streams.get(shard_id)
-            if stream is not None:
-                stream.reset()
-            late = NoReplica(f"expected context shard {shard_id} to answer within {_ANSWER_S:g} s, found nothing")
-            raise ShardFailed(shard_id, late, written) from None
 
     def forget(self, shard_id: str, step_id: int) -> None:
         """Drop whatever answer may still come."""
@@ -176,8 +182,11 @@ class ContextShards:
         if isinstance(failed.error, Overloaded):
             self._lose(shard_id, set(failed.segment_ids))
             return
+        if isinstance(failed.error, ContextLost) and "segment_id" in failed.error.metadata:
+            self._lose(shard_id, {int(failed.error.metadata["segment_id"])})
+            return
         stream = self._streams.get(shard_id)
-        if stream is not None and not isinstance(failed.error, ContextLost):
+        if stream is not None:
             with self._changed:
                 self._changed.wait_for(lambda: stream.is_ready or shard_id not in self._streams, _RECONNECT_S)
             if stream.is_ready and shard_id in self._streams:

@@ -130,6 +130,22 @@ class AttendResponse(_message.Message):
     room: Room
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., result: _Optional[_Union[StepResult, _Mapping]] = ..., error: _Optional[_Union[StepError, _Mapping]] = ..., room: _Optional[_Union[Room, _Mapping]] = ...) -> None: ...
 
+class FillRequest(_message.Message):
+    __slots__ = ("router_id", "segment_id", "num_tokens")
+    ROUTER_ID_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_ID_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    router_id: str
+    segment_id: int
+    num_tokens: int
+    def __init__(self, router_id: _Optional[str] = ..., segment_id: _Optional[int] = ..., num_tokens: _Optional[int] = ...) -> None: ...
+
+class FillResponse(_message.Message):
+    __slots__ = ("free_tokens",)
+    FREE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    free_tokens: int
+    def __init__(self, free_tokens: _Optional[int] = ...) -> None: ...
+
 class DescribeRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

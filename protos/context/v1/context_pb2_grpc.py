@@ -44,6 +44,11 @@ class ContextServiceStub(object):
                 request_serializer=protos_dot_context_dot_v1_dot_context__pb2.AttendRequest.SerializeToString,
                 response_deserializer=protos_dot_context_dot_v1_dot_context__pb2.AttendResponse.FromString,
                 _registered_method=True)
+        self.Fill = channel.unary_unary(
+                '/herd.context.v1.ContextService/Fill',
+                request_serializer=protos_dot_context_dot_v1_dot_context__pb2.FillRequest.SerializeToString,
+                response_deserializer=protos_dot_context_dot_v1_dot_context__pb2.FillResponse.FromString,
+                _registered_method=True)
         self.Describe = channel.unary_unary(
                 '/herd.context.v1.ContextService/Describe',
                 request_serializer=protos_dot_context_dot_v1_dot_context__pb2.DescribeRequest.SerializeToString,
@@ -74,6 +79,14 @@ class ContextServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Fill(self, request, context):
+        """Fills a segment in every global layer with random keys and values, instead of a router that computes them: for
+        measuring attention over contexts longer than there is time to read. Refused by shards not started for it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Describe(self, request, context):
         """Tells what this shard holds. Safe to retry; answers in milliseconds.
         """
@@ -88,6 +101,11 @@ def add_ContextServiceServicer_to_server(servicer, server):
                     servicer.Attend,
                     request_deserializer=protos_dot_context_dot_v1_dot_context__pb2.AttendRequest.FromString,
                     response_serializer=protos_dot_context_dot_v1_dot_context__pb2.AttendResponse.SerializeToString,
+            ),
+            'Fill': grpc.unary_unary_rpc_method_handler(
+                    servicer.Fill,
+                    request_deserializer=protos_dot_context_dot_v1_dot_context__pb2.FillRequest.FromString,
+                    response_serializer=protos_dot_context_dot_v1_dot_context__pb2.FillResponse.SerializeToString,
             ),
             'Describe': grpc.unary_unary_rpc_method_handler(
                     servicer.Describe,
@@ -127,6 +145,33 @@ class ContextService(object):
             '/herd.context.v1.ContextService/Attend',
             protos_dot_context_dot_v1_dot_context__pb2.AttendRequest.SerializeToString,
             protos_dot_context_dot_v1_dot_context__pb2.AttendResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Fill(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/herd.context.v1.ContextService/Fill',
+            protos_dot_context_dot_v1_dot_context__pb2.FillRequest.SerializeToString,
+            protos_dot_context_dot_v1_dot_context__pb2.FillResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -104,3 +104,26 @@ def test_a_stream_that_breaks_and_comes_back_loses_nothing():
             each.reset()
         assert stream.tokens() == tokens_alone(PROMPT, 40)
         assert shards.num_lost_tokens == 0
+
+
+def test_cancelled_sequences_leave_nothing_and_harm_nobody():
+    servers = [start_shard(), start_shard()]
+    with sharded_engine(servers) as (local, shards):
+        total = shards.free_tokens
+        stays = local.ask(PROMPT, 40, request_id="stays")
+        for number in range(12):
+            leaves = local.ask(PROMPT[number:], 40, request_id=f"leaves {number}")
+            while len(leaves.ids) < number % 4:
+                leaves.take()
+            local.engine.cancel(f"leaves {number}")
+        assert stays.tokens() == tokens_alone(PROMPT, 40)
+        assert shards.num_lost_tokens == 0
+        local.wait_for(lambda: shards.free_tokens == total)
+        assert not any(each.shard.describe().num_segments for each in servers)
+
+
+def test_a_preempted_sequence_keeps_what_is_on_the_shards():
+    page = 8 * 2 * 2 * 8 * 4 * 3  # tokens, of three local layers
+    with sharded_engine([start_shard(), start_shard()], kv_bytes=2 * page) as (local, _):
+        streams = [local.ask(PROMPT, 30, request_id=str(number)) for number in range(3)]
+        assert [stream.tokens() for stream in streams] == [tokens_alone(PROMPT, 30)] * 3
