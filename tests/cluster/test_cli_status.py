@@ -103,6 +103,33 @@ def test_columns_without_room_are_named(id_model):
     assert "no room here for: group," in text
 
 
+def test_replicas_are_counted_by_state_and_those_that_do_not_serve_are_listed(id_model):
+    lines = printed(render(answers(id_model), 200), 200).splitlines()
+    assert "replicas: 11 ready, 3 starting, 1 draining, 1 silent, 1 failed" in lines
+    [loading] = [line for line in lines if "experts-5-l" in line]
+    assert loading.split()[:2] == ["starting", "Experts-5"]
+    assert "1.4 GiB of 5.6 GiB" in loading
+    assert any("waits for experts [3]" in line for line in lines)
+    assert any(line.startswith("Experts-7 failed: expected 64 tensors") for line in lines)
+    assert not any("door-a" in line for line in lines)
+
+
+def test_the_load_by_layer_has_a_line_for_each_layer(id_model):
+    lines = printed(render(answers(id_model), 120, by_layer=True), 120).splitlines()
+    [first] = [line.split() for line in lines if line.startswith("layer 1 ")]
+    assert first[2:5] == ["640", "25", "67"]
+    assert sum(line.startswith("layer ") for line in lines) == 4
+
+
+def test_status_without_a_router_shows_the_replicas_and_says_what_is_missing(busy_door):
+    busy_door.service.drain()  # its load is nobody's business any more
+    done = herd("status", "--address", busy_door.grpc_address, "--by-layer")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "expected at least one router" in done.stdout
+    assert "3 starting" in done.stdout
+    assert "layer 7" in done.stdout
+
+
 def test_the_least_important_column_goes_first():
     columns = (Column("a"), Column("bbbb", rank=1), Column("cccc", rank=2))
     assert printed(fitted_table(columns, [("1", "2", "3")], 12), 80).splitlines()[0].split() == ["a", "bbbb"]
