@@ -17,10 +17,9 @@ from cluster.events import ClusterEvent
 from cluster.names import APP
 from cluster.placement_load import ReplicaReport
 from cluster.rebalancer import Rebalancer
-from cluster.replica_roster import ReplicaInfo, ServeReplica, replica_roster
+from cluster.replica_roster import ReplicaInfo, replica_roster
 from cluster.serve_replicas import ServeReplicas
 from cluster.startup_board import ReplicaProgress, StartupBoard
-from protos.errors import ServingError
 
 NAME = "directory"
 """Name of the actor within its deployment."""
@@ -61,7 +60,6 @@ class DirectoryActor:
         self._ticking: asyncio.Task[None] | None = None
         self._board = StartupBoard()
         self._serve_replicas = ServeReplicas(APP)
-        self._last_replicas: tuple[ServeReplica, ...] = ()
         self._rebalancer = Rebalancer()
 
     async def register(self, replica: ExpertReplica) -> None:
@@ -83,11 +81,7 @@ class DirectoryActor:
 
     async def overview(self) -> DirectoryOverview:
         """Return the replicas, what they report and what happened lately."""
-        problem = ""
-        try:
-            self._last_replicas = await self._serve_replicas.get()
-        except ServingError as error:
-            problem = error.message
+        replicas, problem = await self._serve_replicas.get()
         now = self._now()
         self._directory.advance(now)
         snapshot = self._directory.snapshot()
@@ -96,7 +90,7 @@ class DirectoryActor:
             snapshot=snapshot,
             reports=dict(self._rebalancer.reports),
             events=self._directory.events.newest(),
-            roster=replica_roster(self._last_replicas, self._board.entries(now), heard, time.time()),
+            roster=replica_roster(replicas, self._board.entries(now), heard, time.time()),
             roster_problem=problem,
         )
 

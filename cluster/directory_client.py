@@ -10,7 +10,8 @@ from ray.exceptions import RayError
 from cluster.directory_actor import DirectoryOverview, find_directories
 from protos.errors import ReplicaUnavailable
 
-_DEADLINE_S = 1.0
+_DEADLINE_S = 1.5
+"""Seconds it has, so that `limits.health_timeout_s` leaves some to ask a router."""
 
 
 class DirectoryClient:
