@@ -12,11 +12,11 @@ export class CellCursor {
   constructor(table, output, wordsOf) {
     Object.assign(this, { table, output, wordsOf });
     // A finger has no tooltip, and neither has a keyboard.
-    for (const kind of ["pointerover", "click"]) table.addEventListener(kind, (event) => this.#go(event.target));
-    table.parentNode.addEventListener("keydown", (event) => {
-      const step = STEPS[event.key];
-      if (!step || event.ctrlKey || event.altKey || event.metaKey) return;
-      event.preventDefault();
+    for (const kind of ["pointerover", "click"]) table.addEventListener(kind, ({ target }) => this.#go(target));
+    table.parentNode.addEventListener("keydown", (press) => {
+      const step = STEPS[press.key];
+      if (!step || press.ctrlKey || press.altKey || press.metaKey) return;
+      press.preventDefault();
       this.#step(...step);
     });
   }

@@ -25,19 +25,19 @@ export const showReplicas = (replicas, now_s) => {
   setRows(document.querySelector("#replicas tbody"), replicas.map((each) => cells(each, now_s)), "none");
 };
 
-const cells = (replica, now_s) => {
-  const { sign, kind } = STATES[replica.state], since = replica.since_s;
+const cells = (member, now_s) => {
+  const { sign, kind } = STATES[member.state], since = member.since_s;
   return [
-    { text: `${sign} ${replica.state}`, kind },
-    replica.deployment,
-    detail(replica),
-    { text: replica.replica_id, title: replica.replica_id },
+    { text: `${sign} ${member.state}`, kind },
+    member.deployment,
+    detail(member),
+    { text: member.replica_id, title: member.replica_id },
     {
       text: since === null ? "-" : duration(now_s - since), kind: "n",
       title: since === null ? "" : new Date(since * 1000).toLocaleString(),
     },
-    { text: replica.host || "-", title: replica.host },
-    { text: String(replica.pid || "-"), kind: "n" },
+    { text: member.host || "-", title: member.host },
+    { text: String(member.pid || "-"), kind: "n" },
   ];
 };
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from cluster.events import ClusterEvent
 from cluster.layer_load import LayerLoad
 from cluster.replica_roster import ReplicaInfo
 from cluster.router_client import ExpertReplicaInfo, PlacementInfo, RouterLoad
+from cluster.served_model import ServedModel
 from router.request import EngineLoad
 from router.transport.evidence import DispatchCounts
 from router.transport.grpc import TransportHealth
@@ -24,6 +26,11 @@ def router_loads(ejected: tuple[str, ...], generated_tokens: int = 123_456) -> t
         _router("router-a", 20_000, generated_tokens, running=11, waiting=3, ejected=ejected),
         _router("router-b", 20_001, generated_tokens // 3, running=4, waiting=0, ejected=()),
     )
+
+
+def with_experts(model: ServedModel, num_experts: int) -> ServedModel:
+    """Return the same model with so many experts: as many as a placement is about."""
+    return replace(model, config=replace(model.config, num_experts=num_experts))
 
 
 def busy_placement(num_experts: int, num_groups: int, num_layers: int = 4) -> PlacementInfo:

@@ -9,7 +9,6 @@ import select
 import signal
 import subprocess
 import time
-from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -20,7 +19,7 @@ from cluster.cli.status_tables import Answers, format_age, format_ranges, render
 from cluster.grpc.messages import load_response, server_info_response
 from cluster.service import InferenceService
 from protos.inference.v1 import inference_pb2 as pb
-from tests.cluster.busy_cluster import HOSTILE, busy_placement, router_loads
+from tests.cluster.busy_cluster import HOSTILE, busy_placement, router_loads, with_experts
 from tests.cluster.live_front_door import LiveFrontDoor
 from tests.cluster.scripted_router import ScriptedRouter, says
 from tests.cluster.test_cli import HERD, herd
@@ -29,7 +28,7 @@ WAIT_S = 60
 
 
 def answers(model, num_experts=16, num_groups=4) -> Answers:
-    model = replace(model, config=replace(model.config, num_experts=num_experts))
+    model = with_experts(model, num_experts)
     info = server_info_response(model, busy_placement(num_experts, num_groups))
     return Answers(info=info, load=load_response(router_loads(ejected=("experts-1-0",))))
 
@@ -45,7 +44,7 @@ def printed(renderable, width: int, color_system=None) -> str:
 def busy_door(id_model):
     router = ScriptedRouter(says(1))
     router.placement, router.loads = busy_placement(16, 4), router_loads(ejected=("experts-1-0",))
-    model = replace(id_model, config=replace(id_model.config, num_experts=16))
+    model = with_experts(id_model, 16)
     with LiveFrontDoor(InferenceService(model, router)) as door:
         yield door
 

@@ -12,7 +12,7 @@ from cluster.limits import FrontDoorLimits
 from cluster.service import InferenceService
 from protos.errors import NoReplica
 from tests.cluster.browser import Browser, Page, find_chromium
-from tests.cluster.busy_cluster import HOSTILE, busy_placement, router_loads
+from tests.cluster.busy_cluster import HOSTILE, busy_placement, router_loads, with_experts
 from tests.cluster.live_front_door import LiveFrontDoor
 from tests.cluster.scripted_router import ScriptedRouter, says
 
@@ -44,7 +44,7 @@ def show(browser, id_model):
     opened: list[Shown] = []
 
     def open_page(num_experts: int, num_groups: int, num_layers: int = 4, **look) -> Shown:
-        model = replace(id_model, config=replace(id_model.config, num_experts=num_experts))
+        model = with_experts(id_model, num_experts)
         router = ScriptedRouter(says(1))
         router.placement = busy_placement(num_experts, num_groups, num_layers)
         router.loads = router_loads(ejected=("experts-1-0", HOSTILE))
