@@ -14,8 +14,8 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.e2e.herd_process import HerdProcess
 from tests.e2e.reflected_client import ReflectedClient
+from tests.e2e.served import served
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -33,7 +33,7 @@ def folder(tmp_path_factory, demo_dir) -> Path:
 @pytest.fixture(scope="module")
 def client(folder) -> Iterator[ReflectedClient]:
     """Of a Herd that misses a heartbeat after two seconds."""
-    with HerdProcess(str(folder), "--set", "experts.lease_s=2") as herd, ReflectedClient(herd.grpc_address) as client:
+    with served("experts.lease_s=2", model=str(folder)) as herd, ReflectedClient(herd.grpc_address) as client:
         yield client
 
 
