@@ -14,8 +14,11 @@ from ray.serve.config import DeploymentActorConfig
 
 from cluster.directory import Directory, DirectorySnapshot, ExpertReplica
 from cluster.events import ClusterEvent
+from cluster.names import APP
 from cluster.placement_load import ReplicaReport
 from cluster.rebalancer import Rebalancer
+from cluster.replica_roster import ReplicaInfo, replica_roster
+from cluster.serve_replicas import ServeReplicas
 from cluster.startup_board import ReplicaProgress, StartupBoard
 
 NAME = "directory"
@@ -36,6 +39,10 @@ class DirectoryOverview:
     """By replica, what it said last."""
     events: tuple[ClusterEvent, ...]
     """What happened lately, oldest first."""
+    roster: tuple[ReplicaInfo, ...] = ()
+    """The replicas of all deployments."""
+    roster_problem: str = ""
+    """Why the roster may be old; empty: it is of this moment."""
 
 
 class DirectoryActor:
@@ -52,6 +59,7 @@ class DirectoryActor:
         self._looked_at = time.monotonic()
         self._ticking: asyncio.Task[None] | None = None
         self._board = StartupBoard()
+        self._serve_replicas = ServeReplicas(APP)
         self._rebalancer = Rebalancer()
 
     async def register(self, replica: ExpertReplica) -> None:
@@ -73,11 +81,17 @@ class DirectoryActor:
 
     async def overview(self) -> DirectoryOverview:
         """Return the replicas, what they report and what happened lately."""
-        self._directory.advance(self._now())
+        replicas, problem = await self._serve_replicas.get()
+        now = self._now()
+        self._directory.advance(now)
+        snapshot = self._directory.snapshot()
+        heard = {each.holder.replica_id for each in snapshot.replicas} if snapshot.is_settled else None
         return DirectoryOverview(
-            snapshot=self._directory.snapshot(),
+            snapshot=snapshot,
             reports=dict(self._rebalancer.reports),
             events=self._directory.events.newest(),
+            roster=replica_roster(replicas, self._board.entries(now), heard, time.time()),
+            roster_problem=problem,
         )
 
     async def deregister(self, replica_id: str) -> None:
@@ -120,11 +134,11 @@ class DirectoryActor:
         """Note how far a replica has come."""
         if progress.startup is not None and progress.startup.first_dispatch_s is not None:
             self._directory.events.note(progress.replica_id, f"started: {progress.startup.described()}")
-        self._board.report(progress)
+        self._board.report(progress, self._now())
 
     async def progress(self) -> tuple[ReplicaProgress, ...]:
         """Return how far every replica has come."""
-        return self._board.progress()
+        return self._board.progress(self._now())
 
 
 def directory_config(lease_s: float) -> DeploymentActorConfig:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from ray.serve.handle import DeploymentHandle
 
+from cluster.directory_client import DirectoryClient
 from cluster.first_tokens import FirstTokenMeter
 from cluster.listeners import Listeners
+from cluster.names import APP, ROUTER
 from cluster.plan import DeploymentPlan
 from cluster.planned_model import load_planned_model
 from cluster.serve_router_client import ServeRouterClient
@@ -27,7 +29,7 @@ class FrontDoor:
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it, in the loop that everything here belongs to
         self, plan: DeploymentPlan, router: DeploymentHandle, *experts: DeploymentHandle
     ) -> None:
-        router_client = ServeRouterClient(router)
+        router_client = ServeRouterClient(router, DirectoryClient(APP, ROUTER))
         self._service = InferenceService(load_planned_model(plan), router_client, plan.settings.limits)
         self._first_tokens = FirstTokenMeter(self._service.metrics)
         self._listeners = Listeners(self._service, plan.settings)

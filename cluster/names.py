@@ -5,8 +5,14 @@ from __future__ import annotations
 APP = "herd"
 FRONT_DOOR = "FrontDoor"
 ROUTER = "Router"
+_EXPERTS = "Experts-"
 
 
 def experts_deployment(group: int) -> str:
     """Return the name of the deployment that serves an expert group, 0-based."""
-    return f"Experts-{group}"
+    return f"{_EXPERTS}{group}"
+
+
+def is_experts(deployment: str) -> bool:
+    """Tell whether a deployment serves an expert group."""
+    return deployment.startswith(_EXPERTS)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from cluster.directory import ExpertReplica
 from cluster.directory_actor import DirectoryOverview
+from cluster.layer_load import sum_layer_loads
 from cluster.placement_load import ReplicaReport
 from cluster.router_client import ExpertReplicaInfo, PlacementInfo
 
 
 def placement_info(overview: DirectoryOverview, *, is_current: bool = True) -> PlacementInfo:
     """Return where the experts are, how busy they are there, and what happened lately."""
+    known = [overview.reports.get(replica.holder.replica_id) for replica in overview.snapshot.replicas]
     return PlacementInfo(
         version=overview.snapshot.version,
         expert_replicas=tuple(
-            _replica_info(replica, overview.reports.get(replica.holder.replica_id))
-            for replica in overview.snapshot.replicas
+            _replica_info(replica, report) for replica, report in zip(overview.snapshot.replicas, known, strict=True)
         ),
         events=overview.events,
+        layer_load=sum_layer_loads([each.layer_load for each in known if each and each.layer_load]),
+        roster=overview.roster,
+        roster_problem=overview.roster_problem,
         is_current=is_current,
     )
 

@@ -7,7 +7,9 @@ expert's tokens evenly among its copies.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from cluster.layer_load import LayerLoad
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +32,8 @@ class ReplicaReport:
     """Seconds a dispatch waits, mean. Breaks ties between replicas that could take a copy."""
     compute_s: float = 0.0
     """Seconds a dispatch computes, mean. Breaks ties likewise."""
+    layer_load: LayerLoad | None = field(default=None, compare=False)
+    """The tokens layer by layer, for people; placing does not look at it. None: not known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from cluster.events import ClusterEvent
+from cluster.layer_load import LayerLoad
+from cluster.replica_roster import ReplicaInfo
 from router.request import EngineEvent, EngineLoad, GenerationRequest
 from router.transport.grpc import TransportHealth
 
@@ -67,6 +69,12 @@ class PlacementInfo:
     """Empty when the experts run inside the router."""
     events: tuple[ClusterEvent, ...] = ()
     """What happened to expert replicas lately, oldest first."""
+    layer_load: LayerLoad | None = None
+    """How busy the experts are layer by layer, all their copies together, by the last heartbeats; None: not known."""
+    roster: tuple[ReplicaInfo, ...] = ()
+    """The replicas of all deployments and their states; empty when everything is in one process."""
+    roster_problem: str = ""
+    """Why the roster may be old; empty: it is of this moment."""
     is_current: bool = True
     """False: the directory did not answer; this is who was there when it last did, without load or events."""
 

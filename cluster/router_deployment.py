@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import time
@@ -11,12 +10,10 @@ from contextlib import aclosing
 
 import torch
 from ray import serve
-from ray.exceptions import RayError
-from ray.serve import get_deployment_actor
 
 from cluster.carrier import Packed
 from cluster.carrier_sender import CarrierSender
-from cluster.directory_actor import NAME, DirectoryOverview
+from cluster.directory_actor import DirectoryOverview
 from cluster.meters import RateMeter
 from cluster.names import APP, ROUTER
 from cluster.placement_feed import PlacementFeed
@@ -34,7 +31,6 @@ from router.transport.timeouts import DispatchTimeouts
 
 _LOG = logging.getLogger(__name__)
 _WAIT_STEP_S = 0.5
-_OVERVIEW_S = 1.0
 
 
 class Router:
@@ -129,13 +125,9 @@ class Router:
         }
 
     async def describe(self) -> PlacementInfo:
-        """Tell where the experts are; without the directory, where they were."""
-        try:
-            async with asyncio.timeout(_OVERVIEW_S):
-                return placement_info(await get_deployment_actor(NAME).overview.remote())
-        except (RayError, TimeoutError, ValueError):  # ValueError: it is being restarted
-            known = DirectoryOverview(snapshot=self._feed.snapshot, reports={}, events=())
-            return placement_info(known, is_current=False)
+        """Tell where the experts were when the directory was heard last: front doors ask it themselves first."""
+        known = DirectoryOverview(snapshot=self._feed.snapshot, reports={}, events=())
+        return placement_info(known, is_current=False)
 
     def __del__(self) -> None:
         """End what is running: Ray Serve calls this when the replica is stopped, its requests done."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -13,6 +13,8 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from cluster.carrier import Packed
 from cluster.carrier_receiver import CarrierReceiver, Inbox
+from cluster.directory_client import DirectoryClient
+from cluster.placement_info import placement_info
 from cluster.router_client import PlacementInfo, RouterLoad
 from cluster.routing import CARRY
 from protos.errors import InternalError, NoReplica, Overloaded, ReplicaUnavailable, ServingError
@@ -34,12 +36,21 @@ class ServeRouterClient:
 
     Args:
         handle: as bound into the front door.
+        directory: asked where the experts are; None: routers are.
         accept_s: seconds a router has to accept a sequence.
         receiver_options: for the CarrierReceiver.
     """
 
-    def __init__(self, handle: DeploymentHandle, *, accept_s: float = ACCEPT_S, **receiver_options: float) -> None:
+    def __init__(
+        self,
+        handle: DeploymentHandle,
+        directory: DirectoryClient | None = None,
+        *,
+        accept_s: float = ACCEPT_S,
+        **receiver_options: float,
+    ) -> None:
         self._handle = handle
+        self._directory = directory
         self._generate = handle.options(method_name="generate", stream=True)
         self._carry = handle.options(method_name=CARRY, stream=True)
         self._door_id = uuid.uuid4().hex
@@ -124,7 +135,10 @@ class ServeRouterClient:
         return tuple(answer for answer in answers if isinstance(answer, RouterLoad))
 
     async def describe(self) -> PlacementInfo:
-        """Return where the experts are, as one router sees it."""
+        """Return where the experts are and which replicas there are; what a router knows if the directory is silent."""
+        if self._directory is not None:
+            with suppress(ReplicaUnavailable):
+                return placement_info(await self._directory.overview())
         with _explained():
             answer: PlacementInfo = await self._handle.describe.remote()
         return answer

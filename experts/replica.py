@@ -93,7 +93,7 @@ class Replica:
         # Three matrices: gate, up and down.
         macs_per_token = 3 * held.config.hidden_size * held.config.expert_width
         self.batcher = Batcher(self._run, limits, macs_per_token=macs_per_token)
-        self._tokens_by_expert: dict[int, int] = {}
+        self._tokens: dict[int, dict[int, int]] = {layer: {} for layer in held.config.moe_layers}
         self._num_batches = 0
         self._on_first_dispatch = on_first_dispatch
 
@@ -111,9 +111,9 @@ class Replica:
         self.held.release(expert_ids, self._settle)
 
     @property
-    def tokens_by_expert(self) -> dict[int, int]:
-        """Tokens run so far by each expert that ran any, summed over layers."""
-        return dict(self._tokens_by_expert)
+    def tokens_by_layer(self) -> dict[int, dict[int, int]]:
+        """Tokens run so far in each MoE layer, ascending, by each expert that ran any there."""
+        return {layer: dict(tokens) for layer, tokens in self._tokens.items()}
 
     def load(self) -> expert_pb2.Load:
         """Return how busy it is now."""
@@ -123,6 +123,7 @@ class Replica:
         """Return what it holds and how busy it is."""
         held = self.held
         expert_ids = held.expert_ids  # at one moment: others may be held at the next
+        by_layer = self.tokens_by_layer.values()
         return expert_pb2.DescribeResponse(
             replica_id=self.replica_id,
             model_fingerprint=held.fingerprint,
@@ -134,15 +135,16 @@ class Replica:
             loaded_bytes=held.loaded_bytes,
             draining=self.batcher.is_draining,
             load=self.load(),
-            expert_tokens=[self._tokens_by_expert.get(expert, 0) for expert in expert_ids],
+            expert_tokens=[sum(tokens.get(expert, 0) for tokens in by_layer) for expert in expert_ids],
         )
 
     def _run(self, layer: int, hidden_ND: Tensor, expert_ids: Sequence[int], token_counts: Sequence[int]) -> Tensor:
         """Compute a batch and count its tokens; the batcher calls this from one thread at a time."""
         self._num_batches += 1
         outputs_ND = self.held.run(layer, hidden_ND, expert_ids, token_counts)
+        tokens = self._tokens[layer]
         for expert, count in zip(expert_ids, token_counts, strict=True):
-            self._tokens_by_expert[expert] = self._tokens_by_expert.get(expert, 0) + count
+            tokens[expert] = tokens.get(expert, 0) + count
         if self._num_batches == 1:
             self._on_first_dispatch()
         return outputs_ND

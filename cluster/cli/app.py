@@ -146,20 +146,23 @@ def generate(
 def status(
     address: Address = DEFAULT_ADDRESS,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it anew each second, until Ctrl-C.")] = False,
+    by_layer: Annotated[bool, typer.Option("--by-layer", help="Show the load by layer, not by replica.")] = False,
 ) -> None:
     """Show what a running Herd serves, and where.
 
-    How busy its routers are, which replica holds which experts, how busy each expert is, and what happened lately.
+    Which replicas start, serve, drain or have failed, how busy the routers are, which replica holds which experts, how
+    busy each expert is, and what happened lately.
 
     \b
     herd status
     herd status --watch
+    herd status --by-layer
     herd status --address gpu-box:9000 | less
     """  # noqa: D301  as above
     from cluster.cli.status import show_status, watch_status
 
     with explained():
-        (watch_status if watch else show_status)(address)
+        (watch_status if watch else show_status)(address, by_layer=by_layer)
 
 
 @app.command()

@@ -1,8 +1,9 @@
-"""The experts' load in a terminal: a row per expert replica, a column per logical expert, in bands as wide as it is."""
+"""The experts' load in a terminal: a row per replica or layer, a column per expert, in bands as wide as it is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from math import sqrt
 
 from rich.style import Style
@@ -42,11 +43,9 @@ def heat_map(num_experts: int, replicas: Sequence[pb.ExpertReplica], width: int)
     }
     most = max(total.values())
     label = min(_MOST_LABEL, max(len("all copies"), *(len(each.replica_id) for each in rows)))
-    per_band = max(1, (min(width, _MOST_WIDTH) - label - 1) // _CELL)
     text = Text(no_wrap=True)
     text.append("tokens/s of each expert (+ copy beyond the group, · not held)\n", "dim")
-    for start in range(0, num_experts, per_band):
-        band = range(start, min(start + per_band, num_experts))
+    for band in _bands(num_experts, label, width):
         _line(text, "expert", label, [Text(f"{expert:>{_CELL - 1}} ", "dim") for expert in band])
         _line(text, "all copies", label, [_cell(total[expert], most, " ") for expert in band])
         copies = [sum(expert in each for each in held.values()) for expert in band]
@@ -57,6 +56,40 @@ def heat_map(num_experts: int, replicas: Sequence[pb.ExpertReplica], width: int)
         if band.stop < num_experts:
             text.append("\n")
     return text
+
+
+def layer_map(
+    num_experts: int, layers: Sequence[pb.LayerLoad], replicas: Sequence[pb.ExpertReplica], width: int
+) -> Text:
+    """Return a map of every expert's tokens per second in every MoE layer, all its copies together.
+
+    Args:
+        num_experts: columns; at least one.
+        layers: rows; at least one.
+        replicas: who holds what.
+        width: characters of the terminal.
+    """
+    most = max(max(layer.tokens_per_s) for layer in layers)
+    label = max(len("copies"), *(len(f"layer {layer.layer}") for layer in layers))
+    copies = Counter(expert for each in replicas for expert in each.expert_ids)
+    text = Text(no_wrap=True)
+    text.append("tokens/s of each expert in each layer, all copies together\n", "dim")
+    for band in _bands(num_experts, label, width):
+        _line(text, "expert", label, [Text(f"{expert:>{_CELL - 1}} ", "dim") for expert in band])
+        _line(text, "copies", label, [Text(f"{copies[expert]:>{_CELL - 1}} ") for expert in band])
+        for layer in layers:
+            cells = [_cell(layer.tokens_per_s[expert], most, " ") for expert in band]
+            _line(text, f"layer {layer.layer}", label, cells)
+        if band.stop < num_experts:
+            text.append("\n")
+    return text
+
+
+def _bands(num_experts: int, label: int, width: int) -> Iterator[range]:
+    """Yield experts in runs for which a line has room beside a label."""
+    per_band = max(1, (min(width, _MOST_WIDTH) - label - 1) // _CELL)
+    for start in range(0, num_experts, per_band):
+        yield range(start, min(start + per_band, num_experts))
 
 
 def by_group(replicas: Sequence[pb.ExpertReplica]) -> list[pb.ExpertReplica]:

@@ -21,19 +21,19 @@ _PIPED_WIDTH = 300
 """Characters of a line where there is no terminal: whoever reads it wants nothing cut."""
 
 
-def show_status(address: str) -> None:
-    """Ask a running Herd and print what it says.
+def show_status(address: str, *, by_layer: bool) -> None:
+    """Ask a running Herd and print what it says, the experts' load by replica or by layer.
 
     Raises:
         ServingError: it does not answer.
     """
     console = make_console()
     with channel_to(address) as channel:
-        answers = _ask(InferenceServiceStub(channel))
-    console.print(render(answers, console.width))
+        answers = _ask(InferenceServiceStub(channel), address)
+    console.print(render(answers, console.width, by_layer=by_layer))
 
 
-def watch_status(address: str) -> None:
+def watch_status(address: str, *, by_layer: bool) -> None:
     """Ask each second and show the newest answers until Ctrl-C; what is old says since when.
 
     Raises:
@@ -42,12 +42,12 @@ def watch_status(address: str) -> None:
     console = make_console()
     with channel_to(address) as channel:
         stub = InferenceServiceStub(channel)
-        answers = _ask(stub)
+        answers = _ask(stub, address)
         try:
             if console.is_terminal:
-                _watch(stub, address, answers, console)
+                _watch(stub, address, answers, console, by_layer=by_layer)
             else:
-                _repeat(stub, answers, console)
+                _repeat(stub, address, answers, console, by_layer=by_layer)
         except KeyboardInterrupt:
             return  # the way to end it
 
@@ -60,33 +60,37 @@ def make_console() -> Console:
     return console
 
 
-def _watch(stub: InferenceServiceStub, address: str, answers: Answers, console: Console) -> None:
+def _watch(stub: InferenceServiceStub, address: str, answers: Answers, console: Console, *, by_layer: bool) -> None:
     heard_at, problem = time.time(), ""
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             note = Text(
                 problem or f"{time.strftime('%H:%M:%S')}, each second; Ctrl-C ends", "red" if problem else "dim"
             )
-            live.update(Group(note, render(answers, console.width)), refresh=True)
+            live.update(Group(note, render(answers, console.width, by_layer=by_layer)), refresh=True)
             time.sleep(_PERIOD_S)
             try:
-                answers = _ask(stub)
+                answers = _ask(stub, address)
                 heard_at, problem = time.time(), ""
             except grpc.RpcError as error:
                 since = time.strftime("%H:%M:%S", time.localtime(heard_at))
                 problem = f"nothing newer since {since}: {from_rpc_error(error, address).message}"
 
 
-def _repeat(stub: InferenceServiceStub, answers: Answers, console: Console) -> None:
+def _repeat(stub: InferenceServiceStub, address: str, answers: Answers, console: Console, *, by_layer: bool) -> None:
     """Print one answer after the other: into a file, nothing can be drawn over."""
     while True:
-        console.print(time.strftime("%H:%M:%S"), render(answers, console.width), sep="\n")
+        console.print(time.strftime("%H:%M:%S"), render(answers, console.width, by_layer=by_layer), sep="\n")
         time.sleep(_PERIOD_S)
-        answers = _ask(stub)
+        answers = _ask(stub, address)
 
 
-def _ask(stub: InferenceServiceStub) -> Answers:
-    return Answers(
-        info=stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=CALL_TIMEOUT_S),
-        load=stub.GetLoad(pb.GetLoadRequest(), timeout=CALL_TIMEOUT_S),
-    )
+def _ask(stub: InferenceServiceStub, address: str) -> Answers:
+    """Return what a server says; that no router answers is no reason not to show which replicas there are."""
+    info = stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=CALL_TIMEOUT_S)
+    try:
+        return Answers(info=info, load=stub.GetLoad(pb.GetLoadRequest(), timeout=CALL_TIMEOUT_S))
+    except grpc.RpcError as error:
+        if error.code() != grpc.StatusCode.UNAVAILABLE:
+            raise
+        return Answers(info=info, load=pb.GetLoadResponse(), load_problem=from_rpc_error(error, address).message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from rich.text import Text
 
 from cluster.byte_text import format_bytes
 from cluster.cli.fitted_table import Column, fitted_table, printable
-from cluster.cli.heat_map import by_group, heat_map, is_copy, short_number
+from cluster.cli.heat_map import by_group, heat_map, is_copy, layer_map, short_number
 from protos.inference.v1 import inference_pb2 as pb
 
 _MOST_EVENTS = 8
@@ -44,6 +45,22 @@ _EXPERT_COLUMNS = (
     Column("address", rank=7),
     Column("pid", rank=5, is_number=True),
 )
+_REPLICA_COLUMNS = (
+    Column("state"),
+    Column("deployment", is_name=True),
+    Column("what it does", rank=1, is_name=True),
+    Column("replica", rank=2, is_name=True),
+    Column("age", rank=3, is_number=True),
+    Column("host", rank=4),
+    Column("pid", rank=5, is_number=True),
+)
+_STATES = {
+    pb.REPLICA_STATE_READY: "ready",
+    pb.REPLICA_STATE_STARTING: "starting",
+    pb.REPLICA_STATE_DRAINING: "draining",
+    pb.REPLICA_STATE_SILENT: "silent",
+    pb.REPLICA_STATE_FAILED: "failed",
+}
 _EVENT_COLUMNS = (
     Column("time", rank=1),
     Column("ago", is_number=True),
@@ -60,18 +77,28 @@ class Answers:
     """What it runs."""
     load: pb.GetLoadResponse
     """How busy its routers are."""
+    load_problem: str = ""
+    """Why that is not known."""
 
 
-def render(answers: Answers, width: int) -> RenderableType:
-    """Return everything, for a terminal of so many characters."""
+def render(answers: Answers, width: int, *, by_layer: bool = False) -> RenderableType:
+    """Return everything, for a terminal of so many characters; the experts' load by replica or by layer."""
     info, routers = answers.info, answers.load.routers
     now_s = time.time()
-    parts: list[RenderableType] = [Text(printable(describe_model(info))), router_table(routers, width)]
+    parts: list[RenderableType] = [Text(printable(describe_model(info)))]
+    if info.replicas or info.replicas_problem:
+        parts.append(replica_states(info, now_s, width))
+    if answers.load_problem:
+        parts.append(Text(printable(answers.load_problem), "yellow"))
+    else:
+        parts.append(router_table(routers, width))
     if info.num_experts:
         parts.append(expert_table(info.expert_replicas, passed_over(routers), now_s, width))
     if info.events:
         parts.append(event_table(info.events, now_s, width))
-    if info.expert_replicas:
+    if by_layer and info.layer_loads:
+        parts.append(layer_map(info.num_experts, info.layer_loads, info.expert_replicas, width))
+    elif info.expert_replicas:
         parts.append(heat_map(info.num_experts, info.expert_replicas, width))
     return Group(*(spaced for part in parts for spaced in (part, "")))
 
@@ -84,6 +111,48 @@ def describe_model(info: pb.GetServerInfoResponse) -> str:
         f"context {info.model.context_length}, {'with' if info.model.has_tokenizer else 'no'} tokenizer "
         f"(Herd {info.version}, placement {info.placement_version})"
     )
+
+
+def replica_states(info: pb.GetServerInfoResponse, now_s: float, width: int) -> RenderableType:
+    """Return how many replicas are in which state, and a row for each that needs a look: all but those that serve."""
+    counts = Counter(each.state for each in info.replicas)
+    line = "replicas: " + ", ".join(f"{counts[state]} {name}" for state, name in _STATES.items())
+    parts: list[RenderableType] = [Text(line)]
+    if info.replicas_problem:
+        parts.append(Text(f"as of a moment ago: {printable(info.replicas_problem)}", "yellow"))
+    rows = [
+        (
+            _STATES.get(each.state, "?"),
+            each.deployment,
+            replica_detail(each),
+            each.replica_id,
+            format_age(now_s - each.since_ms / 1000) if each.HasField("since_ms") else "-",
+            each.host or "-",
+            str(each.pid or "-"),
+        )
+        for each in info.replicas
+        if each.state != pb.REPLICA_STATE_READY
+    ]
+    if rows:
+        parts.append(fitted_table(_REPLICA_COLUMNS, rows, width))
+    failed = [each for each in info.replicas if each.state == pb.REPLICA_STATE_FAILED]
+    parts += [Text(printable(f"{each.deployment} failed: {each.reason}"), "red") for each in failed]
+    return Group(*parts)
+
+
+def replica_detail(replica: pb.Replica) -> str:
+    """Return what a replica is about, beyond its state."""
+    if replica.state == pb.REPLICA_STATE_FAILED:
+        return "see below"
+    if replica.state == pb.REPLICA_STATE_SILENT:
+        return "no heartbeat comes"
+    if replica.state != pb.REPLICA_STATE_STARTING:
+        return ""
+    if replica.waits_for:
+        return f"waits for {replica.waits_for}"
+    if replica.total_bytes:
+        return f"{format_bytes(replica.done_bytes)} of {format_bytes(replica.total_bytes)}"
+    return "begins" if replica.pid else "waits for a process"
 
 
 def router_table(routers: Sequence[pb.RouterLoad], width: int) -> Table:

@@ -7,7 +7,9 @@ from typing import Any
 
 from google.protobuf.message import Message
 
+from cluster.layer_load import LayerLoad
 from cluster.prompt import check_role
+from cluster.replica_roster import ReplicaInfo, ReplicaState
 from cluster.router_client import ExpertReplicaInfo, PlacementInfo, RouterLoad
 from cluster.served_model import ServedModel
 from cluster.service_events import Delta, Finished, LikelyToken, ScoredToken, ServiceEvent, Started
@@ -20,6 +22,13 @@ _FINISH_REASONS = {
     None: pb.FINISH_REASON_UNSPECIFIED,
     "stop": pb.FINISH_REASON_STOP,
     "length": pb.FINISH_REASON_LENGTH,
+}
+_REPLICA_STATES: dict[ReplicaState, pb.ReplicaState] = {
+    "failed": pb.REPLICA_STATE_FAILED,
+    "silent": pb.REPLICA_STATE_SILENT,
+    "starting": pb.REPLICA_STATE_STARTING,
+    "draining": pb.REPLICA_STATE_DRAINING,
+    "ready": pb.REPLICA_STATE_READY,
 }
 
 
@@ -92,6 +101,30 @@ def server_info_response(model: ServedModel, placement: PlacementInfo) -> pb.Get
             pb.ClusterEvent(at_ms=_thousandths(each.at_s), subject=each.subject, text=each.text)
             for each in placement.events
         ],
+        layer_loads=_layer_loads(placement.layer_load, config.num_experts),
+        replicas=[_replica(each) for each in placement.roster],
+        replicas_problem=placement.roster_problem,
+    )
+
+
+def _layer_loads(load: LayerLoad | None, num_experts: int) -> list[pb.LayerLoad]:
+    if load is None:
+        return []
+    return [pb.LayerLoad(layer=layer, tokens_per_s=row) for layer, row in load.rows(num_experts).items()]
+
+
+def _replica(replica: ReplicaInfo) -> pb.Replica:
+    return pb.Replica(
+        replica_id=replica.replica_id,
+        deployment=replica.deployment,
+        state=_REPLICA_STATES[replica.state],
+        done_bytes=replica.done_bytes,
+        total_bytes=replica.total_bytes,
+        waits_for=replica.waits_for,
+        reason=replica.reason,
+        since_ms=None if replica.since_s is None else _thousandths(replica.since_s),
+        host=replica.host,
+        pid=replica.pid,
     )
 
 

@@ -1,26 +1,18 @@
 // Which expert is how busy where: a row per expert replica, a column per logical expert.
 
+import { CellCursor } from "./cell_cursor.js";
 import { byId, make, put, setAttribute } from "./dom.js";
 import { roundUp, short } from "./format.js";
-
-const MOST_WITH_NUMBERS = 32; // more columns than that leave no room for a number
-const LABEL_EVERY = 8;
+import { body, copiesSign, head, heatOf, isDense, line, prepare, scoped } from "./map_table.js";
 
 export class HeatMap {
   #table = byId("heat");
-  #output = byId("heat-cell");
+  #cursor = new CellCursor(this.#table, byId("heat-cell"), (box) => box.title);
   #shape = "";
   #cells = []; // {box, row, expert}; row is undefined for all copies together
-  #at = null;
   #copiesLabel = null;
 
-  constructor() {
-    // A finger has no tooltip: the cell's words are shown below as well.
-    const point = (event) => this.#point(event.target);
-    for (const kind of ["pointerover", "click"]) this.#table.addEventListener(kind, point);
-  }
-
-  /** Show replicas in the order given, those of a group side by side. */
+  /** Show replicas in the order given, those of a group side by side; return the top of the scale. */
   show(numExperts, replicas, passedOver) {
     const rows = byGroup(replicas);
     const parts = rows.map((row) => [row.replica_id, row.group, row.expert_ids, row.home_ids]);
@@ -35,10 +27,8 @@ export class HeatMap {
       }
     }
     const most = roundUp(Math.max(...total));
-    put(byId("heat-middle"), short(most / 4));
-    put(byId("heat-most"), short(most));
     const least = Math.min(...copies);
-    put(this.#copiesLabel, this.#isDense() ? `copies (· is ${least})` : "copies");
+    put(this.#copiesLabel, isDense(this.#table) ? `copies (· is ${least})` : "copies");
     for (const { box, row, expert, kind } of this.#cells) {
       const found = row === undefined ? undefined : rows[row];
       if (kind === "count") this.#setCount(box, expert, copies[expert], copies[expert] > least);
@@ -54,7 +44,8 @@ export class HeatMap {
       const note = isPassedOver ? `, passed over by ${passedOver.get(row.replica_id).join(", ")}` : "";
       setAttribute(line.firstChild, "title", `${row.replica_id} of ${row.group} on ${row.host || row.address}${note}`);
     }
-    if (this.#at) put(this.#output, this.#at.title);
+    this.#cursor.refresh();
+    return most;
   }
 
   #setCell(box, rate, most, words, row, expert) {
@@ -65,7 +56,7 @@ export class HeatMap {
     box.title = title;
     setAttribute(box, "aria-label", title);
     box.style.setProperty("--heat", heatOf(rate, most).toFixed(3));
-    if (!this.#isDense()) put(box, short(rate));
+    if (!isDense(this.#table)) put(box, short(rate));
   }
 
   #setCount(box, expert, copies, isMore) {
@@ -74,60 +65,28 @@ export class HeatMap {
     box.title = title;
     setAttribute(box, "aria-label", title);
     box.classList.toggle("more", isMore);
-    const digit = isMore ? (copies > 9 ? "+" : String(copies)) : "·";
-    put(box, this.#isDense() ? digit : String(copies));
-  }
-
-  #isDense() {
-    return this.#table.classList.contains("dense");
-  }
-
-  #point(box) {
-    if (!box.matches("td[title]")) return;
-    if (this.#at) this.#at.classList.remove("at");
-    this.#at = box;
-    box.classList.add("at");
-    put(this.#output, box.title);
+    put(box, isDense(this.#table) ? copiesSign(copies, isMore) : String(copies));
   }
 
   #build(numExperts, rows) {
-    const table = this.#table;
-    table.className = numExperts > MOST_WITH_NUMBERS ? "dense" : "";
-    table.style.setProperty("--columns", numExperts);
+    prepare(this.#table, numExperts);
     this.#cells = [];
-    this.#at = null;
-    put(this.#output, "point at a cell for its numbers");
-    const columns = make("colgroup");
-    for (let index = 0; index <= numExperts; index += 1) columns.append(make("col"));
     const experts = [...Array(numExperts).keys()];
-    const head = make("thead"), line = make("tr");
-    line.append(make("td"), ...experts.map((expert) => {
-      const isNamed = !this.#isDense() || expert % LABEL_EVERY === 0;
-      return scoped("col", isNamed ? String(expert) : "");
-    }));
-    head.append(line);
-    const together = make("tbody");
-    const copies = this.#line("copies", experts, (expert) => this.#cell("count", { expert, kind: "count" }));
-    together.append(this.#line("all copies", experts, (expert) => this.#cell("held", { expert })), copies);
+    const copies = line("copies", experts.map((expert) => this.#cell("count", { expert, kind: "count" })));
     this.#copiesLabel = copies.firstChild;
-    const bodies = [together];
+    const bodies = [body([line("all copies", experts.map((expert) => this.#cell("held", { expert }))), copies])];
     rows.forEach((row, index) => {
       if (row.group !== rows[index - 1]?.group) bodies.push(groupBody(row.group));
       const held = new Set(row.expert_ids);
-      const line = this.#line("", experts, (expert) => {
+      const found = line("", experts.map((expert) => {
         if (!held.has(expert)) return make("td", "none");
         return this.#cell(isCopy(row, expert) ? "held copy" : "held", { row: index, expert });
-      });
-      line.dataset.row = index;
-      bodies[bodies.length - 1].append(line);
+      }));
+      found.dataset.row = index;
+      bodies[bodies.length - 1].append(found);
     });
-    table.replaceChildren(columns, head, ...bodies);
-  }
-
-  #line(label, experts, cell) {
-    const line = make("tr");
-    line.append(scoped("row", label), ...experts.map(cell));
-    return line;
+    this.#table.append(head(experts, isDense(this.#table)), ...bodies);
+    this.#cursor.reset();
   }
 
   #cell(className, place) {
@@ -140,9 +99,6 @@ export class HeatMap {
 /** Tell whether a replica holds an expert beyond those of its group. */
 export const isCopy = (row, expert) => row.home_ids.length > 0 && !row.home_ids.includes(expert);
 
-/** How far up the scale a rate is, 0 to 1: by its root, or one hot expert would leave all others alike. */
-const heatOf = (rate, most) => Math.sqrt(rate / most);
-
 export const rateOf = (row, expert) => row.tokens_per_s[expert] ?? 0;
 
 /** Return replicas in the order of their groups' first experts. */
@@ -154,15 +110,8 @@ export const byGroup = (replicas) => {
 
 const compare = (a, b) => a < b ? -1 : a > b ? 1 : 0;
 
-const scoped = (scope, text) => {
-  const box = make("th", "", text);
-  box.scope = scope;
-  return box;
-};
-
 const groupBody = (group) => {
-  const body = make("tbody"), line = make("tr");
-  line.append(scoped("rowgroup", `group ${group}`));
-  body.append(line);
-  return body;
+  const row = make("tr");
+  row.append(scoped("rowgroup", `group ${group}`));
+  return body([row]);
 };

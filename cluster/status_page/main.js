@@ -3,17 +3,19 @@
 import { byId, put } from "./dom.js";
 import { bytes, count, short } from "./format.js";
 import { Part } from "./freshness.js";
-import { HeatMap } from "./heat_map.js";
+import { HeatView } from "./heat_view.js";
 import { History } from "./history.js";
 import { pollForever } from "./poll.js";
 import { Rates } from "./rates.js";
+import { showReplicas } from "./replicas.js";
 import { passedOver, showEvents, showExperts, showRouters } from "./tables.js";
 import { enableCopy, showCommand } from "./try_it.js";
 
 const PERIOD_MS = 1000, DEADLINE_MS = 5000;
 
 const routersPart = new Part("now", "routers"), expertsPart = new Part("experts", "events");
-const rates = new Rates(), history = new History(), heatMap = new HeatMap();
+const replicasPart = new Part("replicas");
+const rates = new Rates(), history = new History(), heatView = new HeatView();
 let lastRouters = [];
 
 const sum = (rows, key) => rows.reduce((total, row) => total + row[key], 0);
@@ -54,7 +56,7 @@ const showExpertsPart = (state) => {
     ? `${replicas.length - over} serving, ${over} passed over; ${copies} copies of ${model.num_experts} experts; ` +
       `placement ${state.placement_version}` : "");
   byId("heat-part").hidden = !replicas.length;
-  if (replicas.length) heatMap.show(model.num_experts, replicas, passed);
+  if (replicas.length) heatView.show(state, passed);
   const none = model.num_experts ? "none: the experts run inside the routers" : "none: a dense model";
   showExperts(replicas, passed, state.now_s, none);
   showEvents(state.events, state.now_s);
@@ -72,7 +74,10 @@ const show = (state) => {
   if (state.experts_error === null) {
     expertsPart.heard();
     showExpertsPart(state);
+    showReplicas(state.replicas, state.now_s);
   } else expertsPart.missed(state.experts_error);
+  const why = state.experts_error ?? state.replicas_error;
+  if (why === null) replicasPart.heard(); else replicasPart.missed(why);
   const missing = [state.routers_error && "routers", state.experts_error && "experts"].filter(Boolean);
   showLive(missing.length ? `${missing.join(" and ")} do not answer` : "live", !missing.length);
 };
@@ -89,7 +94,7 @@ const ask = async () => {
     if (!response.ok) throw new Error(`status.json answered ${response.status}`);
     state = await response.json();
   } catch (error) {
-    for (const part of [routersPart, expertsPart]) part.missed(`this server does not answer (${error.message})`);
+    for (const part of [routersPart, expertsPart, replicasPart]) part.missed(`this server does not answer (${error.message})`);
     return showLive("no answer", false);
   }
   show(state);

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 from cluster.cluster_view import ClusterView
+from cluster.layer_load import LayerLoad
 from cluster.router_client import PlacementInfo, RouterLoad
 from cluster.service import InferenceService
 from cluster.shared_answer import Dated, SharedAnswer
@@ -41,6 +42,9 @@ async def status_object(service: InferenceService, view: ClusterView) -> dict[st
         "routers_error": routers_error,
         "placement_version": known.version,
         "expert_replicas": [asdict(each) for each in known.expert_replicas],
+        "layer_load": _layer_load_object(known.layer_load, service.model.config.num_experts),
+        "replicas": [asdict(each) for each in known.roster],
+        "replicas_error": known.roster_problem or None,
         "events": [asdict(each) for each in known.events],
         "experts_error": experts_error,
     }
@@ -61,6 +65,12 @@ def _router_object(router: RouterLoad) -> dict[str, Any]:
 
 def _dispatches_object(health: TransportHealth) -> dict[str, Any]:
     return {**asdict(health.counts), "ejections": health.ejections, "ejected": sorted(health.ejected)}
+
+
+def _layer_load_object(load: LayerLoad | None, num_experts: int) -> list[dict[str, Any]]:
+    if load is None:
+        return []
+    return [{"layer": layer, "tokens_per_s": row} for layer, row in load.rows(num_experts).items()]
 
 
 def _model_object(service: InferenceService) -> dict[str, Any]:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+
+import numpy as np
 
 from cluster.events import ClusterEvent
+from cluster.layer_load import LayerLoad
+from cluster.replica_roster import ReplicaInfo
 from cluster.router_client import ExpertReplicaInfo, PlacementInfo, RouterLoad
+from cluster.served_model import ServedModel
 from router.request import EngineLoad
 from router.transport.evidence import DispatchCounts
 from router.transport.grpc import TransportHealth
@@ -22,10 +28,15 @@ def router_loads(ejected: tuple[str, ...], generated_tokens: int = 123_456) -> t
     )
 
 
-def busy_placement(num_experts: int, num_groups: int) -> PlacementInfo:
+def with_experts(model: ServedModel, num_experts: int) -> ServedModel:
+    """Return the same model with so many experts: as many as a placement is about."""
+    return replace(model, config=replace(model.config, num_experts=num_experts))
+
+
+def busy_placement(num_experts: int, num_groups: int, num_layers: int = 4) -> PlacementInfo:
     """Return two replicas per group; the first replica of every group holds a copy of expert 0, which is hot.
 
-    The second replica of the last group has a hostile name.
+    The second replica of the last group has a hostile name. Every second layer is a MoE layer.
     """
     width = num_experts // num_groups
     replicas = []
@@ -51,7 +62,61 @@ def busy_placement(num_experts: int, num_groups: int) -> PlacementInfo:
                     registered_at_s=time.time() - 3700 * group - 5,
                 )
             )
-    return PlacementInfo(version=17, expert_replicas=tuple(replicas), events=_events())
+    return PlacementInfo(
+        version=17,
+        expert_replicas=tuple(replicas),
+        events=_events(),
+        layer_load=_layer_load(num_experts, num_layers),
+        roster=(*_unready(), *(_ready(each.replica_id, each.group, each.pid) for each in replicas)),
+    )
+
+
+def _layer_load(num_experts: int, num_layers: int) -> LayerLoad:
+    """Each layer with a favourite of its own; expert 0 is hot in layer 1."""
+    rates_E = np.array([_rate(expert, 0) for expert in range(num_experts)])
+    load_LE = np.stack([rates_E / (1 + (np.arange(num_experts) + 5 * row) % 7) for row in range(num_layers)])
+    layers = tuple(range(1, 2 * num_layers, 2))
+    return LayerLoad(layers=layers, experts=tuple(range(num_experts)), tokens_per_s_LE=load_LE.astype(np.float32))
+
+
+def _unready() -> tuple[ReplicaInfo, ...]:
+    """One of every state but ready."""
+    now_s = time.time()
+    return (
+        ReplicaInfo(
+            replica_id="experts-7-x",
+            deployment="Experts-7",
+            state="failed",
+            reason=f"expected 64 tensors in the checkpoint, found 63 and {HOSTILE}; download it again",
+            since_s=now_s - 40,
+            host="10.0.0.7",
+            pid=4711,
+        ),
+        ReplicaInfo(replica_id="experts-6-s", deployment="Experts-6", state="silent", since_s=now_s - 900, pid=4712),
+        ReplicaInfo(
+            replica_id="experts-5-l",
+            deployment="Experts-5",
+            state="starting",
+            done_bytes=1_500_000_000,
+            total_bytes=6_000_000_000,
+            since_s=now_s - 4,
+            host="10.0.0.5",
+            pid=4713,
+        ),
+        ReplicaInfo(replica_id="router-w", deployment="Router", state="starting", waits_for="experts [3]", pid=4714),
+        ReplicaInfo(replica_id="door-p", deployment="FrontDoor", state="starting", since_s=now_s - 1),
+        ReplicaInfo(replica_id="experts-4-d", deployment="Experts-4", state="draining", since_s=now_s - 7200, pid=4715),
+        _ready("door-a", "FrontDoor", 4716),
+        _ready("router-a", "Router", 20_000),
+        _ready("router-b", "Router", 20_001),
+    )
+
+
+def _ready(replica_id: str, deployment: str, pid: int) -> ReplicaInfo:
+    since_s = time.time() - 3_700
+    return ReplicaInfo(
+        replica_id=replica_id, deployment=deployment, state="ready", since_s=since_s, host="10.0.0.1", pid=pid
+    )
 
 
 def _rate(expert: int, index: int) -> float:

@@ -9,7 +9,6 @@ import select
 import signal
 import subprocess
 import time
-from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -20,7 +19,7 @@ from cluster.cli.status_tables import Answers, format_age, format_ranges, render
 from cluster.grpc.messages import load_response, server_info_response
 from cluster.service import InferenceService
 from protos.inference.v1 import inference_pb2 as pb
-from tests.cluster.busy_cluster import HOSTILE, busy_placement, router_loads
+from tests.cluster.busy_cluster import HOSTILE, busy_placement, router_loads, with_experts
 from tests.cluster.live_front_door import LiveFrontDoor
 from tests.cluster.scripted_router import ScriptedRouter, says
 from tests.cluster.test_cli import HERD, herd
@@ -29,7 +28,7 @@ WAIT_S = 60
 
 
 def answers(model, num_experts=16, num_groups=4) -> Answers:
-    model = replace(model, config=replace(model.config, num_experts=num_experts))
+    model = with_experts(model, num_experts)
     info = server_info_response(model, busy_placement(num_experts, num_groups))
     return Answers(info=info, load=load_response(router_loads(ejected=("experts-1-0",))))
 
@@ -45,7 +44,7 @@ def printed(renderable, width: int, color_system=None) -> str:
 def busy_door(id_model):
     router = ScriptedRouter(says(1))
     router.placement, router.loads = busy_placement(16, 4), router_loads(ejected=("experts-1-0",))
-    model = replace(id_model, config=replace(id_model.config, num_experts=16))
+    model = with_experts(id_model, 16)
     with LiveFrontDoor(InferenceService(model, router)) as door:
         yield door
 
@@ -101,6 +100,33 @@ def test_columns_without_room_are_named(id_model):
     text = printed(render(answers(id_model), 80), 80)
     assert "passed over by 1" in text
     assert "no room here for: group," in text
+
+
+def test_replicas_are_counted_by_state_and_those_that_do_not_serve_are_listed(id_model):
+    lines = printed(render(answers(id_model), 200), 200).splitlines()
+    assert "replicas: 11 ready, 3 starting, 1 draining, 1 silent, 1 failed" in lines
+    [loading] = [line for line in lines if "experts-5-l" in line]
+    assert loading.split()[:2] == ["starting", "Experts-5"]
+    assert "1.4 GiB of 5.6 GiB" in loading
+    assert any("waits for experts [3]" in line for line in lines)
+    assert any(line.startswith("Experts-7 failed: expected 64 tensors") for line in lines)
+    assert not any("door-a" in line for line in lines)
+
+
+def test_the_load_by_layer_has_a_line_for_each_layer(id_model):
+    lines = printed(render(answers(id_model), 120, by_layer=True), 120).splitlines()
+    [first] = [line.split() for line in lines if line.startswith("layer 1 ")]
+    assert first[2:5] == ["640", "25", "67"]
+    assert sum(line.startswith("layer ") for line in lines) == 4
+
+
+def test_status_without_a_router_shows_the_replicas_and_says_what_is_missing(busy_door):
+    busy_door.service.drain()  # its load is nobody's business any more
+    done = herd("status", "--address", busy_door.grpc_address, "--by-layer")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "expected at least one router" in done.stdout
+    assert "3 starting" in done.stdout
+    assert "layer 7" in done.stdout
 
 
 def test_the_least_important_column_goes_first():

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import grpc
 import pytest
 
@@ -8,7 +10,7 @@ from models.chat_message import ChatMessage
 from protos import errors
 from protos.inference.v1 import inference_pb2 as pb
 from protos.inference.v1.inference_pb2_grpc import InferenceServiceStub
-from tests.cluster.busy_cluster import busy_placement, router_loads
+from tests.cluster.busy_cluster import busy_placement, router_loads, with_experts
 from tests.cluster.conftest import openai_client
 from tests.cluster.live_front_door import LiveFrontDoor
 from tests.cluster.scripted_router import babbles, fails, says, then_holds
@@ -229,8 +231,9 @@ def test_what_runs_is_told(stub, text_model):
     assert info.version
 
 
-def test_server_info_tells_expert_replicas_and_events(stub, router):
+def test_server_info_tells_expert_replicas_and_events(door, stub, router):
     router.placement = busy_placement(16, 4)
+    door.service.model = with_experts(door.service.model, 16)
     info = stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=WAIT_S)
     replica, expected = info.expert_replicas[3], router.placement.expert_replicas[3]
     assert (replica.host, list(replica.home_ids)) == ("node-1", [4, 5, 6, 7])
@@ -240,6 +243,25 @@ def test_server_info_tells_expert_replicas_and_events(stub, router):
     event, happened = info.events[0], router.placement.events[0]
     assert (event.subject, event.text) == (happened.subject, happened.text)
     assert event.at_ms == round(happened.at_s * 1000)
+
+
+def test_server_info_tells_replicas_by_state_and_load_by_layer(door, stub, router):
+    router.placement = replace(busy_placement(16, 4), roster_problem="the controller is away")
+    door.service.model = with_experts(door.service.model, 16)
+    info = stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=WAIT_S)
+    failed, silent, loading, waiting, asked_for, draining, *ready = info.replicas
+    assert (failed.state, failed.deployment) == (pb.REPLICA_STATE_FAILED, "Experts-7")
+    assert failed.reason == router.placement.roster[0].reason
+    assert silent.state == pb.REPLICA_STATE_SILENT
+    assert (loading.done_bytes, loading.total_bytes, loading.pid) == (1_500_000_000, 6_000_000_000, 4713)
+    assert (waiting.state, waiting.waits_for) == (pb.REPLICA_STATE_STARTING, "experts [3]")
+    assert not waiting.HasField("since_ms")
+    assert asked_for.since_ms == round(router.placement.roster[4].since_s * 1000)
+    assert draining.state == pb.REPLICA_STATE_DRAINING
+    assert {each.state for each in ready} == {pb.REPLICA_STATE_READY}
+    assert info.replicas_problem == "the controller is away"
+    assert [each.layer for each in info.layer_loads] == [1, 3, 5, 7]
+    assert (len(info.layer_loads[3].tokens_per_s), info.layer_loads[3].tokens_per_s[0]) == (16, 320)
 
 
 def test_load_tells_what_became_of_dispatches(stub, router):

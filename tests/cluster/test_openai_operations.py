@@ -5,7 +5,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.metrics import METRICS
 from protos.errors import NoReplica
-from tests.cluster.busy_cluster import busy_placement, router_loads
+from tests.cluster.busy_cluster import busy_placement, router_loads, with_experts
 
 # Other people's dashboards and scalers read these: a change here is a decision.
 METRIC_NAMES = [
@@ -139,6 +139,7 @@ def test_metrics_are_there_while_the_placement_is_not_known(door, router):
 
 def test_status_tells_the_model_its_routers_experts_and_events(door, router):
     router.loads, router.placement = router_loads(ejected=("experts-1-0",)), busy_placement(16, 4)
+    door.service.model = with_experts(door.service.model, 16)
     status = json.loads(door.get("/status.json")[2])
     assert status["model"]["name"] == "tiny"
     dispatches = status["routers"][0]["dispatches"]
@@ -147,6 +148,10 @@ def test_status_tells_the_model_its_routers_experts_and_events(door, router):
     assert (replica["expert_ids"], replica["home_ids"]) == ([0, 4, 5, 6, 7], [4, 5, 6, 7])
     assert (replica["host"], replica["tokens_per_s"]["0"], replica["compute_s"]) == ("node-1", 640, 0.0042)
     assert status["events"][-2]["text"] == "lost: no heartbeat came any more"
+    loading, layer = status["replicas"][2], status["layer_load"][3]
+    assert (loading["deployment"], loading["state"], loading["total_bytes"]) == ("Experts-5", "starting", 6_000_000_000)
+    assert (layer["layer"], len(layer["tokens_per_s"]), layer["tokens_per_s"][0]) == (7, 16, 320)
+    assert status["replicas_error"] is None
     assert (status["placement_version"], status["routers_error"], status["experts_error"]) == (17, None, None)
 
 
@@ -176,16 +181,18 @@ def test_other_files_are_not_served_as_the_page(door):
 
 def test_the_page_reads_fields_that_exist(door, router):
     router.loads, router.placement = router_loads(ejected=()), busy_placement(16, 4)
+    door.service.model = with_experts(door.service.model, 16)
     status = json.loads(door.get("/status.json")[2])
     exist = {
         "state": status.keys(),
         "model": status["model"].keys(),
         "router": status["routers"][0].keys(),
         "replica": status["expert_replicas"][0].keys(),
+        "member": status["replicas"][0].keys(),
         "event": status["events"][0].keys() | {"target"},  # the browser's own
     }
     source = "".join(door.get(f"/status/{name}")[2] for name in page_files(door) if name.endswith(".js"))
-    read = set(re.findall(r"\b(state|model|router|replica|event)\.(\w+)", source))
+    read = set(re.findall(r"\b(state|model|router|replica|member|event)\.(\w+)", source))
     assert len(read) > 30
     assert {(name, field) for name, field in read if field not in exist[name]} == set()
 

@@ -4,7 +4,7 @@ import sys
 from rich.console import Console
 
 from cluster.launch.progress import StartupDisplay
-from cluster.startup_board import ReplicaProgress, StartupBoard
+from cluster.startup_board import ReplicaProgress
 
 
 def loading(done_bytes: int) -> ReplicaProgress:
@@ -38,10 +38,3 @@ def test_the_standard_streams_stay_what_they_are():
     before = (sys.stdout, sys.stderr)
     with StartupDisplay(Console(file=io.StringIO(), force_terminal=True)):
         assert (sys.stdout, sys.stderr) == before
-
-
-def test_the_board_keeps_the_last_word_of_each_replica():
-    board = StartupBoard()
-    board.report(loading(1))
-    board.report(loading(2))
-    assert [each.done_bytes for each in board.progress()] == [2]

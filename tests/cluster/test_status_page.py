@@ -12,7 +12,7 @@ from cluster.limits import FrontDoorLimits
 from cluster.service import InferenceService
 from protos.errors import NoReplica
 from tests.cluster.browser import Browser, Page, find_chromium
-from tests.cluster.busy_cluster import HOSTILE, busy_placement, router_loads
+from tests.cluster.busy_cluster import HOSTILE, busy_placement, router_loads, with_experts
 from tests.cluster.live_front_door import LiveFrontDoor
 from tests.cluster.scripted_router import ScriptedRouter, says
 
@@ -43,10 +43,10 @@ def show(browser, id_model):
     """Serve a cluster and open its page; afterwards nothing must have gone wrong in it."""
     opened: list[Shown] = []
 
-    def open_page(num_experts: int, num_groups: int, **look) -> Shown:
-        model = replace(id_model, config=replace(id_model.config, num_experts=num_experts))
+    def open_page(num_experts: int, num_groups: int, num_layers: int = 4, **look) -> Shown:
+        model = with_experts(id_model, num_experts)
         router = ScriptedRouter(says(1))
-        router.placement = busy_placement(num_experts, num_groups)
+        router.placement = busy_placement(num_experts, num_groups, num_layers)
         router.loads = router_loads(ejected=("experts-1-0", HOSTILE))
         door = LiveFrontDoor(InferenceService(model, router, FrontDoorLimits(health_timeout_s=20)))
         shown = Shown(door.__enter__(), router, browser.open(door.url, **look))
@@ -125,6 +125,92 @@ def test_tables_tell_routers_replicas_and_events(show):
     assert "lost: no heartbeat came any more" in events[1]
 
 
+def test_replicas_of_all_deployments_are_counted_by_state_and_listed(show):
+    page = show(16, 4).page
+    assert page.texts("#states li") == ["● 11 ready", "◔ 3 starting", "◌ 1 draining", "▲ 1 silent", "▲ 1 failed"]
+    rows = page.texts("#replicas tbody tr")
+    assert len(rows) == 17
+    assert rows[0].startswith("▲ failedExperts-7expected 64 tensors in the checkpoint, found 63")
+    assert rows[1].startswith("▲ silentExperts-6no heartbeat comes")
+    assert "Experts-51.4 GiB of 5.6 GiBexperts-5-l" in rows[2]
+    assert "Routerwaits for experts [3]" in rows[3]
+    assert "FrontDoorwaits for a process" in rows[4]
+    assert rows[5].startswith("◌ drainingExperts-4")
+    assert page.run("document.querySelector('#replicas .bar i').style.width") == "25%"
+
+
+def test_a_replica_that_comes_to_serve_is_counted_anew(show):
+    shown = show(16, 4)
+    roster = [replace(each, state="ready") for each in shown.router.placement.roster]
+    shown.router.placement = replace(shown.router.placement, roster=tuple(roster))
+    shown.page.wait("document.querySelector('#states li').textContent === '● 17 ready'")
+    assert shown.page.texts("#replicas .bar") == []
+
+
+def test_states_that_may_be_old_say_so_and_nothing_else_does(show):
+    shown = show(16, 4)
+    shown.router.placement = replace(shown.router.placement, roster_problem="the controller is away")
+    shown.page.wait("document.querySelector('#replicas.stale')")
+    assert shown.page.texts("#replicas .why")[0].endswith("the controller is away")
+    assert not shown.page.run("document.getElementById('experts').classList.contains('stale')")
+
+
+def test_one_process_without_replicas_has_no_list_of_them(show):
+    shown = show(16, 4)
+    shown.router.placement = replace(shown.router.placement, roster=())
+    shown.page.wait("document.getElementById('replicas').hidden")
+
+
+@pytest.mark.parametrize(("num_experts", "num_groups", "num_layers"), [(8, 2, 8), (128, 8, 24)])
+def test_the_heat_map_by_layer_has_a_cell_for_each_expert_in_each_layer(show, num_experts, num_groups, num_layers):
+    page = show(num_experts, num_groups, num_layers).page
+    page.run("document.getElementById('map-by-layer').click()")
+    assert page.run("document.getElementById('heat').offsetParent === null")
+    assert page.run("document.querySelectorAll('#layer-heat td.held').length") == num_experts * num_layers
+    layers = page.texts("#layer-heat tbody th")
+    assert layers == ["copies", *(f"layer {layer}" for layer in range(1, 2 * num_layers, 2))]
+    page.run("document.querySelector('#layer-heat td.held').dispatchEvent(new Event('pointerover', {bubbles: true}))")
+    copies = 2 + num_groups - 1
+    assert page.texts("#heat-cell") == [f"layer 1, expert 0: 640 tokens/s, {copies} copies"]
+
+
+def test_the_chosen_map_is_in_the_address_and_is_shown_again(show):
+    shown = show(16, 4)
+    shown.page.run("document.getElementById('map-by-layer').click()")
+    assert shown.page.run("location.hash") == "#by-layer"
+    shown.page.call("Page.reload")
+    shown.page.wait("document.querySelector('#layer-heat td.held')")
+    shown.page.run("document.getElementById('map-by-replica').click()")
+    assert shown.page.run("location.hash") == ""
+    assert shown.page.run("document.querySelector('#layer-heat').offsetParent === null")
+
+
+def test_a_load_that_is_not_known_by_layer_is_shown_by_replica(show):
+    shown = show(16, 4)
+    shown.page.run("document.getElementById('map-by-layer').click()")
+    shown.router.placement = replace(shown.router.placement, layer_load=None)
+    shown.page.wait("document.getElementById('map-by-layer').disabled")
+    assert shown.page.run("document.getElementById('heat').offsetParent !== null")
+
+
+def test_the_arrow_keys_go_from_cell_to_cell(show):
+    page = show(128, 8).page
+    page.run("document.getElementById('map-by-layer').click()")
+    press = "document.querySelector('#layer-heat').parentNode.focus();"
+    for key in ("ArrowRight", "ArrowRight", "ArrowDown", "ArrowLeft", "ArrowLeft", "ArrowUp"):
+        event = f"new KeyboardEvent('keydown', {{ key: '{key}', bubbles: true }})"
+        page.run(f"{press} document.activeElement.dispatchEvent({event})")
+    assert page.texts("#heat-cell")[0].startswith("layer 1, expert 0: ")
+    assert page.run("document.querySelectorAll('#layer-heat .at').length") == 1
+
+
+def test_what_a_screen_reader_reads_has_words(show):
+    page = show(128, 8).page
+    page.run("document.getElementById('map-by-layer').click()")
+    assert page.run("document.querySelectorAll('#layer-heat td.held:not([aria-label$=\"tokens/s\"])').length") == 0
+    assert page.run("[...document.querySelectorAll('[tabindex]:not(pre)')].every((each) => each.ariaLabel)")
+
+
 def test_names_that_are_code_stay_text(show):
     page = show(16, 4).page
     assert HOSTILE in page.texts("#experts .list td")
@@ -162,7 +248,7 @@ def test_what_no_longer_answers_is_greyed_with_since_when(show):
 def test_a_server_that_is_gone_is_said_and_its_last_state_kept(show):
     page = show(16, 4).page
     page.run("window.fetch = () => Promise.reject(new Error('refused'))")
-    page.wait("document.querySelectorAll('.stale').length === 4")
+    page.wait("document.querySelectorAll('.stale').length === 5")
     assert page.texts("#live") == ["no answer"]
     assert page.texts("#routers .why")[0].endswith("this server does not answer (refused)")
     assert "router-a" in page.texts("#routers tbody tr")[0]

@@ -12,9 +12,24 @@ class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FINISH_REASON_UNSPECIFIED: _ClassVar[FinishReason]
     FINISH_REASON_STOP: _ClassVar[FinishReason]
     FINISH_REASON_LENGTH: _ClassVar[FinishReason]
+
+class ReplicaState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    REPLICA_STATE_UNSPECIFIED: _ClassVar[ReplicaState]
+    REPLICA_STATE_STARTING: _ClassVar[ReplicaState]
+    REPLICA_STATE_READY: _ClassVar[ReplicaState]
+    REPLICA_STATE_SILENT: _ClassVar[ReplicaState]
+    REPLICA_STATE_DRAINING: _ClassVar[ReplicaState]
+    REPLICA_STATE_FAILED: _ClassVar[ReplicaState]
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
+REPLICA_STATE_UNSPECIFIED: ReplicaState
+REPLICA_STATE_STARTING: ReplicaState
+REPLICA_STATE_READY: ReplicaState
+REPLICA_STATE_SILENT: ReplicaState
+REPLICA_STATE_DRAINING: ReplicaState
+REPLICA_STATE_FAILED: ReplicaState
 
 class ChatMessage(_message.Message):
     __slots__ = ("role", "content")
@@ -253,8 +268,40 @@ class ClusterEvent(_message.Message):
     text: str
     def __init__(self, at_ms: _Optional[int] = ..., subject: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
+class LayerLoad(_message.Message):
+    __slots__ = ("layer", "tokens_per_s")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    tokens_per_s: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, layer: _Optional[int] = ..., tokens_per_s: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class Replica(_message.Message):
+    __slots__ = ("replica_id", "deployment", "state", "done_bytes", "total_bytes", "waits_for", "reason", "since_ms", "host", "pid")
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    DONE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FOR_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    SINCE_MS_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    replica_id: str
+    deployment: str
+    state: ReplicaState
+    done_bytes: int
+    total_bytes: int
+    waits_for: str
+    reason: str
+    since_ms: int
+    host: str
+    pid: int
+    def __init__(self, replica_id: _Optional[str] = ..., deployment: _Optional[str] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., done_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., waits_for: _Optional[str] = ..., reason: _Optional[str] = ..., since_ms: _Optional[int] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
+
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "model", "num_layers", "num_moe_layers", "num_experts", "experts_per_token", "dtype", "placement_version", "expert_replicas", "kv_cache", "events")
+    __slots__ = ("version", "model", "num_layers", "num_moe_layers", "num_experts", "experts_per_token", "dtype", "placement_version", "expert_replicas", "kv_cache", "events", "layer_loads", "replicas", "replicas_problem")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     NUM_LAYERS_FIELD_NUMBER: _ClassVar[int]
@@ -266,6 +313,9 @@ class GetServerInfoResponse(_message.Message):
     EXPERT_REPLICAS_FIELD_NUMBER: _ClassVar[int]
     KV_CACHE_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
+    LAYER_LOADS_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_PROBLEM_FIELD_NUMBER: _ClassVar[int]
     version: str
     model: Model
     num_layers: int
@@ -277,7 +327,10 @@ class GetServerInfoResponse(_message.Message):
     expert_replicas: _containers.RepeatedCompositeFieldContainer[ExpertReplica]
     kv_cache: KvCache
     events: _containers.RepeatedCompositeFieldContainer[ClusterEvent]
-    def __init__(self, version: _Optional[str] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., num_layers: _Optional[int] = ..., num_moe_layers: _Optional[int] = ..., num_experts: _Optional[int] = ..., experts_per_token: _Optional[int] = ..., dtype: _Optional[str] = ..., placement_version: _Optional[int] = ..., expert_replicas: _Optional[_Iterable[_Union[ExpertReplica, _Mapping]]] = ..., kv_cache: _Optional[_Union[KvCache, _Mapping]] = ..., events: _Optional[_Iterable[_Union[ClusterEvent, _Mapping]]] = ...) -> None: ...
+    layer_loads: _containers.RepeatedCompositeFieldContainer[LayerLoad]
+    replicas: _containers.RepeatedCompositeFieldContainer[Replica]
+    replicas_problem: str
+    def __init__(self, version: _Optional[str] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., num_layers: _Optional[int] = ..., num_moe_layers: _Optional[int] = ..., num_experts: _Optional[int] = ..., experts_per_token: _Optional[int] = ..., dtype: _Optional[str] = ..., placement_version: _Optional[int] = ..., expert_replicas: _Optional[_Iterable[_Union[ExpertReplica, _Mapping]]] = ..., kv_cache: _Optional[_Union[KvCache, _Mapping]] = ..., events: _Optional[_Iterable[_Union[ClusterEvent, _Mapping]]] = ..., layer_loads: _Optional[_Iterable[_Union[LayerLoad, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., replicas_problem: _Optional[str] = ...) -> None: ...
 
 class KvCache(_message.Message):
     __slots__ = ("dtype", "page_tokens", "global_bytes_per_token", "most_local_bytes_per_sequence", "total_bytes")
