@@ -29,6 +29,7 @@ from models.llama4.decoder import load_decoder
 from protos.errors import ReplicaUnavailable, ServingError
 from router.engine import Engine
 from router.request import GenerationRequest
+from router.step_watch import StepWatch
 from router.transport.grpc import GrpcTransport
 from router.transport.timeouts import DispatchTimeouts
 
@@ -73,7 +74,8 @@ class Router:
         self._wait_for_experts(range(plan.config.num_experts))
         self._engine = Engine(decoder, self._transport, plan.engine_limits)
         self._engine.start()
-        self._sender = CarrierSender(self._engine, self._replica_id)
+        self._watch = StepWatch(self._engine, settings.stuck_after_s)
+        self._sender = CarrierSender(self._engine, self._watch, self._replica_id)
         self._prompt_meter = RateMeter()
         _LOG.info("router %s serves from process %d", self._replica_id, os.getpid())
 
@@ -136,6 +138,10 @@ class Router:
         except (RayError, TimeoutError, ValueError):  # ValueError: it is being restarted
             known = DirectoryOverview(snapshot=self._feed.snapshot, reports={}, events=())
             return placement_info(known, is_current=False)
+
+    async def check_health(self) -> None:
+        """Raise if the engine is stuck or has ended: Ray Serve replaces this replica then."""
+        self._watch.check(time.monotonic())
 
     def __del__(self) -> None:
         """End what is running: Ray Serve calls this when the replica is stopped, its requests done."""
