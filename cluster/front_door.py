@@ -37,6 +37,10 @@ class FrontDoor:
         """Refuse new requests; those that run go on."""
         self._service.drain()
 
+    async def num_sequences(self) -> int:
+        """Count the sequences that clients wait for."""
+        return self._service.admission.num_sequences
+
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Tell Ray Serve what FrontDoorPolicy wants to know."""
         admission = self._service.admission

@@ -6,14 +6,13 @@ import os
 import signal
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.chaos.processes import Part, processes_of
 from tests.e2e.herd_process import HerdProcess
+from tests.faults.signals import stopped
 from tests.faults.streams import Heard, Streams
 
 pytestmark = pytest.mark.timeout(900)
@@ -92,17 +91,6 @@ def test_streams_outlive_all_routers_at_once(herd, undisturbed):
 
 def router_pids(herd: HerdProcess) -> list[int]:
     return [router.pid for router in processes_of(herd.process.pid, Part.ROUTER)]
-
-
-@contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    """Stop a process until the block ends."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        with suppress(ProcessLookupError):  # Ray Serve replaces what hangs for long
-            os.kill(pid, signal.SIGCONT)
 
 
 def samples(herd: HerdProcess) -> dict[tuple[str, str], float]:
