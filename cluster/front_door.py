@@ -5,6 +5,7 @@ from __future__ import annotations
 from ray.serve.handle import DeploymentHandle
 
 from cluster.first_tokens import FirstTokenMeter
+from cluster.given_up import end_when_given_up
 from cluster.listeners import Listeners
 from cluster.plan import DeploymentPlan
 from cluster.planned_model import load_planned_model
@@ -27,6 +28,7 @@ class FrontDoor:
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it, in the loop that everything here belongs to
         self, plan: DeploymentPlan, router: DeploymentHandle, *experts: DeploymentHandle
     ) -> None:
+        end_when_given_up()
         router_client = ServeRouterClient(router)
         self._service = InferenceService(load_planned_model(plan), router_client, plan.settings.limits)
         self._first_tokens = FirstTokenMeter(self._service.metrics)

@@ -17,6 +17,7 @@ from ray.serve import get_deployment_actor
 from cluster.carrier import Packed
 from cluster.carrier_sender import CarrierSender
 from cluster.directory_actor import NAME, DirectoryOverview
+from cluster.given_up import end_when_given_up
 from cluster.meters import RateMeter
 from cluster.names import APP, ROUTER
 from cluster.placement_feed import PlacementFeed
@@ -46,6 +47,7 @@ class Router:
     """
 
     def __init__(self, plan: DeploymentPlan) -> None:
+        end_when_given_up()
         self._replica_id = serve.get_replica_context().replica_id.unique_id
         self._report = StartupReport(
             replica_id=self._replica_id, app=APP, deployment=ROUTER, directory_deployment=ROUTER

@@ -14,6 +14,7 @@ from benchmarks.chaos.processes import Part, processes_of
 from tests.e2e.herd_process import HerdProcess
 from tests.faults.signals import stopped
 from tests.faults.streams import Heard, Streams
+from tests.faults.trial import wait_until
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -86,6 +87,18 @@ def test_streams_outlive_all_routers_at_once(herd, undisturbed):
         for pid in router_pids(herd):
             os.kill(pid, signal.SIGKILL)
         assert_alike(streams.wait(), undisturbed)
+    wait_for_idle_routers(herd)
+
+
+def test_a_router_that_goes_on_after_it_was_replaced_ends(herd, undisturbed):
+    wait_for_idle_routers(herd)
+    known = router_pids(herd)
+    with Streams(herd.grpc_address, REQUESTS) as streams:
+        streams.wait_for_tokens(KILL_AT)
+        with stopped(known[0]):
+            assert_alike(streams.wait(), undisturbed)
+            wait_until(lambda: set(router_pids(herd)) - set(known))
+    wait_until(lambda: known[0] not in router_pids(herd))
     wait_for_idle_routers(herd)
 
 
