@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 import urllib.request
 
@@ -22,6 +23,9 @@ NUM_STREAMS = 16
 MAX_TOKENS = 120
 KILL_AT = 10
 """Tokens that every stream has when a router is lost."""
+
+FORCED_S = 15.0
+"""Seconds from a router's replacement until Ray has been told to kill it, and more."""
 
 
 def request_fields(index: int) -> dict[str, object]:
@@ -98,6 +102,7 @@ def test_a_router_that_goes_on_after_it_was_replaced_ends(herd, undisturbed):
         with stopped(known[0]):
             assert_alike(streams.wait(), undisturbed)
             wait_until(lambda: set(router_pids(herd)) - set(known))
+            threading.Event().wait(FORCED_S)  # until Ray has tried to kill it, too
     wait_until(lambda: known[0] not in router_pids(herd))
     wait_for_idle_routers(herd)
 
