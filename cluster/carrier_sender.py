@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from functools import partial
 
@@ -10,6 +11,7 @@ from cluster.carrier import HEARTBEAT_S, Packed, pack
 from cluster.outbox import Events, Outbox
 from router.engine import Engine
 from router.request import Ended, GenerationRequest
+from router.step_watch import StepWatch
 
 IDLE_S = 1.0
 """A carrier without sequences ends after so long: Ray Serve stops a router when its calls have ended, or by force."""
@@ -20,15 +22,23 @@ class CarrierSender:
 
     Args:
         engine: a started engine; whoever started it stops it.
+        watch: looks at the engine; one that is stuck ends the carriers, or their sequences would wait for it.
         replica_id: what front doors ask for to get a carrier of this router.
         idle_s: seconds after which a carrier without sequences ends.
         heartbeat_s: seconds without events after which a carrier says that there are none.
     """
 
     def __init__(
-        self, engine: Engine, replica_id: str, *, idle_s: float = IDLE_S, heartbeat_s: float = HEARTBEAT_S
+        self,
+        engine: Engine,
+        watch: StepWatch,
+        replica_id: str,
+        *,
+        idle_s: float = IDLE_S,
+        heartbeat_s: float = HEARTBEAT_S,
     ) -> None:
         self._engine = engine
+        self._watch = watch
         self._replica_id = replica_id
         self._idle_s = idle_s
         self._heartbeat_s = heartbeat_s
@@ -42,6 +52,7 @@ class CarrierSender:
         Raises:
             ServingError: the sequence is refused.
         """
+        self._watch.check(time.monotonic())
         door = self._doors.setdefault(door_id, _Door())
         ended = door.open(request.request_id)
         try:
@@ -59,6 +70,9 @@ class CarrierSender:
 
         It ends when there has been no sequence for a while. One that is closed or cancelled ends all of them: their
         front door is gone, or has lost events.
+
+        Raises:
+            ReplicaUnavailable: the engine is stuck or has ended.
         """
         door = self._doors.setdefault(door_id, _Door())
         door.is_carried = True
@@ -66,6 +80,8 @@ class CarrierSender:
             yield []
             while not door.is_idle_for(self._idle_s):
                 events = await self._next_events(door)
+                if not events:
+                    self._watch.check(time.monotonic())
                 yield pack(events)
                 door.take_note(events)
         finally:

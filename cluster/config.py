@@ -103,6 +103,10 @@ class RouterSettings:
     """Seconds one expert replica has to answer before another one is asked; positive."""
     patience_s: float = 600.0
     """Seconds a layer waits for a holder of an expert, and a dispatch for its answers, restarts included; positive."""
+    stuck_after_s: float = 60.0
+    """Seconds without a sign of life from a router's step after which the router is replaced and its sequences go on at
+    another one; positive. Every layer is one, and every look up from a wait for experts: longer than any one layer of a
+    step takes."""
 
     def check(self) -> None:
         """Refuse values that cannot work."""
@@ -116,7 +120,7 @@ class RouterSettings:
             raise BadConfig(
                 f"router.step_tokens: expected at least router.slots, {self.slots}, found {self.step_tokens}; raise it"
             )
-        for name in ("answer_timeout_s", "patience_s"):
+        for name in ("answer_timeout_s", "patience_s", "stuck_after_s"):
             check_seconds(f"router.{name}", getattr(self, name))
 
 

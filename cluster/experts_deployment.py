@@ -14,6 +14,7 @@ from ray import serve
 
 from cluster.directory import ExpertReplica
 from cluster.expert_load import ExpertLoadMeter
+from cluster.given_up import end_when_given_up
 from cluster.holdings import Holdings
 from cluster.meters import ExpertMeter
 from cluster.names import APP, ROUTER, experts_deployment
@@ -42,6 +43,7 @@ class Experts:
     """
 
     def __init__(self, plan: DeploymentPlan, group: int) -> None:
+        end_when_given_up()
         self._replica_id = serve.get_replica_context().replica_id.unique_id
         self._clock = StartupClock()
         self._clock.imported()

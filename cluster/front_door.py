@@ -6,6 +6,7 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster.directory_client import DirectoryClient
 from cluster.first_tokens import FirstTokenMeter
+from cluster.given_up import end_when_given_up
 from cluster.listeners import Listeners
 from cluster.names import APP, ROUTER
 from cluster.plan import DeploymentPlan
@@ -29,6 +30,7 @@ class FrontDoor:
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it, in the loop that everything here belongs to
         self, plan: DeploymentPlan, router: DeploymentHandle, *experts: DeploymentHandle
     ) -> None:
+        end_when_given_up()
         router_client = ServeRouterClient(router, DirectoryClient(APP, ROUTER))
         self._service = InferenceService(load_planned_model(plan), router_client, plan.settings.limits)
         self._first_tokens = FirstTokenMeter(self._service.metrics)
@@ -38,6 +40,10 @@ class FrontDoor:
     async def drain(self) -> None:
         """Refuse new requests; those that run go on."""
         self._service.drain()
+
+    async def num_sequences(self) -> int:
+        """Count the sequences that clients wait for."""
+        return self._service.admission.num_sequences
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Tell Ray Serve what FrontDoorPolicy wants to know."""

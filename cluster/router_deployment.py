@@ -14,6 +14,7 @@ from ray import serve
 from cluster.carrier import Packed
 from cluster.carrier_sender import CarrierSender
 from cluster.directory_actor import DirectoryOverview
+from cluster.given_up import end_when_given_up
 from cluster.meters import RateMeter
 from cluster.names import APP, ROUTER
 from cluster.placement_feed import PlacementFeed
@@ -26,6 +27,7 @@ from models.llama4.decoder import load_decoder
 from protos.errors import ReplicaUnavailable, ServingError
 from router.engine import Engine
 from router.request import GenerationRequest
+from router.step_watch import StepWatch
 from router.transport.grpc import GrpcTransport
 from router.transport.timeouts import DispatchTimeouts
 
@@ -41,6 +43,7 @@ class Router:
     """
 
     def __init__(self, plan: DeploymentPlan) -> None:
+        end_when_given_up()
         self._replica_id = serve.get_replica_context().replica_id.unique_id
         self._report = StartupReport(
             replica_id=self._replica_id, app=APP, deployment=ROUTER, directory_deployment=ROUTER
@@ -69,7 +72,8 @@ class Router:
         self._wait_for_experts(range(plan.config.num_experts))
         self._engine = Engine(decoder, self._transport, plan.engine_limits)
         self._engine.start()
-        self._sender = CarrierSender(self._engine, self._replica_id)
+        self._watch = StepWatch(self._engine, settings.stuck_after_s)
+        self._sender = CarrierSender(self._engine, self._watch, self._replica_id)
         self._prompt_meter = RateMeter()
         _LOG.info("router %s serves from process %d", self._replica_id, os.getpid())
 
@@ -128,6 +132,10 @@ class Router:
         """Tell where the experts were when the directory was heard last: front doors ask it themselves first."""
         known = DirectoryOverview(snapshot=self._feed.snapshot, reports={}, events=())
         return placement_info(known, is_current=False)
+
+    async def check_health(self) -> None:
+        """Raise if the engine is stuck or has ended: Ray Serve replaces this replica then."""
+        self._watch.check(time.monotonic())
 
     def __del__(self) -> None:
         """End what is running: Ray Serve calls this when the replica is stopped, its requests done."""

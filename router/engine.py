@@ -44,8 +44,8 @@ deadline would come first."""
 class Engine:
     """Generates for many requests with one model.
 
-    `submit`, `cancel`, `load` and `stop` may be called from any thread. Everything else happens in the step loop's
-    own thread, one step after the other:
+    Every public member may be used from any thread. Everything else happens in the step loop's own thread, one step
+    after the other:
 
         take what was submitted and cancelled -> end what is late -> admit -> compute -> sample -> emit
 
@@ -79,7 +79,7 @@ class Engine:
         self._kv = PagedKv(plan)
         self._storage = KvStorage(self.layout, plan, decoder.dtype, decoder.device)
         self._swap = SwapSpace(self._storage, self.layout, limits.swap_bytes)
-        self._forward = Forward(decoder, transport, shards)
+        self._forward = Forward(decoder, transport, shards, probe=lambda layer, hidden_TD: self._give_sign())
         self._shards = shards
         self._left_on_shards: list[SequenceSegments] = []
         self._repairs = Repairs(shards, self._kv, limits.step_tokens) if shards is not None else None
@@ -101,6 +101,8 @@ class Engine:
         self._next_tokens = NextTokens(self._kv, self._end, publishes=limits.prefix_cache)
         self._arrivals = count()
         self._work: list[Work] = []
+        self._num_signs = 0
+        self._is_working = False
         # Shared between threads, under the condition's lock:
         self._changed = threading.Condition()
         self._submitted: deque[Sequence] = deque()
@@ -109,6 +111,21 @@ class Engine:
         self._stopping = False
         self._load = self._measure_load()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def is_alive(self) -> bool:
+        """Tell whether the step loop runs."""
+        return self._thread.is_alive()
+
+    @property
+    def is_working(self) -> bool:
+        """Tell whether the loop has something to do."""
+        return self._is_working
+
+    @property
+    def num_signs(self) -> int:
+        """Return a number that grows with every step, every layer and every look up from a wait; see StepWatch."""
+        return self._num_signs
 
     def start(self) -> None:
         """Start the step loop."""
@@ -191,6 +208,7 @@ class Engine:
             self._shards.on_wait = self._attend_wait
         try:
             while self._wait_for_work():
+                self._give_sign()
                 self._take_orders()
                 self._scheduler.admit()
                 self._publish_load()
@@ -210,8 +228,13 @@ class Engine:
     def _wait_for_work(self) -> bool:
         """Wait until there is something to do; return False when that is to stop."""
         with self._changed:
+            self._is_working = False
             self._changed.wait_for(self._has_work)
+            self._is_working = True
             return not self._stopping
+
+    def _give_sign(self) -> None:
+        self._num_signs += 1
 
     def _leave_shards(self) -> None:
         """Drop from context shards what belongs to sequences that have left."""
@@ -241,6 +264,7 @@ class Engine:
 
     def _attend_wait(self) -> None:
         """Do what cannot wait while a step waits for replicas."""
+        self._give_sign()
         self._take_orders()
         if lacking := self._transport.lacking:
             self._end_hopeless(lacking)

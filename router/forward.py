@@ -24,7 +24,7 @@ from router.threads import threads_beside, threads_for
 from router.transport.base import Transport
 
 LayerProbe = Callable[[int, Tensor], None]
-"""(layer, residual stream [T, D] after it), for parity tests and debugging."""
+"""(layer, residual stream [T, D] after it), for parity tests, and as a sign of life."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ _OBJECT_STORE_BYTES = 100 * 1024**2
 """The smallest worth having: messages between deployments are small, weights never pass through it."""
 _PRESTARTED = 4
 """Worker processes Ray starts while it waits for its own services."""
-_CALL_TIMEOUT_S = 5.0
+_CALL_TIMEOUT_S = 2.0
+"""Seconds a front door has to answer while Herd drains."""
 _LONGEST_MESSAGE = 2**31 - 1
 """Bytes of a message between deployments: what clients send is bounded where it comes in."""
 
@@ -112,17 +113,27 @@ class RaySession:
         return bool(application.status == ApplicationStatus.RUNNING)
 
     def drain(self) -> None:
-        """Let the front door refuse new requests."""
+        """Let the front doors refuse new requests."""
+        self._ask_front_doors("drain")
+
+    def is_drained(self) -> bool:
+        """Tell whether every front door says that it has no sequence any more.
+
+        Routers are not asked: one that hangs says nothing, and its sequences go on at another one.
+        """
+        return all(answer == 0 for answer in self._ask_front_doors("num_sequences"))
+
+    def _ask_front_doors(self, method: str) -> list[object]:
+        """Return every front door's answer, or what came instead."""
         from ray import serve
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
 
-        serve.get_app_handle(APP).broadcast("drain").results(timeout_s=_CALL_TIMEOUT_S)
-
-    def num_sequences(self) -> int:
-        """Count the sequences that generate or wait."""
-        from ray import serve
-
-        loads = serve.get_deployment_handle(ROUTER, APP).broadcast("load").results(timeout_s=_CALL_TIMEOUT_S)
-        return sum(each.load.running + each.load.waiting for each in loads)
+        try:
+            question = serve.get_app_handle(APP).broadcast(method)
+            return list(question.results(timeout_s=_CALL_TIMEOUT_S, return_exceptions=True))
+        except (RayError, RayServeException, TimeoutError) as error:
+            return [error]
 
     def stop(self) -> None:
         """End Serve, then Ray. Blocks for some seconds."""

@@ -100,6 +100,6 @@ class RayThread:
         give_up_at = time.monotonic() + self._drain_s
         self._session.drain()
         while time.monotonic() < give_up_at:
-            if not self._session.num_sequences():
+            if self._session.is_drained():
                 return
             time.sleep(_POLL_S)

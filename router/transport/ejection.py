@@ -15,12 +15,15 @@ for not doing, and no request pays for trying.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 EJECT_AFTER = 2
 """Dispatches lost in a row: one may be chance."""
 FIRST_PROBE_S = 0.5
 """Seconds from ejection to the first probe."""
-_LONGEST_PROBE_S = 30.0
+LONGEST_PROBE_S = 30.0
+"""Seconds between two probes at most, and between two signs of life that begin the pauses anew at least: one that
+answers always, and always late, would otherwise be probed without a pause."""
 _FORGIVEN_S = 60.0
 """A replica that did well for so long begins anew with the shortest pause."""
 
@@ -29,8 +32,10 @@ _FORGIVEN_S = 60.0
 class _Record:
     losses: int = 0
     is_ejected: bool = False
+    ejected_at: float = 0.0
     probe_at: float = 0.0
     pause_s: float = FIRST_PROBE_S
+    hurried_at: float = -inf
     readmitted_at: float = 0.0
 
 
@@ -68,25 +73,29 @@ class Ejection:
         if record.is_ejected or record.losses < EJECT_AFTER:
             return False
         recently = now - record.readmitted_at < _FORGIVEN_S
-        record.pause_s = min(record.pause_s * 2, _LONGEST_PROBE_S) if recently else FIRST_PROBE_S
-        record.is_ejected, record.probe_at = True, now + record.pause_s
+        record.pause_s = min(record.pause_s * 2, LONGEST_PROBE_S) if recently else FIRST_PROBE_S
+        record.is_ejected, record.ejected_at, record.probe_at = True, now, now + record.pause_s
         self.num_ejections += 1
         self._publish()
         return True
 
     def due(self, now: float) -> list[str]:
-        """Return the ejected replicas that are to be probed now; each is due again after a longer pause."""
-        due = [each for each, record in self._records.items() if record.is_ejected and now >= record.probe_at]
-        for replica_id in due:
-            record = self._records[replica_id]
-            record.pause_s = min(record.pause_s * 2, _LONGEST_PROBE_S)
-            record.probe_at = now + record.pause_s
-        return due
+        """Return the ejected replicas that are to be probed at the next occasion, until `probed` says that it came."""
+        return [each for each, record in self._records.items() if record.is_ejected and now >= record.probe_at]
 
-    def hurry(self, replica_id: str, now: float) -> None:
-        """Probe an ejected replica at the next occasion: it gave a sign of life."""
-        if record := self._records.get(replica_id):
-            record.probe_at = now
+    def probed(self, replica_id: str, now: float) -> None:
+        """Take note of a probe that was sent: the next one follows after a longer pause."""
+        record = self._records[replica_id]
+        record.pause_s = min(record.pause_s * 2, LONGEST_PROBE_S)
+        record.probe_at = now + record.pause_s
+
+    def hurry(self, replica_id: str, answered_at: float, now: float) -> None:
+        """Begin an ejected replica's pauses anew if it answered anything since it was ejected: a sign of life."""
+        record = self._records.get(replica_id)
+        if record is None or not record.is_ejected or now < record.hurried_at + LONGEST_PROBE_S:
+            return
+        if answered_at > max(record.ejected_at, record.hurried_at) and now + FIRST_PROBE_S < record.probe_at:
+            record.hurried_at, record.pause_s, record.probe_at = now, FIRST_PROBE_S, now + FIRST_PROBE_S
 
     def keep(self, replica_ids: frozenset[str]) -> None:
         """Forget replicas that are not among those of the placement."""

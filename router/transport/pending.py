@@ -87,8 +87,8 @@ class Pending:
                 except errors.ReplicaUnavailable:
                     self._failed.add(share.replica_id)
                     self._sent += self._other_way(share).attempts
-            if self._evidence.ejection.ejected:
-                probe(self._evidence, self._streams, shares, self._hidden_ND, self._send)
+            if self._evidence.ejection.ejected or self._evidence.probes:
+                probe(self._evidence, self._streams, shares, self._hidden_ND, self._send, time.monotonic())
         except BaseException:
             self.give_up()
             raise

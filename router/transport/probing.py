@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection
-from dataclasses import replace
 
 from torch import Tensor
 
@@ -15,9 +13,7 @@ from router.transport.evidence import Evidence
 from router.transport.streams import ReplicaStreams
 
 _LARGEST_PROBE = 64
-"""Tokens of the largest share that is copied."""
-_ALIVE_S = 0.25
-"""Seconds since an answer, however late it was itself, in which it is a sign of life: the replica is probed at once."""
+"""Most tokens of a share that are copied."""
 
 
 def probe(
@@ -26,6 +22,7 @@ def probe(
     shares: Collection[ReplicaShare],
     hidden_ND: Tensor,
     send: Callable[[ReplicaShare], Attempt],
+    now: float,
 ) -> None:
     """See what became of probes, and copy a share to each ejected replica whose time has come.
 
@@ -35,16 +32,17 @@ def probe(
         shares: of the dispatch that was just sent.
         hidden_ND: its tokens.
         send: sends a share to the replica it names; raises ReplicaUnavailable.
+        now: monotonic second.
     """
-    now = time.monotonic()
     for replica_id, under_way in list(evidence.probes.items()):
         if under_way.answer.done():
             del evidence.probes[replica_id]
             _judge(evidence, under_way, hidden_ND)
+        elif now >= under_way.due_at:
+            evidence.probes.pop(replica_id).abandon()
     for replica_id in evidence.ejection.ejected:
-        stream = streams.get(replica_id)
-        if stream is not None and stream.last_answer_at > now - _ALIVE_S:
-            evidence.ejection.hurry(replica_id, now)
+        if stream := streams.get(replica_id):
+            evidence.ejection.hurry(replica_id, stream.last_answer_at, now)
     for replica_id in evidence.ejection.due(now):
         share = _share_for(replica_id, streams, shares)
         if share is None:
@@ -56,19 +54,37 @@ def probe(
         if unanswered := evidence.probes.pop(replica_id, None):
             unanswered.abandon()  # or its shared memory would stay taken for as long as the stream lasts
         evidence.probes[replica_id] = newest
+        evidence.ejection.probed(replica_id, now)
         evidence.counts.probes += 1
 
 
 def _share_for(replica_id: str, streams: ReplicaStreams, shares: Collection[ReplicaShare]) -> ReplicaShare | None:
-    """Return a copy of a small share whose experts a replica holds, addressed to it."""
+    """Return a copy of a small part of a share, one whose experts a replica holds, addressed to it."""
     stream = streams.get(replica_id)
     if stream is None or not stream.is_ready:
         return None
-    held = set(stream.holder.expert_ids)
-    for share in shares:
-        if share.stop - share.start <= _LARGEST_PROBE and held.issuperset(share.expert_ids):
-            return replace(share, replica_id=replica_id)
-    return None
+    held = frozenset(stream.holder.expert_ids)
+    return next((part for share in shares if (part := _part_of(share, held, replica_id))), None)
+
+
+def _part_of(share: ReplicaShare, held: frozenset[int], replica_id: str) -> ReplicaShare | None:
+    """Return the first run of a share's rows whose experts are held, cut where it grows large."""
+    expert_ids: list[int] = []
+    token_counts: list[int] = []
+    start = stop = share.start
+    for expert, count in zip(share.expert_ids, share.token_counts, strict=True):
+        if expert in held:
+            room = _LARGEST_PROBE - (stop - start)
+            expert_ids.append(expert)
+            token_counts.append(min(count, room))
+            stop += token_counts[-1]
+            if count >= room:
+                break
+        elif expert_ids:
+            break
+        else:
+            start = stop = stop + count
+    return ReplicaShare(replica_id, tuple(expert_ids), tuple(token_counts), start, stop) if expert_ids else None
 
 
 def _judge(evidence: Evidence, answered: Attempt, hidden_ND: Tensor) -> None:

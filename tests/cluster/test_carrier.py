@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
@@ -18,6 +19,7 @@ from protos.errors import InvalidRequest, ReplicaUnavailable, ServingError
 from router.engine import Engine
 from router.limits import EngineLimits
 from router.request import Ended, EngineEvent, GenerationRequest, PromptDone, SamplingParams, TokenChosen, TokenLogprob
+from router.step_watch import StepWatch
 from router.transport.local import LocalTransport
 from tests.cluster.in_process_handle import InProcessHandle
 from tests.router.local_engine import local_engine
@@ -33,9 +35,9 @@ WAIT_S = 120
 class RouterReplica:
     """The methods of the Router deployment."""
 
-    def __init__(self, engine: Engine, **options: float) -> None:
+    def __init__(self, engine: Engine, stuck_after_s: float = 3600, **options: float) -> None:
         self.engine = engine
-        self.sender = CarrierSender(engine, NAME, **options)
+        self.sender = CarrierSender(engine, StepWatch(engine, stuck_after_s), NAME, **options)
         self.was_careful = False
         self.accepts_nothing = False
 
@@ -198,7 +200,7 @@ def test_an_idle_time_shorter_than_a_step_loses_nothing(engine):
 
 def test_a_carrier_without_events_says_so():
     async def test(engine):
-        sender = CarrierSender(engine, NAME, heartbeat_s=0.001)
+        sender = CarrierSender(engine, StepWatch(engine, 3600), NAME, heartbeat_s=0.001)
         async with (
             aclosing(sender.generate(request("waits"), "door")) as accepted,
             aclosing(sender.carry("door")) as batches,
@@ -242,6 +244,35 @@ def test_a_router_whose_carrier_beats_may_take_its_time():
     with local_engine() as held:
         held.transport.gate.clear()
         run(test, held.engine, {"silence_s": 0.5}, heartbeat_s=0.01)
+
+
+def test_a_router_whose_step_is_stuck_gives_its_sequences_away_and_takes_none_until_it_gets_on():
+    async def test(client, handle):
+        with pytest.raises(ReplicaUnavailable, match="found it stuck"):
+            await events_of(client, request("first"))
+        with pytest.raises(ReplicaUnavailable, match="found it stuck"):
+            await events_of(client, request("second"))
+        returns.set()
+        await until_idle(held.engine)
+        assert isinstance((await events_of(client, request("third")))[-1], Ended)
+
+    returns = threading.Event()
+    with local_engine() as held:
+        held.transport.watch = lambda: returns.wait(WAIT_S)
+        run(test, held.engine, stuck_after_s=0.2, heartbeat_s=0.01)
+
+
+def test_a_router_that_waits_for_experts_is_not_stuck():
+    async def test(client, handle):
+        waiting = asyncio.create_task(events_of(client, request("waits")))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(waiting), 1.0)
+        held.transport.gate.set()
+        assert isinstance((await waiting)[-1], Ended)
+
+    with local_engine() as held:
+        held.transport.gate.clear()
+        run(test, held.engine, stuck_after_s=0.5, heartbeat_s=0.01)
 
 
 def test_a_router_that_does_not_accept_in_time_is_given_up(engine):

@@ -33,6 +33,7 @@ KNOBS = [
     "router.swap_bytes",
     "router.answer_timeout_s",
     "router.patience_s",
+    "router.stuck_after_s",
     "experts.groups",
     "experts.replicas_per_group",
     "experts.spare_experts",

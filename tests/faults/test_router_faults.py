@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.chaos.application import Application
 from benchmarks.chaos.processes import Part, processes_of
+from tests.faults.signals import stopped
 from tests.faults.streams import Heard, Streams
+from tests.faults.trial import wait_until
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -22,6 +23,9 @@ NUM_STREAMS = 16
 MAX_TOKENS = 120
 KILL_AT = 10
 """Tokens that every stream has when a router is lost."""
+
+FORCED_S = 15.0
+"""Seconds from a router's replacement until Ray has been told to kill it, and more."""
 
 
 def request_fields(index: int) -> dict[str, object]:
@@ -90,19 +94,21 @@ def test_streams_outlive_all_routers_at_once(herd, undisturbed):
     wait_for_idle_routers(herd)
 
 
+def test_a_router_that_goes_on_after_it_was_replaced_ends(herd, undisturbed):
+    wait_for_idle_routers(herd)
+    known = router_pids(herd)
+    with Streams(herd.grpc_address, REQUESTS) as streams:
+        streams.wait_for_tokens(KILL_AT)
+        with stopped(known[0]):
+            assert_alike(streams.wait(), undisturbed)
+            wait_until(lambda: set(router_pids(herd)) - set(known))
+            threading.Event().wait(FORCED_S)  # until Ray has tried to kill it, too
+    wait_until(lambda: known[0] not in router_pids(herd))
+    wait_for_idle_routers(herd)
+
+
 def router_pids(herd: Application) -> list[int]:
     return [router.pid for router in processes_of(herd.pid, Part.ROUTER)]
-
-
-@contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    """Stop a process until the block ends."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        with suppress(ProcessLookupError):  # Ray Serve replaces what hangs for long
-            os.kill(pid, signal.SIGCONT)
 
 
 def samples(herd: Application) -> dict[tuple[str, str], float]:

@@ -37,7 +37,11 @@ def test_what_weighs_as_much_as_two_ejects_at_once(ejection):
 
 def test_an_ejected_replica_is_probed_after_pauses_that_double(ejection):
     eject(ejection, 10.0)
-    probed = [step / 10 for step in range(100, 200) if ejection.due(step / 10)]
+    probed = []
+    for now in (step / 10 for step in range(100, 200)):
+        for replica_id in ejection.due(now):
+            ejection.probed(replica_id, now)
+            probed.append(now)
     assert probed == pytest.approx([10.5, 11.5, 13.5, 17.5])
 
 
@@ -64,10 +68,36 @@ def test_one_that_did_well_for_a_minute_begins_anew(ejection):
     assert ejection.due(63.0 + FIRST_PROBE_S)
 
 
-def test_a_sign_of_life_hurries_the_probe(ejection):
+def test_a_probe_that_could_not_be_sent_stays_due(ejection):
     eject(ejection, 0.0)
-    ejection.hurry("a", 0.1)
-    assert ejection.due(0.1)
+    assert ejection.due(1.0) == ejection.due(1.1) == ["a"]
+
+
+def test_a_sign_of_life_begins_the_pauses_anew(ejection):
+    eject(ejection, 0.0)
+    for now in (0.5, 1.5, 3.5):
+        ejection.probed("a", now)
+    ejection.hurry("a", answered_at=4.0, now=4.1)
+    assert not ejection.due(4.1)
+    assert ejection.due(4.1 + FIRST_PROBE_S)
+
+
+def test_what_came_before_the_ejection_is_no_sign_of_life(ejection):
+    eject(ejection, 1.0)
+    ejection.probed("a", 1.5)
+    ejection.hurry("a", answered_at=0.9, now=1.5)
+    assert not ejection.due(1.5 + FIRST_PROBE_S)
+
+
+def test_a_replica_that_always_answers_and_always_late_is_not_hurried_again_and_again(ejection):
+    eject(ejection, 0.0)
+    num_probes = 0
+    for now in (step / 100 for step in range(6000)):
+        ejection.hurry("a", answered_at=now, now=now)
+        for replica_id in ejection.due(now):
+            ejection.probed(replica_id, now)
+            num_probes += 1
+    assert num_probes <= 14
 
 
 def test_replicas_that_left_are_forgotten(ejection):
