@@ -1,6 +1,7 @@
 """The Ray Serve application: which deployments there are and how they are wired.
 
 FrontDoor  -- handle -->  Router (+ Directory)  -- gRPC streams, by the directory -->  Experts-0, Experts-1, ...
+                                                                                     `-->  Context
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from ray import serve
 from ray.serve.config import RequestRouterConfig
 from ray.serve.deployment import Application
 
+from cluster.context_deployment import Context
 from cluster.directory_actor import directory_config
 from cluster.experts_deployment import Experts
 from cluster.front_door import FrontDoor
-from cluster.names import FRONT_DOOR, ROUTER, experts_deployment
+from cluster.names import CONTEXT, FRONT_DOOR, ROUTER, experts_deployment
 from cluster.plan import DeploymentPlan
 from cluster.router_deployment import Router
 from cluster.serve_scaling import experts_replicas, front_door_replicas, router_replicas
@@ -61,7 +63,7 @@ def build_application(plan: DeploymentPlan) -> Application:
         **router_replicas(plan),
         **common,
     ).bind(plan)
-    experts = [
+    called_by_address = [
         serve.deployment(
             Experts,
             name=experts_deployment(group),
@@ -71,6 +73,16 @@ def build_application(plan: DeploymentPlan) -> Application:
         ).bind(plan, group)
         for group in range(len(plan.expert_groups))
     ]
+    if plan.segment_tokens:
+        called_by_address.append(
+            serve.deployment(
+                Context,
+                name=CONTEXT,
+                num_replicas=plan.settings.context.shards,
+                ray_actor_options=actor,
+                **common,
+            ).bind(plan)
+        )
     front_door = serve.deployment(
         FrontDoor,
         name=FRONT_DOOR,
@@ -78,5 +90,5 @@ def build_application(plan: DeploymentPlan) -> Application:
         **front_door_replicas(plan),
         **common,
     )
-    # The front door never calls the experts. It takes their handles because that makes them part of the application.
-    return front_door.bind(plan, router, *experts)
+    # The front door never calls these. It takes their handles because that makes them part of the application.
+    return front_door.bind(plan, router, *called_by_address)

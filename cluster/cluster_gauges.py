@@ -23,6 +23,8 @@ _OF_ROUTER: dict[str, Callable[[RouterLoad], float]] = {
     "herd_prefix_cached_tokens": lambda each: each.load.cached_tokens,
     "herd_prefix_hit_ratio": lambda each: each.load.cached_tokens / max(each.load.prompt_tokens, 1),
     "herd_preemptions": lambda each: each.load.preemptions,
+    "herd_context_repaired_tokens": lambda each: each.load.repaired_tokens,
+    "herd_context_free_tokens": lambda each: each.load.context_free_tokens or 0,
 }
 _OF_DISPATCHES: dict[str, Callable[[TransportHealth], float]] = {
     "herd_dispatch_shares": lambda each: each.counts.shares,

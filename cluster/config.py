@@ -154,6 +154,33 @@ class ExpertsSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ContextSettings:
+    """The processes that hold keys and values of global layers, where a router's own memory is too small."""
+
+    shards: int = 0
+    """Context shards; at least 0. 0: routers hold all keys and values themselves."""
+    kv_bytes: int | None = None
+    """Bytes of keys and values of one shard; at least 1. None: a quarter of the memory that is free when Herd starts,
+    shared by all shards."""
+    segment_tokens: int | None = None
+    """Tokens of a sequence that lie together on one shard; whole attention chunks. None: one chunk. Smaller ones spread
+    sooner, and less is computed again when a shard dies."""
+    threads: int | None = None
+    """CPU threads of one shard; at least 1. None: this machine's cores shared evenly by all shards."""
+    host: str | None = "127.0.0.1"
+    """Address that shards listen on and tell the routers. None: their node's, for a Ray cluster of many machines."""
+    lease_s: float = 30.0
+    """Seconds that what a router wrote outlives its connection; positive."""
+
+    def check(self) -> None:
+        """Refuse values that cannot work."""
+        check_floor("context.shards", self.shards, 0)
+        for name in ("kv_bytes", "segment_tokens", "threads"):
+            check_floor(f"context.{name}", getattr(self, name), 1)
+        check_seconds("context.lease_s", self.lease_s)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ClusterConfig:
     """All settings of one Herd. A field's default is right for a laptop."""
 
@@ -167,6 +194,8 @@ class ClusterConfig:
     """Attention, KV cache and sampling."""
     experts: ExpertsSettings = field(default_factory=ExpertsSettings)
     """Routed experts."""
+    context: ContextSettings = field(default_factory=ContextSettings)
+    """Context shards."""
     scaling: ScalingSettings = field(default_factory=ScalingSettings)
     """How many replicas there may be."""
     limits: FrontDoorLimits = field(default_factory=FrontDoorLimits)
@@ -178,7 +207,7 @@ class ClusterConfig:
         Raises:
             BadConfig: a value is out of range or contradicts another.
         """
-        for section in (self.model, self.http, self.grpc, self.router, self.experts, self.scaling):
+        for section in (self.model, self.http, self.grpc, self.router, self.experts, self.context, self.scaling):
             section.check()
         self.scaling.front_doors()
         self.scaling.routers(self.router.replicas)

@@ -1,4 +1,4 @@
-"""Which replica holds which experts: leases and versions, without Ray and without a clock.
+"""Which replica holds which experts, and which context shards there are: leases and versions, without Ray or a clock.
 
     register -> renew, renew, ... -> deregister
                       `- no renewal for a lease -> expire
@@ -13,6 +13,7 @@ import asyncio
 from dataclasses import dataclass
 
 from cluster.events import Events
+from router.context_shards.stream import ShardHolder
 from router.placement import ExpertHolder, Placement
 
 
@@ -35,6 +36,20 @@ class ExpertReplica:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ContextReplica:
+    """A context shard as it registers."""
+
+    holder: ShardHolder
+    """What routers need to reach it."""
+    total_tokens: int
+    """Tokens whose keys and values it can hold."""
+    pid: int
+    """Process id on its host."""
+    host: str
+    """Name of its machine."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DirectorySnapshot:
     """The directory at one version."""
 
@@ -44,6 +59,8 @@ class DirectorySnapshot:
     """False: replicas may be missing that are well."""
     replicas: tuple[ExpertReplica, ...]
     """In the order they came."""
+    shards: tuple[ContextReplica, ...] = ()
+    """Context shards, likewise."""
 
     def placement(self) -> Placement:
         """Return the part a router needs."""
@@ -51,7 +68,7 @@ class DirectorySnapshot:
 
 
 class Directory:
-    """The registered expert replicas. Belongs to one event loop.
+    """The registered expert replicas and context shards. Belongs to one event loop.
 
     Args:
         lease_s: seconds a registration or renewal lasts.
@@ -65,6 +82,7 @@ class Directory:
         self._settles_at = now + lease_s
         self._is_settled = False
         self._replicas: dict[str, ExpertReplica] = {}
+        self._shards: dict[str, ContextReplica] = {}
         self._expires_at: dict[str, float] = {}
         self._changed = asyncio.Event()
         self.events = Events()
@@ -80,18 +98,28 @@ class Directory:
             self._replicas[replica_id] = replica
             self._bump()
 
+    def register_shard(self, shard: ContextReplica, now: float) -> None:
+        """Add a context shard."""
+        shard_id = shard.holder.shard_id
+        self._expires_at[shard_id] = now + self._lease_s
+        if self._shards.get(shard_id) != shard:
+            self.events.note(shard_id, f"holds context, {shard.total_tokens:,} tokens at most")
+            self._shards[shard_id] = shard
+            self._bump()
+
     def renew(self, replica_id: str, now: float) -> bool:
-        """Extend a replica's lease; tell whether it is known. One that is not has to register."""
+        """Extend the lease of a replica or shard; tell whether it is known. One that is not has to register."""
         self.advance(now)
-        if replica_id not in self._replicas:
+        if replica_id not in self._expires_at:
             return False
         self._expires_at[replica_id] = now + self._lease_s
         return True
 
     def deregister(self, replica_id: str, reason: str = "left") -> None:
-        """Take a replica out. Idempotent."""
-        if self._replicas.pop(replica_id, None):
-            del self._expires_at[replica_id]
+        """Take a replica or shard out. Idempotent."""
+        if self._expires_at.pop(replica_id, None) is not None:
+            self._replicas.pop(replica_id, None)
+            self._shards.pop(replica_id, None)
             self.events.note(replica_id, reason)
             self._bump()
 
@@ -111,7 +139,10 @@ class Directory:
     def snapshot(self) -> DirectorySnapshot:
         """Return the present state."""
         return DirectorySnapshot(
-            version=self._version, is_settled=self._is_settled, replicas=tuple(self._replicas.values())
+            version=self._version,
+            is_settled=self._is_settled,
+            replicas=tuple(self._replicas.values()),
+            shards=tuple(self._shards.values()),
         )
 
     async def wait_for_change(self, version: int, timeout_s: float) -> DirectorySnapshot:
@@ -150,3 +181,11 @@ def merge_placements(known: Placement, found: DirectorySnapshot) -> Placement:
     listed = {holder.replica_id for holder in placement.holders}
     kept = tuple(holder for holder in known.holders if holder.replica_id not in listed)
     return Placement(version=placement.version, holders=placement.holders + kept)
+
+
+def merge_shards(known: tuple[ShardHolder, ...], found: DirectorySnapshot) -> tuple[ShardHolder, ...]:
+    """Return the context shards that a router should know, likewise."""
+    listed = tuple(shard.holder for shard in found.shards)
+    if found.is_settled:
+        return listed
+    return listed + tuple(holder for holder in known if holder.shard_id not in {each.shard_id for each in listed})

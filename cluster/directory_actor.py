@@ -12,7 +12,7 @@ from ray.actor import ActorHandle
 from ray.serve._private.constants import SERVE_DEPLOYMENT_ACTOR_PREFIX, SERVE_NAMESPACE
 from ray.serve.config import DeploymentActorConfig
 
-from cluster.directory import Directory, DirectorySnapshot, ExpertReplica
+from cluster.directory import ContextReplica, Directory, DirectorySnapshot, ExpertReplica
 from cluster.events import ClusterEvent
 from cluster.names import APP
 from cluster.placement_load import ReplicaReport
@@ -65,6 +65,14 @@ class DirectoryActor:
     async def register(self, replica: ExpertReplica) -> None:
         """Add an expert replica."""
         self._directory.register(replica, self._now())
+
+    async def register_shard(self, shard: ContextReplica) -> None:
+        """Add a context shard."""
+        self._directory.register_shard(shard, self._now())
+
+    async def renew(self, replica_id: str) -> bool:
+        """Extend a context shard's lease; tell whether it is known. One that is not has to register."""
+        return self._directory.renew(replica_id, self._now())
 
     async def heartbeat(self, report: ReplicaReport) -> frozenset[int] | None:
         """Extend a replica's lease; return the experts it should hold, None if it is not known and has to register."""

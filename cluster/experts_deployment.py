@@ -14,6 +14,7 @@ from ray import serve
 
 from cluster.directory import ExpertReplica
 from cluster.expert_load import ExpertLoadMeter
+from cluster.expert_member import ExpertMember
 from cluster.given_up import end_when_given_up
 from cluster.holdings import Holdings
 from cluster.meters import ExpertMeter
@@ -98,13 +99,10 @@ class Experts:
             host=replica.holder.host,
             spare_bytes=lambda: weights.spare_bytes or 0,
         )
-        self._holdings = Holdings(
-            self._server.replica, replica, announce=lambda changed: self._registration.announce(changed)
-        )
+        self._holdings = Holdings(self._server.replica, replica, announce=self._announce)
+        self._member = ExpertMember(replica, report=meter.report, on_wanted=self._holdings.want)
         self._registration = Registration(
-            replica,
-            report=meter.report,
-            on_wanted=self._holdings.want,
+            self._member,
             app=APP,
             deployment=ROUTER,
             period_s=min(plan.settings.experts.lease_s / _HEARTBEATS_PER_LEASE, _LONGEST_BEAT_S),
@@ -112,6 +110,11 @@ class Experts:
         self._holdings.start()
         self._registration.start()
         _LOG.info("replica %s serves experts %s at %s", self._replica_id, weights.expert_ids, self._server.address)
+
+    def _announce(self, replica: ExpertReplica) -> None:
+        """Tell the directories what is held now; blocks for seconds at most."""
+        self._member.replica = replica
+        self._registration.announce()
 
     def _report_first_dispatch(self) -> None:
         """Complete the report: called in the thread that computes, so another one tells the directory."""

@@ -24,11 +24,11 @@ class FrontDoor:
     Args:
         plan: what is served.
         router: the Router deployment.
-        experts: the Experts deployments; named so that they are deployed, never called.
+        others: the Experts and Context deployments; named so that they are deployed, never called.
     """
 
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it, in the loop that everything here belongs to
-        self, plan: DeploymentPlan, router: DeploymentHandle, *experts: DeploymentHandle
+        self, plan: DeploymentPlan, router: DeploymentHandle, *others: DeploymentHandle
     ) -> None:
         end_when_given_up()
         router_client = ServeRouterClient(router, DirectoryClient(APP, ROUTER))

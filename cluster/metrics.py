@@ -53,6 +53,18 @@ METRICS = (
     Metric("herd_prefix_queried_tokens", "gauge", "Prompt tokens a router looked for in its cache.", ("replica",)),
     Metric("herd_prefix_cached_tokens", "gauge", "Those of them that it found.", ("replica",)),
     Metric("herd_prefix_hit_ratio", "gauge", "Found of looked for, since the router started; 1 is all.", ("replica",)),
+    Metric(
+        "herd_context_repaired_tokens",
+        "gauge",
+        "Tokens a router computed again because a context shard was lost.",
+        ("replica",),
+    ),
+    Metric(
+        "herd_context_free_tokens",
+        "gauge",
+        "Tokens that further sequences of a router may have on context shards; 0 without shards.",
+        ("replica",),
+    ),
     Metric("herd_preemptions", "gauge", "Times a sequence made room for another in a router.", ("replica",)),
     Metric("herd_dispatch_shares", "gauge", "Shares of dispatches a router sent since its start.", ("replica",)),
     Metric("herd_dispatch_hedges", "gauge", "Shares it sent elsewhere as well, for an answer was late.", ("replica",)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 APP = "herd"
 FRONT_DOOR = "FrontDoor"
 ROUTER = "Router"
+CONTEXT = "Context"
 _EXPERTS = "Experts-"
 
 

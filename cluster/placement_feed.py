@@ -10,8 +10,9 @@ import ray
 from ray.exceptions import RayError
 from ray.serve import get_deployment_actor
 
-from cluster.directory import DirectorySnapshot, merge_placements
+from cluster.directory import DirectorySnapshot, merge_placements, merge_shards
 from cluster.directory_actor import NAME
+from router.context_shards.stream import ShardHolder
 from router.placement import Placement
 
 _LOG = logging.getLogger(__name__)
@@ -25,10 +26,17 @@ class PlacementFeed:
 
     Args:
         on_change: called with each new placement, from the thread.
+        on_shards: called with the context shards there are, likewise.
     """
 
-    def __init__(self, on_change: Callable[[Placement], None]) -> None:
+    def __init__(
+        self,
+        on_change: Callable[[Placement], None],
+        on_shards: Callable[[tuple[ShardHolder, ...]], None] = lambda shards: None,
+    ) -> None:
         self._on_change = on_change
+        self._on_shards = on_shards
+        self._shards: tuple[ShardHolder, ...] = ()
         self._placement = Placement(version=0, holders=())
         self._snapshot = DirectorySnapshot(version=0, is_settled=False, replicas=())
         self._stopping = threading.Event()
@@ -62,3 +70,5 @@ class PlacementFeed:
                 self._snapshot = found
                 self._placement = merge_placements(self._placement, found)
                 self._on_change(self._placement)
+                self._shards = merge_shards(self._shards, found)
+                self._on_shards(self._shards)

@@ -54,6 +54,12 @@ class DeploymentPlan:
     """CPU threads of one expert replica."""
     weight_bytes: int
     """Bytes of all weights in memory, with as many replicas as there may be."""
+    context_threads: int = 1
+    """CPU threads of one context shard."""
+    context_bytes: int = 0
+    """Bytes of keys and values of one context shard."""
+    segment_tokens: int = 0
+    """Tokens that lie together on one shard; 0: there are no shards."""
     spare_bytes: int = 0
     """Bytes of weights that an expert replica may take on beyond its group's: copies of experts that are in demand."""
 
@@ -89,7 +95,8 @@ class DeploymentPlan:
         kv_bytes = self.engine_limits.kv_bytes * self.router_bounds.max_replicas
         doors = self.settings.scaling.front_doors().max_replicas
         processes = (self.num_replicas + doors) * PROCESS_BYTES + RAY_BYTES
-        return self.weight_bytes + kv_bytes + processes
+        shards = self.settings.context.shards
+        return self.weight_bytes + kv_bytes + processes + shards * (self.context_bytes + PROCESS_BYTES)
 
 
 def make_plan(settings: ClusterConfig, checkpoint: Checkpoint, name: str, machine: Machine) -> DeploymentPlan:
@@ -121,6 +128,9 @@ def make_plan(settings: ClusterConfig, checkpoint: Checkpoint, name: str, machin
         # Routers and experts take turns, so each side may have all cores; replicas of one side compute side by side.
         router_threads=settings.router.threads or max(1, machine.cores // settings.router.replicas),
         expert_threads=settings.experts.threads or max(1, machine.cores // max(num_expert_replicas, 1)),
+        context_threads=settings.context.threads or max(1, machine.cores // max(settings.context.shards, 1)),
+        context_bytes=_context_bytes(settings, machine),
+        segment_tokens=_segment_tokens(settings, config),
         weight_bytes=_weight_bytes(settings, checkpoint, dtype),
     )
     _check_budget(plan)
@@ -150,6 +160,36 @@ def group_experts(num_experts: int, num_groups: int | None) -> tuple[tuple[int, 
     return tuple(tuple(range(start, stop)) for start, stop in itertools.pairwise(bounds))
 
 
+def _context_bytes(settings: ClusterConfig, machine: Machine) -> int:
+    context = settings.context
+    if not context.shards:
+        return 0
+    return context.kv_bytes or int(machine.free_bytes * MAX_KV_SHARE) // context.shards
+
+
+def _segment_tokens(settings: ClusterConfig, config: ModelConfig) -> int:
+    """Return the tokens of a segment, 0 without shards.
+
+    Raises:
+        BadConfig: the model has no chunk-local layers, or segments are no whole chunks of them.
+    """
+    context, chunk = settings.context, config.attention_chunk
+    if not context.shards:
+        return 0
+    if not chunk or not any(config.is_local(layer) for layer in range(config.num_layers)):
+        raise BadConfig(
+            f"context.shards: expected a model with chunk-local layers, as Llama 4 has, found {config.family}; set it "
+            "to 0, and routers hold all keys and values"
+        )
+    segment_tokens = context.segment_tokens or chunk
+    if segment_tokens % chunk:
+        raise BadConfig(
+            f"context.segment_tokens: expected a multiple of the model's attention chunk, {chunk}, found "
+            f"{segment_tokens}; round it"
+        )
+    return segment_tokens
+
+
 def _engine_limits(settings: ClusterConfig, config: ModelConfig, dtype: torch.dtype, machine: Machine) -> EngineLimits:
     router = settings.router
     stored = dtype_name(dtype) if router.kv_dtype == "auto" else router.kv_dtype
@@ -157,6 +197,8 @@ def _engine_limits(settings: ClusterConfig, config: ModelConfig, dtype: torch.dt
     asked, most = settings.model.context_length, config.max_positions
     if asked is not None and asked > most:
         raise BadConfig(f"model.context_length: expected at most the model's {most} tokens, found {asked}; lower it")
+    if settings.context.shards:
+        return _limits_on_shards(settings, layout, machine)
     full_bytes = router.slots * layout.sequence_bytes(asked or most)
     kv_bytes = router.kv_bytes or min(full_bytes, int(machine.free_bytes * MAX_KV_SHARE))
     least_bytes = layout.sequence_bytes(asked or 2)
@@ -172,6 +214,31 @@ def _engine_limits(settings: ClusterConfig, config: ModelConfig, dtype: torch.dt
         page_tokens=router.page_tokens,
         prefix_cache=router.prefix_cache,
         swap_bytes=kv_bytes // 4 if router.swap_bytes is None else router.swap_bytes,
+        slots=router.slots,
+        max_waiting=router.max_waiting,
+        step_tokens=router.step_tokens,
+        prefill_stretch=router.prefill_stretch,
+    )
+
+
+def _limits_on_shards(settings: ClusterConfig, layout: CacheLayout, machine: Machine) -> EngineLimits:
+    """Return the limits of routers whose own cache is for local layers alone."""
+    router, config = settings.router, layout.config
+    num_tokens = settings.context.shards * _context_bytes(settings, machine) // layout.global_token_bytes
+    asked, most = settings.model.context_length, min(config.max_positions, num_tokens)
+    if (asked or 2) > most:
+        raise NotEnoughMemory(
+            f"expected {settings.context.shards} context shards that hold {asked or 2} tokens, found room for "
+            f"{num_tokens}; lower model.context_length, raise context.kv_bytes or context.shards"
+        )
+    chunks_bytes = router.slots * layout.pages_bytes(0, layout.num_pages(layout.chunk or 0)[1])
+    return EngineLimits(
+        context_length=asked or most,
+        kv_bytes=router.kv_bytes or min(chunks_bytes, int(machine.free_bytes * MAX_KV_SHARE)),
+        kv_dtype=layout.kv_dtype,
+        page_tokens=router.page_tokens,
+        prefix_cache=False,
+        on_shards=True,
         slots=router.slots,
         max_waiting=router.max_waiting,
         step_tokens=router.step_tokens,

@@ -1,23 +1,38 @@
-"""Keeps an expert replica in the directory for as long as it lives, and brings back what the directory wants of it."""
+"""Keeps a replica in the directory for as long as it lives, and brings back what the directory wants of it."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from typing import Any, Protocol
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from cluster.directory import ExpertReplica
 from cluster.directory_actor import find_directories
-from cluster.placement_load import ReplicaReport
 
 _LOG = logging.getLogger(__name__)
 _CALL_TIMEOUT_S = 2.0
 _LOOK_EVERY = 8
 """Heartbeats after which directories are looked for again: a second one shows only so."""
+
+
+class Member(Protocol):
+    """What a replica tells directories. Its methods are called from the registration's thread."""
+
+    @property
+    def replica_id(self) -> str:
+        """Return its name."""
+
+    def heartbeat(self, directory: ActorHandle) -> Any:
+        """Call a directory to extend the lease; return the call, whose answer is None or False if it knows nothing."""
+
+    def heard(self, answer: Any) -> None:
+        """Take the answer of a directory that knows the replica. It must not block."""
+
+    def register(self, directory: ActorHandle) -> Any:
+        """Call a directory to register; return the call."""
 
 
 class Registration:
@@ -26,9 +41,7 @@ class Registration:
     So a directory that restarts, or a second one, knows every replica a heartbeat or two later.
 
     Args:
-        replica: what to register.
-        report: makes the report that goes with a heartbeat; called from the thread.
-        on_wanted: takes the experts that the replica should hold; called from the thread, must not block.
+        member: the replica.
         app: name of the application.
         deployment: whose directories to register with.
         period_s: seconds between heartbeats; a fraction of the lease.
@@ -36,17 +49,13 @@ class Registration:
 
     def __init__(
         self,
-        replica: ExpertReplica,
+        member: Member,
         *,
-        report: Callable[[], ReplicaReport],
-        on_wanted: Callable[[frozenset[int]], None],
         app: str,
         deployment: str,
         period_s: float,
     ) -> None:
-        self._replica = replica
-        self._report = report
-        self._on_wanted = on_wanted
+        self._member = member
         self._app = app
         self._deployment = deployment
         self._period_s = period_s
@@ -60,10 +69,9 @@ class Registration:
         """Start the heartbeats; the first comes at once."""
         self._thread.start()
 
-    def announce(self, replica: ExpertReplica) -> None:
+    def announce(self) -> None:
         """Tell the directories at once that the replica has changed. For any thread; blocks for seconds at most."""
         with self._registering:
-            self._replica = replica
             self._register(self._directories)
 
     def stop(self) -> None:
@@ -83,19 +91,18 @@ class Registration:
     def _beat(self) -> bool:
         """Renew or register everywhere; tell whether a directory was found."""
         self._look()
-        report = self._report()
         for directory in list(self._directories):
             try:
-                wanted = ray.get(directory.heartbeat.remote(report), timeout=_CALL_TIMEOUT_S)
+                answer = ray.get(self._member.heartbeat(directory), timeout=_CALL_TIMEOUT_S)
             except (RayError, TimeoutError) as error:
                 _LOG.warning("the directory did not take a heartbeat, the next one follows: %s", error)
                 self._beats_since_look = _LOOK_EVERY
                 continue
-            if wanted is None:
+            if answer is None or answer is False:
                 with self._registering:
                     self._register([directory])
             else:
-                self._on_wanted(wanted)
+                self._member.heard(answer)
         return bool(self._directories)
 
     def _look(self) -> None:
@@ -112,14 +119,14 @@ class Registration:
     def _register(self, directories: list[ActorHandle]) -> None:
         for directory in directories:
             try:
-                ray.get(directory.register.remote(self._replica), timeout=_CALL_TIMEOUT_S)
+                ray.get(self._member.register(directory), timeout=_CALL_TIMEOUT_S)
             except (RayError, TimeoutError) as error:
                 _LOG.warning("the directory did not register the replica, the next heartbeat does: %s", error)
 
     def _deregister(self) -> None:
         try:
             calls = [
-                directory.deregister.remote(self._replica.holder.replica_id)
+                directory.deregister.remote(self._member.replica_id)
                 for directory in find_directories(self._app, self._deployment)
             ]
             ray.get(calls, timeout=_CALL_TIMEOUT_S)

@@ -25,6 +25,7 @@ from cluster.router_client import PlacementInfo, RouterLoad
 from cluster.startup_report import StartupReport
 from models.llama4.decoder import load_decoder
 from protos.errors import ReplicaUnavailable, ServingError
+from router.context_shards.shards import ContextShards
 from router.engine import Engine
 from router.request import GenerationRequest
 from router.step_watch import StepWatch
@@ -60,7 +61,12 @@ class Router:
             fingerprint=plan.fingerprint,
             timeouts=DispatchTimeouts(answer_s=settings.answer_timeout_s, patience_s=settings.patience_s),
         )
-        self._feed = PlacementFeed(self._transport.update)
+        self._shards = None
+        if plan.segment_tokens:
+            self._shards = ContextShards(
+                router_id=self._replica_id, fingerprint=plan.fingerprint, segment_tokens=plan.segment_tokens
+            )
+        self._feed = PlacementFeed(self._transport.update, self._shards.update if self._shards else lambda shards: None)
         self._feed.start()
         checkpoint = open_planned_checkpoint(plan)
         decoder = load_decoder(
@@ -70,7 +76,9 @@ class Router:
             progress=lambda done, total: self._report.loading(checkpoint.bytes_read, checkpoint.router_bytes),
         )
         self._wait_for_experts(range(plan.config.num_experts))
-        self._engine = Engine(decoder, self._transport, plan.engine_limits)
+        while self._shards is not None and not self._shards.wait_ready(1, _WAIT_STEP_S):
+            self._report.waiting("a context shard")
+        self._engine = Engine(decoder, self._transport, plan.engine_limits, self._shards)
         self._engine.start()
         self._watch = StepWatch(self._engine, settings.stuck_after_s)
         self._sender = CarrierSender(self._engine, self._watch, self._replica_id)
@@ -144,3 +152,5 @@ class Router:
         if hasattr(self, "_feed"):
             self._feed.stop()
             self._transport.close()
+            if self._shards is not None:
+                self._shards.close()

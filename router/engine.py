@@ -456,5 +456,7 @@ class Engine:
             prompt_tokens=self._scheduler.num_prompt_tokens,
             cached_tokens=self._scheduler.num_cached_tokens,
             preemptions=self._scheduler.num_preemptions,
+            repaired_tokens=0 if self._repairs is None else self._repairs.num_tokens,
+            context_free_tokens=None if self._shards is None else self._shards.free_tokens,
             prefill_tokens_per_s=self._budget.prompt_tokens_per_s,
         )

@@ -123,6 +123,10 @@ class EngineLoad:
     """Prompt tokens of sequences that got a slot since the start."""
     cached_tokens: int = 0
     """Those of them that the prefix cache had."""
+    repaired_tokens: int = 0
+    """Tokens computed again since the start because a context shard was lost."""
+    context_free_tokens: int | None = None
+    """Tokens that further sequences may have on context shards; None: there are none."""
     preemptions: int = 0
     """Times a running sequence made room for another since the start."""
     prefill_tokens_per_s: float = 0.0

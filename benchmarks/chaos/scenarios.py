@@ -62,6 +62,7 @@ class Scenario:
 
 
 TWO_HOLDERS = ("experts.replicas_per_group=2",)
+TWO_SHARDS = ("context.shards=2",)
 TWO_ROUTERS = ("router.replicas=2",)
 
 
@@ -126,6 +127,7 @@ def _label(what: str, target: Process) -> str:
 _ONE = {
     Part.EXPERT: "an expert replica",
     Part.ROUTER: "a router replica",
+    Part.CONTEXT: "a context shard",
     Part.FRONT_DOOR: "a front door",
     Part.DIRECTORY: "the directory",
     Part.CONTROLLER: "the Serve controller",
@@ -164,6 +166,7 @@ _EVERYTHING = (
         plan=_kill(Part.EXPERT),
     ),
     *_three(Part.ROUTER, TWO_ROUTERS, 10),
+    *_three(Part.CONTEXT, TWO_SHARDS, 10),
     *_three(Part.FRONT_DOOR, (), 10),
     *_three(Part.DIRECTORY, TWO_HOLDERS, 10),
     *_three(Part.CONTROLLER, TWO_HOLDERS, 10),

@@ -27,6 +27,8 @@ METRIC_NAMES = [
     "herd_prefix_cached_tokens",
     "herd_prefix_hit_ratio",
     "herd_preemptions",
+    "herd_context_repaired_tokens",
+    "herd_context_free_tokens",
     "herd_dispatch_shares",
     "herd_dispatch_hedges",
     "herd_dispatch_resends",

@@ -1,0 +1,75 @@
+"""The Context deployment: a replica is one context shard, kept in the directory while it lives."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+
+import ray
+import torch
+from ray import serve
+
+from cluster.context_member import ContextMember
+from cluster.directory import ContextReplica
+from cluster.given_up import end_when_given_up
+from cluster.names import APP, CONTEXT, ROUTER
+from cluster.plan import DeploymentPlan
+from cluster.registration import Registration
+from cluster.startup_report import StartupReport
+from context.segments import SegmentStore
+from context.server import ContextServer
+from context.shard import Shard
+from router.context_shards.stream import ShardHolder
+from router.kv_cache.codec import dtype_name
+
+_LOG = logging.getLogger(__name__)
+_BEAT_S = 1.0
+
+
+class Context:
+    """A context shard. Routers reach it over gRPC, at the address the directory tells.
+
+    Args:
+        plan: what to run.
+    """
+
+    def __init__(self, plan: DeploymentPlan) -> None:
+        end_when_given_up()
+        shard_id = serve.get_replica_context().replica_id.unique_id
+        report = StartupReport(replica_id=shard_id, app=APP, deployment=CONTEXT, directory_deployment=ROUTER)
+        with report.failures():
+            self._start(plan, shard_id)
+        report.ready()
+
+    def _start(self, plan: DeploymentPlan, shard_id: str) -> None:
+        torch.set_num_threads(plan.context_threads)
+        settings = plan.settings.context
+        store = SegmentStore(
+            plan.config,
+            kv_dtype=plan.engine_limits.kv_dtype or dtype_name(plan.dtype),
+            kv_bytes=plan.context_bytes,
+            dtype=plan.dtype,
+            device=torch.device("cpu"),
+        )
+        shard = Shard(
+            store, fingerprint=plan.fingerprint, dtype=plan.dtype, shard_id=shard_id, lease_s=settings.lease_s
+        )
+        self._server = ContextServer(shard, host=settings.host or ray.util.get_node_ip_address())
+        self._server.start()
+        replica = ContextReplica(
+            holder=ShardHolder(shard_id, self._server.address),
+            total_tokens=store.total_tokens,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+        )
+        self._registration = Registration(ContextMember(replica), app=APP, deployment=ROUTER, period_s=_BEAT_S)
+        self._registration.start()
+        _LOG.info("context shard %s holds %d tokens at %s", shard_id, store.total_tokens, self._server.address)
+
+    def __del__(self) -> None:
+        """Leave the directory, end: Ray Serve calls this when the replica is stopped."""
+        if hasattr(self, "_registration"):
+            self._registration.stop()
+        if hasattr(self, "_server"):
+            self._server.stop()
