@@ -20,7 +20,9 @@ from cluster.names import APP, ROUTER, experts_deployment
 from cluster.plan import DeploymentPlan
 from cluster.planned_model import open_planned_checkpoint
 from cluster.registration import Registration
+from cluster.spare_processes import SpareProcesses
 from cluster.startup_report import StartupReport
+from cluster.warm_process import was_warm
 from experts.server import ExpertServer
 from experts.startup import StartupClock
 from experts.unix_socket import make_socket_path
@@ -28,6 +30,8 @@ from experts.weights import ExpertWeights
 from router.placement import ExpertHolder
 
 _LOG = logging.getLogger(__name__)
+_GIVEN_AT_S = time.monotonic()
+"""When this module was imported: in a process that has all else, when Ray gave it the replica."""
 _HEARTBEATS_PER_LEASE = 4
 _LONGEST_BEAT_S = 1.0
 """Heartbeats carry the load that placement decides on: a longer pause would make it slow."""
@@ -43,7 +47,7 @@ class Experts:
 
     def __init__(self, plan: DeploymentPlan, group: int) -> None:
         self._replica_id = serve.get_replica_context().replica_id.unique_id
-        self._clock = StartupClock()
+        self._clock = StartupClock(_GIVEN_AT_S if was_warm(_GIVEN_AT_S) else None)
         self._clock.imported()
         self._drain_s = plan.settings.experts.drain_s
         self._report = StartupReport(
@@ -52,6 +56,8 @@ class Experts:
         with self._report.failures():
             self._start(plan, group)
         self._report.ready(self._clock.phases)
+        self._spares = SpareProcesses(plan.settings.experts.warm_spares)
+        self._spares.start()
 
     def _start(self, plan: DeploymentPlan, group: int) -> None:
         torch.set_num_threads(plan.expert_threads)
@@ -123,6 +129,8 @@ class Experts:
 
     def __del__(self) -> None:
         """Leave the directory, answer what was accepted, end: Ray Serve calls this when the replica is stopped."""
+        if hasattr(self, "_spares"):
+            self._spares.stop()
         if hasattr(self, "_registration"):
             self._registration.stop()
             self._holdings.stop()

@@ -5,6 +5,8 @@ from __future__ import annotations
 APP = "herd"
 FRONT_DOOR = "FrontDoor"
 ROUTER = "Router"
+PRELOADED = "cluster.preload"
+"""The module that Ray is told to import in every process it starts."""
 
 
 def experts_deployment(group: int) -> str:

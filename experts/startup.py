@@ -13,9 +13,13 @@ class StartupPhases:
     """A start, in seconds; None: not there yet."""
 
     started_at_s: float
-    """When the process began, in seconds since 1970: whoever decided to start it knows how long that took before."""
+    """When the process began, or a warm one was given its work, in seconds since 1970: whoever decided to start it
+    knows how long that took before."""
+    was_warm: bool = False
+    """The process had been started ahead and had imported everything."""
     import_s: float | None = None
-    """From there until Python had imported what the replica runs; in a process that waited for work, waiting too."""
+    """From there until the replica's constructor ran, all imported; in a process that waited for work without being
+    warm, waiting too."""
     open_s: float | None = None
     """Until the checkpoint was open: configuration, headers, fingerprint."""
     read_s: float | None = None
@@ -31,18 +35,28 @@ class StartupPhases:
 
     def described(self) -> str:
         """Return the phases in one line, for logs."""
-        known = {name: value for name, value in asdict(self).items() if value is not None and name != "started_at_s"}
-        return ", ".join(f"{name.removesuffix('_s').replace('_', ' ')} {value:.2f} s" for name, value in known.items())
+        seconds = {name: value for name, value in asdict(self).items() if name not in ("started_at_s", "was_warm")}
+        known = [
+            f"{name.removesuffix('_s').replace('_', ' ')} {value:.2f} s"
+            for name, value in seconds.items()
+            if value is not None
+        ]
+        return ", ".join(["warm process", *known] if self.was_warm else known)
 
 
 class StartupClock:
-    """Measures a start as it goes. Each method ends a phase that began where the last one ended."""
+    """Measures a start as it goes. Each method ends a phase that began where the last one ended.
 
-    def __init__(self) -> None:
-        age_s = _process_age_s()
+    Args:
+        given_at_s: when a warm process was given its work, by time.monotonic(); None: it is not, the start began with
+            the process.
+    """
+
+    def __init__(self, given_at_s: float | None = None) -> None:
         now = time.monotonic()
+        age_s = _process_age_s() if given_at_s is None else now - given_at_s
         self._began = self._last = now - age_s
-        self.phases = StartupPhases(started_at_s=time.time() - age_s)
+        self.phases = StartupPhases(started_at_s=time.time() - age_s, was_warm=given_at_s is not None)
 
     def imported(self) -> None:
         """All is imported."""
