@@ -23,6 +23,8 @@ from cluster.registration import Registration
 from cluster.spare_processes import SpareProcesses
 from cluster.startup_report import StartupReport
 from cluster.warm_process import was_warm
+from cluster.weight_source import weight_source
+from experts.holder_source import HolderSource
 from experts.server import ExpertServer
 from experts.startup import StartupClock
 from experts.unix_socket import make_socket_path
@@ -63,15 +65,16 @@ class Experts:
         torch.set_num_threads(plan.expert_threads)
         checkpoint = open_planned_checkpoint(plan)
         self._clock.opened()
+        source = weight_source(plan, checkpoint, self._replica_id)
         weights = ExpertWeights.load(
-            checkpoint,
+            source,
             plan.expert_groups[group],
             plan.dtype,
             progress=self._report.loading,
             quantize=plan.settings.model.quantize,
             spare_bytes=plan.spare_bytes,
         )
-        self._clock.loaded(weights.reading_share)
+        self._clock.loaded(weights.reading_share, source.fetched_bytes if isinstance(source, HolderSource) else 0)
         self._server = ExpertServer(
             weights,
             host=plan.settings.experts.host or ray.util.get_node_ip_address(),

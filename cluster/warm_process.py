@@ -30,6 +30,7 @@ MODULES = (
     "cluster.router_deployment",
     "cluster.spare_processes",
     "cluster.startup_report",
+    "cluster.weight_source",
     "experts.server",
     "experts.weights",
 )

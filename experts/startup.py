@@ -22,6 +22,8 @@ class StartupPhases:
     warm, waiting too."""
     open_s: float | None = None
     """Until the checkpoint was open: configuration, headers, fingerprint."""
+    copied_bytes: int = 0
+    """Bytes of weights that came from live replicas instead of files."""
     read_s: float | None = None
     """Of loading, the share that its threads spent reading."""
     pack_s: float | None = None
@@ -35,13 +37,15 @@ class StartupPhases:
 
     def described(self) -> str:
         """Return the phases in one line, for logs."""
-        seconds = {name: value for name, value in asdict(self).items() if name not in ("started_at_s", "was_warm")}
-        known = [
-            f"{name.removesuffix('_s').replace('_', ' ')} {value:.2f} s"
-            for name, value in seconds.items()
-            if value is not None
+        seconds = {name: value for name, value in asdict(self).items() if name.endswith("_s") and value is not None}
+        told = [
+            f"{name[:-2].replace('_', ' ')} {value:.2f} s" for name, value in seconds.items() if name != "started_at_s"
         ]
-        return ", ".join(["warm process", *known] if self.was_warm else known)
+        if self.was_warm:
+            told.insert(0, "warm process")
+        if self.copied_bytes:
+            told.append(f"{self.copied_bytes / 1e6:.1f} MB copied from live replicas")
+        return ", ".join(told)
 
 
 class StartupClock:
@@ -66,14 +70,20 @@ class StartupClock:
         """The checkpoint is open."""
         self.phases = replace(self.phases, open_s=self._lap())
 
-    def loaded(self, reading_share: float) -> None:
+    def loaded(self, reading_share: float, copied_bytes: int = 0) -> None:
         """The weights are there.
 
         Args:
             reading_share: of the loading threads' time, what went into reading; 0 to 1.
+            copied_bytes: of weights that came from live replicas.
         """
         load_s = self._lap()
-        self.phases = replace(self.phases, read_s=load_s * reading_share, pack_s=load_s * (1 - reading_share))
+        self.phases = replace(
+            self.phases,
+            read_s=load_s * reading_share,
+            pack_s=load_s * (1 - reading_share),
+            copied_bytes=copied_bytes,
+        )
 
     def listening(self) -> None:
         """Dispatches are taken."""
