@@ -6,6 +6,8 @@ APP = "herd"
 FRONT_DOOR = "FrontDoor"
 ROUTER = "Router"
 _EXPERTS = "Experts-"
+PRELOADED = "cluster.preload"
+"""The module that Ray is told to import in every process it starts."""
 
 
 def experts_deployment(group: int) -> str:

@@ -88,7 +88,8 @@ class DeploymentPlan:
         """Estimate the memory all processes take, with as many as there may be."""
         kv_bytes = self.engine_limits.kv_bytes * self.router_bounds.max_replicas
         doors = self.settings.scaling.front_doors().max_replicas
-        processes = (self.num_replicas + doors) * PROCESS_BYTES + RAY_BYTES
+        spares = self.settings.experts.warm_spares
+        processes = (self.num_replicas + doors + spares) * PROCESS_BYTES + RAY_BYTES
         return self.weight_bytes + kv_bytes + processes
 
 

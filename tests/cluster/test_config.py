@@ -38,6 +38,8 @@ KNOBS = [
     "experts.replicas_per_group",
     "experts.spare_experts",
     "experts.threads",
+    "experts.copy_from_peers",
+    "experts.warm_spares",
     "experts.host",
     "experts.lease_s",
     "experts.drain_s",
