@@ -27,7 +27,8 @@ class FrontDoor:
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it, in the loop that everything here belongs to
         self, plan: DeploymentPlan, router: DeploymentHandle, *experts: DeploymentHandle
     ) -> None:
-        router_client = ServeRouterClient(router)
+        wake_s = None if plan.router_bounds.min_replicas else plan.settings.router.patience_s
+        router_client = ServeRouterClient(router, wake_s=wake_s)
         self._service = InferenceService(load_planned_model(plan), router_client, plan.settings.limits)
         self._first_tokens = FirstTokenMeter(self._service.metrics)
         self._listeners = Listeners(self._service, plan.settings)
@@ -37,12 +38,17 @@ class FrontDoor:
         """Refuse new requests; those that run go on."""
         self._service.drain()
 
+    async def num_sequences(self) -> int:
+        """Count the sequences in flight, those that wait for a router included."""
+        return self._service.admission.num_sequences
+
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Tell Ray Serve what FrontDoorPolicy wants to know."""
         admission = self._service.admission
         return {
             "sequences": admission.num_sequences,
             "queued_prompt_tokens": admission.num_queued_prompt_tokens,
+            "idle_s": admission.idle_s,
             "ttft_s": self._first_tokens.mean_s(),
         }
 

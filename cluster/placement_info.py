@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
+from ray.exceptions import RayError
+
 from cluster.directory import ExpertReplica
-from cluster.directory_actor import DirectoryOverview
+from cluster.directory_actor import DirectoryOverview, find_directories
 from cluster.placement_load import ReplicaReport
 from cluster.router_client import ExpertReplicaInfo, PlacementInfo
+from protos.errors import NoReplica
 
 
 def placement_info(overview: DirectoryOverview, *, is_current: bool = True) -> PlacementInfo:
@@ -19,6 +24,24 @@ def placement_info(overview: DirectoryOverview, *, is_current: bool = True) -> P
         events=overview.events,
         is_current=is_current,
     )
+
+
+async def ask_directory(app: str, deployment: str) -> PlacementInfo:
+    """Return what a deployment's directory knows, asked from outside the deployment.
+
+    Args:
+        app: name of the application.
+        deployment: whose directory it is.
+
+    Raises:
+        NoReplica: it does not run.
+    """
+    try:
+        for directory in await asyncio.to_thread(find_directories, app, deployment):
+            return placement_info(await directory.overview.remote())
+    except RayError as error:
+        raise NoReplica(f"expected the directory to answer, found it gone: {error}; it is being restarted") from error
+    raise NoReplica("expected a directory, found none; it is being restarted")
 
 
 def _replica_info(replica: ExpertReplica, report: ReplicaReport | None) -> ExpertReplicaInfo:

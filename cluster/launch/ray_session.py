@@ -118,11 +118,10 @@ class RaySession:
         serve.get_app_handle(APP).broadcast("drain").results(timeout_s=_CALL_TIMEOUT_S)
 
     def num_sequences(self) -> int:
-        """Count the sequences that generate or wait."""
+        """Count the sequences in flight."""
         from ray import serve
 
-        loads = serve.get_deployment_handle(ROUTER, APP).broadcast("load").results(timeout_s=_CALL_TIMEOUT_S)
-        return sum(each.load.running + each.load.waiting for each in loads)
+        return sum(serve.get_app_handle(APP).broadcast("num_sequences").results(timeout_s=_CALL_TIMEOUT_S))
 
     def stop(self) -> None:
         """End Serve, then Ray. Blocks for some seconds."""
