@@ -42,6 +42,9 @@ class ScalingPolicy:
         budget: of replicas; None: no limit.
     """
 
+    lingers_s = 0.0
+    """Seconds that the last replica stays longer than `zero_after_s`."""
+
     def __init__(
         self,
         *,
@@ -77,7 +80,8 @@ class ScalingPolicy:
         wanted = self.allow(wanted, present)
         if not least:
             doors = board.entry(FRONT_DOOR)
-            wanted = last_replica(wanted, present, doors.activity if doors else None, self._zero_after_s)
+            activity = doors.activity if doors else None
+            wanted = last_replica(wanted, present, activity, self._zero_after_s + self.lingers_s)
         entry = Entry(
             want=Want(wanted=wanted, present=present, least=min(wanted, max(1, least))),
             lateness=need.lateness if need else 0.0,
@@ -176,6 +180,9 @@ class RouterPolicy(ScalingPolicy):
 
 class ExpertsPolicy(ScalingPolicy):
     """Replicas of an expert group: how much of their time they compute, and how long dispatches wait."""
+
+    lingers_s = 2.0
+    """A sequence that meets the last router going is heard of within this time. Its experts stay, so it ends there."""
 
     def need(self, context: AutoscalingContext, board: ScalingBoard) -> Need | None:
         """Return what the group needs."""

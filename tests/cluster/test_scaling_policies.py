@@ -254,7 +254,7 @@ class Cluster:
 def test_all_go_when_nobody_has_asked_for_long_enough_and_come_back_with_the_next_sequence():
     cluster = Cluster()
     assert cluster.run(ZERO_AFTER_S - 1, sequences=0) == (1, 1)
-    assert cluster.run(2, sequences=0) == (0, 0)
+    assert cluster.run(2, sequences=0) == (0, 1)
     assert cluster.run(3600, sequences=0) == (0, 0)
     assert cluster.run(0.1, sequences=1) == (1, 1)
     assert cluster.run(60, sequences=1) == (1, 1)
@@ -262,10 +262,16 @@ def test_all_go_when_nobody_has_asked_for_long_enough_and_come_back_with_the_nex
 
 def test_whoever_hangs_up_before_a_router_started_starts_one_all_the_same_and_once():
     cluster = Cluster()
-    cluster.run(ZERO_AFTER_S + 1, sequences=0)
+    cluster.run(ZERO_AFTER_S + 4, sequences=0)
     cluster.run(0.5, sequences=1)
     assert cluster.run(ZERO_AFTER_S - 1, sequences=0) == (1, 1)
-    assert cluster.run(2, sequences=0) == (0, 0)
+    assert cluster.run(4, sequences=0) == (0, 0)
+
+
+def test_a_sequence_that_meets_the_last_router_going_keeps_its_experts():
+    cluster = Cluster()
+    assert cluster.run(ZERO_AFTER_S + 1, sequences=0) == (0, 1)
+    assert cluster.run(5, sequences=1) == (1, 1)
 
 
 def test_requests_that_keep_coming_keep_the_last_replica():
@@ -283,7 +289,7 @@ def test_several_go_one_by_one_until_none_is_left():
 @pytest.mark.parametrize("least_experts", [0, 1])
 def test_the_wait_for_the_first_router_asks_for_no_second_one(least_experts):
     cluster = Cluster(least_experts=least_experts)
-    cluster.run(ZERO_AFTER_S + 1, sequences=0)
+    cluster.run(ZERO_AFTER_S + 4, sequences=0)
     cluster.run(cluster.start_s, sequences=1)
     cluster.ttft_s = cluster.start_s  # of those who waited for the start
     assert cluster.run(3, sequences=1) == (1, 1)
