@@ -49,6 +49,13 @@ def busy_door(id_model):
         yield door
 
 
+def test_that_no_router_runs_is_said(id_model):
+    info = server_info_response(id_model, busy_placement(16, 4))
+    assert "no router runs; the first request starts one" in printed(
+        render(Answers(info=info, load=load_response(())), 120), 120
+    )
+
+
 def test_status_in_a_pipe_is_whole_and_plain(busy_door, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)  # parallel test processes have it
     done = herd("status", "--address", busy_door.grpc_address)
