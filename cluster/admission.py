@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 
 from cluster.limits import FrontDoorLimits
@@ -22,6 +23,17 @@ class Admission:
         self._limits = limits
         self.num_sequences = 0
         self.num_queued_prompt_tokens = 0
+        self._idle_since = time.monotonic()
+
+    @property
+    def idle_s(self) -> float:
+        """Return the seconds since there was a sequence, or since the start; 0 while there is one."""
+        return 0.0 if self.num_sequences else time.monotonic() - self._idle_since
+
+    def leave(self, num_sequences: int) -> None:
+        """Take note of sequences that have ended."""
+        self.num_sequences -= num_sequences
+        self._idle_since = time.monotonic()
 
     def admit(self, num_sequences: int, num_prompt_tokens: int) -> Ticket:
         """Take a request in; leave the returned context to give its room back.
@@ -73,5 +85,5 @@ class Ticket:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._admission.num_sequences -= self._num_sequences
+        self._admission.leave(self._num_sequences)
         self._admission.num_queued_prompt_tokens -= self._num_prompt_tokens

@@ -40,7 +40,8 @@ class Bounds:
     """How many replicas there may be."""
 
     min_replicas: int = 1
-    """At least 0; 0 lets a deployment that is idle go to none, and come back with the first demand."""
+    """At least 0. Whether there are none is not decided here but in `scaling_to_zero.py`: work tells how many there
+    should be only while there is one."""
     max_replicas: int = 1
     """At least 1 and `min_replicas`."""
 
@@ -110,7 +111,7 @@ def decide(
         need: None: not known, so nothing changes.
         present: replicas there should be by the last decision, those that start included.
         running: of them, those that work.
-        bounds: the answer lies within.
+        bounds: the answer lies within; the minimum is at least 1.
         pace: how soon and how far.
         history: as returned last; `History()` at first.
         now: seconds on any clock that does not go back.
@@ -120,7 +121,7 @@ def decide(
     more = _more(need, present, running, bounds, pace, history, now)
     if more > present:
         since = now if history.more_since is None else history.more_since
-        if present and now - since < pace.up_after_s:  # from none there is nothing to wait for
+        if now - since < pace.up_after_s:
             return _bound(present, bounds), replace(history, more_since=since, fewer_since=None)
         return _bound(more, bounds), History(grew_at=now)
     fewer = _fewer(need, present, bounds, pace)
@@ -148,12 +149,11 @@ def _fewer(need: Need, present: int, bounds: Bounds, pace: Pace) -> int:
     """Return how many replicas are enough, if fewer than are present; else as many."""
     if need.lateness >= _CALM:
         return present
-    least = max(bounds.min_replicas, 1 if need.demand > 0 else 0)
     left = present - max(1, int(pace.down_share * present))
     # No fewer than what would be added again at once.
     while left < present and need.demand > pace.low * left:
         left += 1
-    return max(left, least)
+    return max(left, bounds.min_replicas)
 
 
 def _bound(num_replicas: int, bounds: Bounds) -> int:

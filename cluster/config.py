@@ -11,6 +11,7 @@ from cluster.setting_checks import check_floor, check_seconds
 from protos.errors import BadConfig
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+CopyName = Literal["auto", "always", "never"]
 QuantizeName = Literal["int8", "int4"]
 KvDtypeName = Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"]
 
@@ -137,6 +138,12 @@ class ExpertsSettings:
     machine has the memory, else 0."""
     threads: int | None = None
     """CPU threads of one replica; at least 1. None: this machine's cores shared evenly by all expert replicas."""
+    copy_from_peers: CopyName = "auto"
+    """Copy weights from a live replica that holds them instead of reading files: always, never, or, auto, where the
+    model's folder is on a network's file system or one of user space (FUSE). What no replica hands out is read."""
+    warm_spares: int = 1
+    """Idle processes kept on every node with expert replicas, everything imported, for replicas that start next; at
+    least 0. Each takes about 300 MB. 0: a replica that starts imports everything first."""
     host: str | None = "127.0.0.1"
     """Address that replicas listen on and tell the routers. None: their node's, for a Ray cluster of many machines."""
     lease_s: float = 6.0
@@ -148,7 +155,8 @@ class ExpertsSettings:
         """Refuse values that cannot work."""
         for name in ("groups", "replicas_per_group", "threads"):
             check_floor(f"experts.{name}", getattr(self, name), 1)
-        check_floor("experts.spare_experts", self.spare_experts, 0)
+        for name in ("spare_experts", "warm_spares"):
+            check_floor(f"experts.{name}", getattr(self, name), 0)
         check_floor("experts.lease_s", self.lease_s, 2)
         check_seconds("experts.drain_s", self.drain_s)
 

@@ -66,6 +66,15 @@ class DirectorySnapshot:
         """Return the part a router needs."""
         return Placement(version=self.version, holders=tuple(replica.holder for replica in self.replicas))
 
+    def holder_of(self, expert: int, asker: str) -> str | None:
+        """Return the address of a replica to copy an expert from, None where nobody else holds it.
+
+        Experts are spread over all that hold them, for a replica serves one copier at a time.
+        """
+        holders = [replica.holder for replica in self.replicas if expert in replica.holder.expert_ids]
+        addresses = sorted(holder.address for holder in holders if holder.replica_id != asker)
+        return addresses[expert % len(addresses)] if addresses else None
+
 
 class Directory:
     """The registered expert replicas and context shards. Belongs to one event loop.

@@ -22,7 +22,11 @@ from cluster.names import APP, ROUTER, experts_deployment
 from cluster.plan import DeploymentPlan
 from cluster.planned_model import open_planned_checkpoint
 from cluster.registration import Registration
+from cluster.spare_processes import SpareProcesses
 from cluster.startup_report import StartupReport
+from cluster.warm_process import was_warm
+from cluster.weight_source import weight_source
+from experts.holder_source import HolderSource
 from experts.server import ExpertServer
 from experts.startup import StartupClock
 from experts.unix_socket import make_socket_path
@@ -30,6 +34,8 @@ from experts.weights import ExpertWeights
 from router.placement import ExpertHolder
 
 _LOG = logging.getLogger(__name__)
+_GIVEN_AT_S = time.monotonic()
+"""When this module was imported: in a process that has all else, when Ray gave it the replica."""
 _HEARTBEATS_PER_LEASE = 4
 _LONGEST_BEAT_S = 1.0
 """Heartbeats carry the load that placement decides on: a longer pause would make it slow."""
@@ -46,7 +52,7 @@ class Experts:
     def __init__(self, plan: DeploymentPlan, group: int) -> None:
         end_when_given_up()
         self._replica_id = serve.get_replica_context().replica_id.unique_id
-        self._clock = StartupClock()
+        self._clock = StartupClock(_GIVEN_AT_S if was_warm(_GIVEN_AT_S) else None)
         self._clock.imported()
         self._drain_s = plan.settings.experts.drain_s
         self._report = StartupReport(
@@ -55,20 +61,23 @@ class Experts:
         with self._report.failures():
             self._start(plan, group)
         self._report.ready(self._clock.phases)
+        self._spares = SpareProcesses(plan.settings.experts.warm_spares)
+        self._spares.start()
 
     def _start(self, plan: DeploymentPlan, group: int) -> None:
         torch.set_num_threads(plan.expert_threads)
         checkpoint = open_planned_checkpoint(plan)
         self._clock.opened()
+        source = weight_source(plan, checkpoint, self._replica_id)
         weights = ExpertWeights.load(
-            checkpoint,
+            source,
             plan.expert_groups[group],
             plan.dtype,
             progress=self._report.loading,
             quantize=plan.settings.model.quantize,
             spare_bytes=plan.spare_bytes,
         )
-        self._clock.loaded(weights.reading_share)
+        self._clock.loaded(weights.reading_share, source.fetched_bytes if isinstance(source, HolderSource) else 0)
         self._server = ExpertServer(
             weights,
             host=plan.settings.experts.host or ray.util.get_node_ip_address(),
@@ -128,6 +137,8 @@ class Experts:
 
     def __del__(self) -> None:
         """Leave the directory, answer what was accepted, end: Ray Serve calls this when the replica is stopped."""
+        if hasattr(self, "_spares"):
+            self._spares.stop()
         if hasattr(self, "_registration"):
             self._registration.stop()
             self._holdings.stop()

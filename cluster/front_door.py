@@ -31,7 +31,8 @@ class FrontDoor:
         self, plan: DeploymentPlan, router: DeploymentHandle, *others: DeploymentHandle
     ) -> None:
         end_when_given_up()
-        router_client = ServeRouterClient(router, DirectoryClient(APP, ROUTER))
+        wake_s = None if plan.router_bounds.min_replicas else plan.settings.router.patience_s
+        router_client = ServeRouterClient(router, DirectoryClient(APP, ROUTER), wake_s=wake_s)
         self._service = InferenceService(load_planned_model(plan), router_client, plan.settings.limits)
         self._first_tokens = FirstTokenMeter(self._service.metrics)
         self._listeners = Listeners(self._service, plan.settings)
@@ -42,7 +43,7 @@ class FrontDoor:
         self._service.drain()
 
     async def num_sequences(self) -> int:
-        """Count the sequences that clients wait for."""
+        """Count the sequences in flight, those that wait for a router included."""
         return self._service.admission.num_sequences
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
@@ -51,6 +52,7 @@ class FrontDoor:
         return {
             "sequences": admission.num_sequences,
             "queued_prompt_tokens": admission.num_queued_prompt_tokens,
+            "idle_s": admission.idle_s,
             "ttft_s": self._first_tokens.mean_s(),
         }
 

@@ -7,6 +7,8 @@ FRONT_DOOR = "FrontDoor"
 ROUTER = "Router"
 CONTEXT = "Context"
 _EXPERTS = "Experts-"
+PRELOADED = "cluster.preload"
+"""The module that Ray is told to import in every process it starts."""
 
 
 def experts_deployment(group: int) -> str:

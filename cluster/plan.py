@@ -94,9 +94,10 @@ class DeploymentPlan:
         """Estimate the memory all processes take, with as many as there may be."""
         kv_bytes = self.engine_limits.kv_bytes * self.router_bounds.max_replicas
         doors = self.settings.scaling.front_doors().max_replicas
-        processes = (self.num_replicas + doors) * PROCESS_BYTES + RAY_BYTES
         shards = self.settings.context.shards
-        return self.weight_bytes + kv_bytes + processes + shards * (self.context_bytes + PROCESS_BYTES)
+        spares = self.settings.experts.warm_spares
+        processes = (self.num_replicas + doors + shards + spares) * PROCESS_BYTES + RAY_BYTES
+        return self.weight_bytes + kv_bytes + shards * self.context_bytes + processes
 
 
 def make_plan(settings: ClusterConfig, checkpoint: Checkpoint, name: str, machine: Machine) -> DeploymentPlan:

@@ -93,7 +93,11 @@ class RouterClient(Protocol):
         ...
 
     async def load(self) -> tuple[RouterLoad, ...]:
-        """Return the load of every router replica that answers; empty when none does."""
+        """Return the load of every router replica that answers; empty where none runs and a sequence would start one.
+
+        Raises:
+            NoReplica: none answers, though one should.
+        """
         ...
 
     async def describe(self) -> PlacementInfo:

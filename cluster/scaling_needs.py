@@ -22,6 +22,8 @@ class FrontDoorStats:
     """Sequences in flight."""
     queued_prompt_tokens: float
     """Prompt tokens admitted and not yet computed."""
+    idle_s: float = 0.0
+    """Seconds since it had a sequence; 0: it has."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

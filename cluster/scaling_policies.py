@@ -7,6 +7,7 @@ returned over the last seconds. It pickles this module by value: what has to be 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from cluster.scaling_needs import (
     front_door_need,
     router_need,
 )
+from cluster.scaling_to_zero import Activity, activity_of, last_replica
 
 _HISTORY = "herd_history"
 
@@ -35,45 +37,57 @@ class ScalingPolicy:
     Args:
         pace: a Pace as plain data: Ray Serve passes policies JSON.
         targets: a Targets likewise.
+        zero_after_s: seconds without a sequence before the last replica goes, where there may be none.
         sharing: deployments that share the budget.
         budget: of replicas; None: no limit.
     """
+
+    lingers_s = 0.0
+    """Seconds that the last replica stays longer than `zero_after_s`."""
 
     def __init__(
         self,
         *,
         pace: dict[str, float],
         targets: dict[str, float],
+        zero_after_s: float,
         sharing: Sequence[str] = (),
         budget: int | None = None,
     ) -> None:
         self._pace = Pace(**pace)
         self._targets = Targets(**targets)
+        self._zero_after_s = zero_after_s
         self._sharing = tuple(sharing)
         self._budget = budget
 
     def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
         """Return the replicas there should be, and the state for the next call."""
         board = board_of(context.app_name)
-        bounds = Bounds(
-            min_replicas=context.capacity_adjusted_min_replicas, max_replicas=context.capacity_adjusted_max_replicas
-        )
-        present = context.target_num_replicas
+        present, least = context.target_num_replicas, context.capacity_adjusted_min_replicas
         need = self.need(context, board)
+        absent_at = self._absent_at(context, board)
+        history = context.policy_state.get(_HISTORY) or History()
         wanted, history = decide(
             need,
             present=present,
             running=context.current_num_replicas,
-            bounds=bounds,
+            bounds=Bounds(min_replicas=max(1, least), max_replicas=context.capacity_adjusted_max_replicas),
             pace=self._pace,
-            history=context.policy_state.get(_HISTORY) or History(),
+            # Waits that began when none was there are no reason for a second one.
+            history=dataclasses.replace(history, grew_at=max(history.grew_at, absent_at)),
             now=context.current_time,
         )
         wanted = self.allow(wanted, present)
+        if not least:
+            doors = board.entry(FRONT_DOOR)
+            activity = doors.activity if doors else None
+            wanted = last_replica(wanted, present, activity, self._zero_after_s + self.lingers_s)
         entry = Entry(
-            want=Want(wanted=wanted, present=present, least=bounds.min_replicas),
+            want=Want(wanted=wanted, present=present, least=min(wanted, max(1, least))),
             lateness=need.lateness if need else 0.0,
             ttft_s=self.ttft_s(context),
+            activity=self.activity(context),
+            absent_at=absent_at,
         )
         board.note(context.deployment_name, entry)
         if self._budget is not None and context.deployment_name in self._sharing:
@@ -97,6 +111,19 @@ class ScalingPolicy:
         """Return the time to the first token that the deployment's replicas have seen."""
         return None
 
+    def activity(self, context: AutoscalingContext) -> Activity | None:
+        """Return what clients ask for, where the deployment's replicas know."""
+        return None
+
+    def _absent_at(self, context: AutoscalingContext, board: ScalingBoard) -> float:
+        """Return when none of the replicas ran, if there may be none."""
+        if context.capacity_adjusted_min_replicas:
+            return -math.inf
+        if not context.current_num_replicas:
+            return float(context.current_time)
+        known = board.entry(context.deployment_name)
+        return known.absent_at if known else -math.inf
+
 
 class FrontDoorPolicy(ScalingPolicy):
     """Front doors: sequences in flight and prompt tokens that wait."""
@@ -113,6 +140,13 @@ class FrontDoorPolicy(ScalingPolicy):
     def ttft_s(self, context: AutoscalingContext) -> float | None:
         """Return the slowest front door's; 0 is none, for they report it when they had no first token."""
         return max((each["ttft_s"] for each in read_stats(context, ("ttft_s",))), default=0.0) or None
+
+    def activity(self, context: AutoscalingContext) -> Activity:
+        """Return what clients ask for, by each front door's newest report: a mean would tell later."""
+        names = ("sequences", "queued_prompt_tokens", "idle_s")
+        newest = [read_newest(context, replica_id, names) for replica_id in context.running_replicas or ()]
+        doors = [FrontDoorStats(**each) if each else None for each in newest]
+        return activity_of(doors, self._targets.stale_s, context.current_time)
 
 
 class RouterPolicy(ScalingPolicy):
@@ -134,12 +168,21 @@ class RouterPolicy(ScalingPolicy):
             self._targets,
             context.current_time,
             ttft_s=doors.ttft_s if doors else None,
-            experts_are_late=any(entry is not None and entry.lateness > 1 for entry in experts),
+            experts_are_late=any(self._is_late(entry, context.current_time) for entry in experts),
         )
+
+    def _is_late(self, experts: Entry | None, now: float) -> bool:
+        """Tell whether work waits at a group, or did when none of its replicas ran a moment ago."""
+        if experts is None:
+            return False
+        return experts.lateness > 1 or now - experts.absent_at < self._pace.late_again_s
 
 
 class ExpertsPolicy(ScalingPolicy):
     """Replicas of an expert group: how much of their time they compute, and how long dispatches wait."""
+
+    lingers_s = 2.0
+    """A sequence that meets the last router going is heard of within this time. Its experts stay, so it ends there."""
 
     def need(self, context: AutoscalingContext, board: ScalingBoard) -> Need | None:
         """Return what the group needs."""
@@ -161,3 +204,12 @@ def read_stats(context: AutoscalingContext, names: Sequence[str]) -> list[dict[s
         stats = {name: float(mean[name][replica_id]) for name in names}
         found.append(stats | {"at_s": float(raw[names[0]][replica_id][-1].timestamp)})
     return found
+
+
+def read_newest(context: AutoscalingContext, replica_id: Any, names: Sequence[str]) -> dict[str, float] | None:
+    """Return what a replica said last by name, and when as `at_s`; None: nothing yet."""
+    series = [(context.raw_metrics or {}).get(name, {}).get(replica_id) for name in names]
+    if not all(series):
+        return None
+    newest = {name: float(points[-1].value) for name, points in zip(names, series, strict=True)}
+    return newest | {"at_s": float(series[0][-1].timestamp)}

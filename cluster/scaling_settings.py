@@ -20,11 +20,11 @@ class ScalingSettings:
     front_door_max_replicas: int | None = None
     """Most front doors; at least the fewest. None goes while Herd runs: its clients are its own. None: the fewest."""
     router_min_replicas: int | None = None
-    """Fewest routers; at least 1. None: `router.replicas`."""
+    """Fewest routers; at least 0: then the last one goes after `zero_after_s`. None: `router.replicas`."""
     router_max_replicas: int | None = None
     """Most routers; at least the fewest. None: `router.replicas`."""
     experts_min_replicas: int | None = None
-    """Fewest replicas of each expert group; at least 1. None: `experts.replicas_per_group`."""
+    """Fewest replicas of each expert group; at least 0, likewise. None: `experts.replicas_per_group`."""
     experts_max_replicas: int | None = None
     """Most replicas of each expert group; at least the fewest. None: `experts.replicas_per_group`."""
     budget: int | None = None
@@ -38,6 +38,9 @@ class ScalingSettings:
     """Seconds to the first token above which there are too few routers; positive."""
     down_after_s: float = 60.0
     """Seconds that fewer replicas must have been enough before one goes; positive."""
+    zero_after_s: float = 300.0
+    """Seconds without any request before the last router and the last replica of each group go, where the fewest are 0;
+    positive. The next request waits for them to start again."""
 
     def check(self) -> None:
         """Refuse values that cannot work.
@@ -48,17 +51,17 @@ class ScalingSettings:
         for name in (
             "front_door_min_replicas",
             "front_door_max_replicas",
-            "router_min_replicas",
             "router_max_replicas",
-            "experts_min_replicas",
             "experts_max_replicas",
             "budget",
         ):
             check_floor(f"scaling.{name}", getattr(self, name), 1)
+        for name in ("router_min_replicas", "experts_min_replicas"):
+            check_floor(f"scaling.{name}", getattr(self, name), 0)
         for name in ("router_use", "experts_use"):
             if not 0 < getattr(self, name) <= 0.85:
                 raise BadConfig(f"scaling.{name}: expected above 0 and at most 0.85, found {getattr(self, name):g}")
-        for name in ("ttft_s", "down_after_s"):
+        for name in ("ttft_s", "down_after_s", "zero_after_s"):
             check_seconds(f"scaling.{name}", getattr(self, name))
 
     @property

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import uuid
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -27,6 +28,8 @@ ACCEPT_S = 5.0
 _CAREFUL_S = 30.0
 """Seconds after a router was lost in which routers are asked for a sign of life before they get a sequence: longer than
 Ray Serve trusts what it knows of a router (10 s), about as long as it takes to replace one that hangs."""
+_PART_TO_WAKE = 0.95
+"""Part of a request's time in which a router may start."""
 _LOAD_S = 1.0
 """Seconds a router has to tell its load."""
 
@@ -38,6 +41,7 @@ class ServeRouterClient:
         handle: as bound into the front door.
         directory: asked where the experts are; None: routers are.
         accept_s: seconds a router has to accept a sequence.
+        wake_s: seconds a sequence waits for a router to start where there may be none; None: there is always one.
         receiver_options: for the CarrierReceiver.
     """
 
@@ -47,6 +51,7 @@ class ServeRouterClient:
         directory: DirectoryClient | None = None,
         *,
         accept_s: float = ACCEPT_S,
+        wake_s: float | None = None,
         **receiver_options: float,
     ) -> None:
         self._handle = handle
@@ -55,6 +60,7 @@ class ServeRouterClient:
         self._carry = handle.options(method_name=CARRY, stream=True)
         self._door_id = uuid.uuid4().hex
         self._accept_s = accept_s
+        self._wake_s = wake_s
         self._receiver: CarrierReceiver | None = None
         self._receiver_options = receiver_options
         self._watching: set[asyncio.Task[None]] = set()
@@ -69,7 +75,7 @@ class ServeRouterClient:
         calls = self._generate.remote(request, self._door_id, is_careful)
         watch: asyncio.Task[None] | None = None
         try:
-            receiver.follow(request.request_id, await self._accepted(calls))
+            receiver.follow(request.request_id, await self._accepted(calls, request))
             watch = asyncio.create_task(_watch(calls, inbox))
             self._watching.add(watch)
             watch.add_done_callback(self._watching.discard)
@@ -87,7 +93,9 @@ class ServeRouterClient:
                 if watch is not None:
                     watch.cancel()
 
-    async def _accepted(self, calls: DeploymentResponseGenerator[str | ServingError]) -> str:
+    async def _accepted(
+        self, calls: DeploymentResponseGenerator[str | ServingError], request: GenerationRequest
+    ) -> str:
         """Return the router that accepted a sequence.
 
         Raises:
@@ -95,19 +103,59 @@ class ServeRouterClient:
         """
         try:
             with _explained():
-                async with asyncio.timeout(self._accept_s):
-                    answer: str | ServingError = await anext(calls)
+                answer = await self._answer(calls, request)
         except StopAsyncIteration:
             raise ReplicaUnavailable(
                 "expected a router to accept the sequence, found its answer empty; send it again"
             ) from None
-        except TimeoutError:
-            raise ReplicaUnavailable(
-                f"expected a router to accept the sequence within {self._accept_s:g} s, found no answer; send it again"
-            ) from None
         if isinstance(answer, ServingError):
             raise answer
         return answer
+
+    async def _answer(
+        self, calls: DeploymentResponseGenerator[str | ServingError], request: GenerationRequest
+    ) -> str | ServingError:
+        """Return what a router answers. While none runs and one may be started, there is more time.
+
+        Raises:
+            ReplicaUnavailable: no answer, though a router runs.
+            NoReplica: no router started in time.
+        """
+        now_s = asyncio.get_running_loop().time
+        wake_s = self._time_to_wake_s(request)
+        give_up_s = now_s() + wake_s
+        answer: asyncio.Task[str | ServingError] = asyncio.ensure_future(anext(calls))
+        answer.add_done_callback(lambda done: done.cancelled() or done.exception())
+        was_there = True
+        try:
+            while not (await asyncio.wait({answer}, timeout=min(self._accept_s, give_up_s - now_s())))[0]:
+                was_there, is_new = self._wake_s is None or await self._runs_one(), not was_there
+                if was_there and not is_new:  # one that has just started has its time to answer
+                    raise ReplicaUnavailable(
+                        f"expected a router to accept the sequence within {self._accept_s:g} s, found no answer; send "
+                        "it again"
+                    )
+                if now_s() >= give_up_s:
+                    raise NoReplica(f"expected a router to start within {wake_s:g} s, found none; try again later")
+            return answer.result()
+        finally:
+            answer.cancel()
+
+    def _time_to_wake_s(self, request: GenerationRequest) -> float:
+        """Return the seconds a sequence may wait for a router to start: less than it has, so that it hears why."""
+        if self._wake_s is None:
+            return math.inf
+        return min(self._wake_s, math.inf if request.timeout_s is None else _PART_TO_WAKE * request.timeout_s)
+
+    async def _runs_one(self) -> bool:
+        """Tell whether a router runs, whatever it does."""
+        try:
+            replies = await self._handle.broadcast("load")._fetch_replica_results_async()
+        except DeploymentUnavailableError:
+            return False
+        for each in replies:
+            each.cancel()
+        return True
 
     async def _begin_carrier(self, replica_id: str) -> AsyncGenerator[Packed, None]:
         calls = self._carry.remote(replica_id, self._door_id)
@@ -119,26 +167,32 @@ class ServeRouterClient:
             calls.cancel()
 
     async def load(self) -> tuple[RouterLoad, ...]:
-        """Return the load of every router replica that answers within a second."""
+        """Return the load of every router replica that answers within a second; see RouterClient."""
         try:
             # Not `results_async`, which gives all answers or none: one router that hangs must not hide the others.
             replies = await self._handle.broadcast("load")._fetch_replica_results_async()
         except DeploymentUnavailableError:
+            if self._wake_s is None:
+                raise _no_router() from None
             return ()
         asked = [asyncio.ensure_future(reply.get_async()) for reply in replies]
-        if not asked:
-            return ()
         done, late = await asyncio.wait(asked, timeout=_LOAD_S)
         for each in late:
             each.cancel()
         answers = [each.result() for each in asked if each in done and not each.cancelled() and not each.exception()]
-        return tuple(answer for answer in answers if isinstance(answer, RouterLoad))
+        loads = tuple(answer for answer in answers if isinstance(answer, RouterLoad))
+        if not loads:
+            raise NoReplica("expected at least one router, found none that answers; wait for one to start")
+        return loads
 
     async def describe(self) -> PlacementInfo:
         """Return where the experts are and which replicas there are; what a router knows if the directory is silent."""
         if self._directory is not None:
-            with suppress(ReplicaUnavailable):
+            try:
                 return placement_info(await self._directory.overview())
+            except ReplicaUnavailable as error:
+                if self._wake_s is not None and not await self._runs_one():
+                    raise NoReplica(error.message) from error
         with _explained():
             answer: PlacementInfo = await self._handle.describe.remote()
         return answer
@@ -155,6 +209,10 @@ async def _watch(calls: DeploymentResponseGenerator[str | ServingError], inbox: 
         inbox.fail(ReplicaUnavailable("expected the router to finish the sequence, found it given up; send it again"))
     except ServingError as error:
         inbox.fail(error)
+
+
+def _no_router() -> NoReplica:
+    return NoReplica("expected a router, found none running; wait for one to start")
 
 
 @contextmanager
@@ -190,5 +248,5 @@ def explain(error: Exception) -> ServingError:
     if isinstance(error, BackPressureError):
         return Overloaded("expected room at a router, found its queue full; try again later", retry_after_ms=1000)
     if isinstance(error, DeploymentUnavailableError):
-        return NoReplica("expected a router, found none running; wait for one to start")
+        return _no_router()
     return ReplicaUnavailable(f"expected an answer from a router, found {type(error).__name__}; try again")

@@ -48,6 +48,7 @@ def _replicas(plan: DeploymentPlan, policy: str, first: int, bounds: Bounds, pac
     kwargs = {
         "pace": dataclasses.asdict(pace),
         "targets": dataclasses.asdict(scaling.targets),
+        "zero_after_s": scaling.zero_after_s,
         "sharing": [ROUTER, *groups],
         "budget": scaling.budget,
     }

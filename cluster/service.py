@@ -103,15 +103,14 @@ class InferenceService:
                     return
 
     async def load(self) -> tuple[RouterLoad, ...]:
-        """Return the load of every router replica.
+        """Return the load of every router replica; empty where none runs and the first request starts one.
 
         Raises:
             NoReplica: none answers in time, or nobody should come here as this front door is about to stop.
         """
-        loads = () if self._is_draining else await self._ask(self._router.load())
-        if not loads:
-            raise NoReplica("expected at least one router, found none that answers; wait for one to start")
-        return loads
+        if self._is_draining:
+            raise NoReplica("expected a server that stays, found one that is stopping; send requests elsewhere")
+        return await self._ask(self._router.load())
 
     async def describe(self) -> PlacementInfo:
         """Return where the experts are.

@@ -86,7 +86,7 @@ def _serve(options: argparse.Namespace) -> int:
         _LoadingProgress(),
         quantize=quantize,
     )
-    clock.loaded(held.reading_share)
+    clock.loaded(held.reading_share, peer.fetched_bytes if peer else 0)
 
     def on_first_dispatch() -> None:
         clock.dispatched()

@@ -50,7 +50,8 @@ class PeerSource:
         self.fingerprint = files.fingerprint
         self.fetched_bytes = 0
         """Bytes of weights that came from the peer."""
-        self._address = address
+        self.address = address
+        """The peer's."""
         self._files = files
         self._dtype = dtype
         self._quantize = quantize
@@ -64,6 +65,11 @@ class PeerSource:
         self._memory = Arena()
         self._fetching = threading.Lock()
         self._is_given_up = False
+
+    @property
+    def is_given_up(self) -> bool:
+        """Tell whether a fetch failed, so that files are read from then on."""
+        return self._is_given_up
 
     @property
     def bytes_read(self) -> int:
@@ -93,14 +99,14 @@ class PeerSource:
                 element=element_of(self._dtype, self._quantize),
                 tokens=element_of(self._dtype),
             )
-            with grpc.insecure_channel(self._address, options=channel_options()) as channel:
+            with grpc.insecure_channel(self.address, options=channel_options()) as channel:
                 self._receive(weights_pb2_grpc.WeightsServiceStub(channel), request)
         except ServingError as error:
             self._is_given_up = True
             _LOG.warning(
                 "expert %d: reading files from here on, because fetching it from %s failed: %s",
                 expert,
-                self._address,
+                self.address,
                 error.message,
             )
 
@@ -115,7 +121,7 @@ class PeerSource:
             try:
                 self._take(iter(stub.Fetch(request, timeout=timeout_s)), request)
             except grpc.RpcError as failure:
-                error = from_rpc_error(failure, self._address)
+                error = from_rpc_error(failure, self.address)
                 if not isinstance(error, Overloaded) or time.monotonic() > give_up_at:
                     raise error from failure
                 time.sleep(max(error.retry_after_ms, 10) / 1000)
@@ -127,7 +133,7 @@ class PeerSource:
             pair = [self._take_matrix(responses, request, layer, matrix) for matrix in MATRICES]
             self._fetched.update(zip(expert_names(layer, request.expert_id), pair, strict=True))
         if next(responses, None) is not None:
-            raise BadTensor(f"{self._address}: expected the fetch to end after the last matrix, found more")
+            raise BadTensor(f"{self.address}: expected the fetch to end after the last matrix, found more")
 
     def _take_matrix(
         self,
@@ -138,7 +144,7 @@ class PeerSource:
     ) -> _Matrix:
         hidden, width = self.config.hidden_size, self.config.expert_width
         shape = (2 * width, hidden) if matrix == weights_pb2.MATRIX_GATE_UP else (hidden, width)
-        what = f"{self._address}: layer {layer}, {'gate_up' if matrix == weights_pb2.MATRIX_GATE_UP else 'down'}"
+        what = f"{self.address}: layer {layer}, {'gate_up' if matrix == weights_pb2.MATRIX_GATE_UP else 'down'}"
         header = next(responses, weights_pb2.FetchResponse()).header
         found = (header.layer, header.matrix, header.element, header.num_rows, header.num_columns)
         expected = (layer, matrix, request.element, *shape)

@@ -13,11 +13,17 @@ class StartupPhases:
     """A start, in seconds; None: not there yet."""
 
     started_at_s: float
-    """When the process began, in seconds since 1970: whoever decided to start it knows how long that took before."""
+    """When the process began, or a warm one was given its work, in seconds since 1970: whoever decided to start it
+    knows how long that took before."""
+    was_warm: bool = False
+    """The process had been started ahead and had imported everything."""
     import_s: float | None = None
-    """From there until Python had imported what the replica runs; in a process that waited for work, waiting too."""
+    """From there until the replica's constructor ran, all imported; in a process that waited for work without being
+    warm, waiting too."""
     open_s: float | None = None
     """Until the checkpoint was open: configuration, headers, fingerprint."""
+    copied_bytes: int = 0
+    """Bytes of weights that came from live replicas instead of files."""
     read_s: float | None = None
     """Of loading, the share that its threads spent reading."""
     pack_s: float | None = None
@@ -31,18 +37,30 @@ class StartupPhases:
 
     def described(self) -> str:
         """Return the phases in one line, for logs."""
-        known = {name: value for name, value in asdict(self).items() if value is not None and name != "started_at_s"}
-        return ", ".join(f"{name.removesuffix('_s').replace('_', ' ')} {value:.2f} s" for name, value in known.items())
+        seconds = {name: value for name, value in asdict(self).items() if name.endswith("_s") and value is not None}
+        told = [
+            f"{name[:-2].replace('_', ' ')} {value:.2f} s" for name, value in seconds.items() if name != "started_at_s"
+        ]
+        if self.was_warm:
+            told.insert(0, "warm process")
+        if self.copied_bytes:
+            told.append(f"{self.copied_bytes / 1e6:.1f} MB copied from live replicas")
+        return ", ".join(told)
 
 
 class StartupClock:
-    """Measures a start as it goes. Each method ends a phase that began where the last one ended."""
+    """Measures a start as it goes. Each method ends a phase that began where the last one ended.
 
-    def __init__(self) -> None:
-        age_s = _process_age_s()
+    Args:
+        given_at_s: when a warm process was given its work, by time.monotonic(); None: it is not, the start began with
+            the process.
+    """
+
+    def __init__(self, given_at_s: float | None = None) -> None:
         now = time.monotonic()
+        age_s = _process_age_s() if given_at_s is None else now - given_at_s
         self._began = self._last = now - age_s
-        self.phases = StartupPhases(started_at_s=time.time() - age_s)
+        self.phases = StartupPhases(started_at_s=time.time() - age_s, was_warm=given_at_s is not None)
 
     def imported(self) -> None:
         """All is imported."""
@@ -52,14 +70,20 @@ class StartupClock:
         """The checkpoint is open."""
         self.phases = replace(self.phases, open_s=self._lap())
 
-    def loaded(self, reading_share: float) -> None:
+    def loaded(self, reading_share: float, copied_bytes: int = 0) -> None:
         """The weights are there.
 
         Args:
             reading_share: of the loading threads' time, what went into reading; 0 to 1.
+            copied_bytes: of weights that came from live replicas.
         """
         load_s = self._lap()
-        self.phases = replace(self.phases, read_s=load_s * reading_share, pack_s=load_s * (1 - reading_share))
+        self.phases = replace(
+            self.phases,
+            read_s=load_s * reading_share,
+            pack_s=load_s * (1 - reading_share),
+            copied_bytes=copied_bytes,
+        )
 
     def listening(self) -> None:
         """Dispatches are taken."""

@@ -155,8 +155,10 @@ def replica_detail(replica: pb.Replica) -> str:
     return "begins" if replica.pid else "waits for a process"
 
 
-def router_table(routers: Sequence[pb.RouterLoad], width: int) -> Table:
+def router_table(routers: Sequence[pb.RouterLoad], width: int) -> RenderableType:
     """Return a row per router."""
+    if not routers:
+        return Text("no router runs; the first request starts one")
     rows = []
     for router in routers:
         sent = router.dispatches if router.HasField("dispatches") else None

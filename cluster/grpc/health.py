@@ -1,4 +1,4 @@
-"""grpc.health.v1 for the front door: serving means that a router answers."""
+"""grpc.health.v1 for the front door: serving means that a router answers, or that the first request starts one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class GrpcHealth:
     """Answers health checks.
 
     Args:
-        service: asked whether its routers answer.
+        service: asked for its routers.
     """
 
     def __init__(self, service: InferenceService) -> None:

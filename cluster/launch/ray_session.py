@@ -8,7 +8,7 @@ import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.names import APP, ROUTER
+from cluster.names import APP, PRELOADED, ROUTER
 from cluster.startup_board import ReplicaProgress
 from models.cpu.environment import CPU_ENVIRONMENT
 from protos.errors import InternalError
@@ -34,14 +34,18 @@ class RaySession:
 
     Args:
         folder: where Ray keeps its files; short, since there will be sockets below.
+        keeps_spares: whether processes that Ray starts ahead import what replicas run.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, keeps_spares: bool) -> None:
         self._folder = folder
+        self._keeps_spares = keeps_spares
 
     def start_ray(self) -> None:
         """Start Ray. Blocks for some seconds."""
         os.environ.update(_environment(self._folder))
+        if self._keeps_spares:
+            os.environ["RAY_preload_python_modules"] = PRELOADED  # noqa: SIM112  Ray's own spelling
         os.environ.pop("RAY_ADDRESS", None)  # whatever other cluster there is, this one is our own
         import ray
 

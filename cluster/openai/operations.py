@@ -27,7 +27,7 @@ def add_operations(app: FastAPI, service: InferenceService) -> None:
 
     @app.get("/health", response_model=None)
     async def health() -> Response:
-        """Answer 200 when a router answers, 503 otherwise."""
+        """Answer 200 when a router answers or the first request starts one, 503 otherwise."""
         loads = await service.load()
         return JsonResponse({"status": "ok", "routers": len(loads)})
 

@@ -37,7 +37,7 @@ export const showRouters = (routers, rates) => setRows(body("routers"), routers.
     over ? { text: over, kind: "warn", title: over } : { text: "nobody", kind: "soft" },
     number(router.pid || "-"),
   ];
-}), "none answers");
+}), "none runs: the first request starts one");
 
 export const showExperts = (replicas, passed, now_s, empty) => {
   setRows(body("experts"), byGroup(replicas).map((replica) => expertCells(replica, passed, now_s)), empty);

@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 
 from cluster.router_client import ExpertReplicaInfo, PlacementInfo, RouterLoad
+from protos.errors import NoReplica
 from router.request import (
     Ended,
     EngineEvent,
@@ -111,6 +112,8 @@ class ScriptedRouter:
     async def load(self) -> tuple[RouterLoad, ...]:
         if self.loads is not None:
             return self.loads
+        if not self.replicas:
+            raise NoReplica("expected at least one router, found none that answers; wait for one to start")
         load = EngineLoad(
             running=len(self.open),
             waiting=0,

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from cluster.admission import Admission
@@ -14,6 +16,17 @@ def test_room_is_taken_on_entering_and_given_back_on_leaving():
     with door.admit(2, 10), door.admit(1, 5):
         assert (door.num_sequences, door.num_queued_prompt_tokens) == (3, 15)
     assert (door.num_sequences, door.num_queued_prompt_tokens) == (0, 0)
+
+
+def test_a_door_is_idle_since_its_last_sequence_ended():
+    door = admission()
+    time.sleep(0.05)
+    since_start_s = door.idle_s
+    with door.admit(1, 1):
+        with door.admit(1, 1):
+            assert door.idle_s == 0
+        assert door.idle_s == 0
+    assert 0 < door.idle_s < 0.05 <= since_start_s
 
 
 def test_sequences_over_the_limit_are_refused_with_when_to_retry():

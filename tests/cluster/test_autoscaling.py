@@ -124,24 +124,14 @@ def test_never_above_the_maximum_nor_below_the_minimum():
     assert Deployment(4, bounds).hold(Need(demand=0.0), 400)[-1] == 2
 
 
-def test_the_last_replica_stays_unless_none_is_allowed():
+def test_the_last_replica_stays():
     assert Deployment(2).hold(Need(demand=0.0), 600)[-1] == 1
-
-
-def test_idle_goes_to_zero_where_allowed_and_comes_back_at_the_first_demand():
-    deployment = Deployment(2, Bounds(min_replicas=0, max_replicas=4))
-    assert deployment.hold(Need(demand=0.0), 125)[-1] == 0
-    assert deployment.hold(Need(demand=0.01), 1) == [1]
-
-
-def test_the_last_replica_stays_while_there_is_anything_to_do():
-    assert Deployment(1, Bounds(min_replicas=0, max_replicas=4)).hold(Need(demand=0.001), 600)[-1] == 1
 
 
 @given(st.integers(1, 200), st.lists(st.floats(0.9, 1.1), min_size=5, max_size=40))
 def test_noise_of_a_tenth_never_makes_replicas_come_and_go(present, noise):
     demand = 0.7 * present
-    deployment = Deployment(present, Bounds(min_replicas=0, max_replicas=1000))
+    deployment = Deployment(present, Bounds(min_replicas=1, max_replicas=1000))
     asked = [deployment.ask(Need(demand=demand * each)) for each in noise * 20]
     falls = sum(after < before for before, after in itertools.pairwise(asked))
     assert falls == 0

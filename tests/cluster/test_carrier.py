@@ -15,7 +15,8 @@ from cluster.carrier_receiver import Inbox, hold_s
 from cluster.carrier_sender import CarrierSender
 from cluster.local_router_client import LocalRouterClient
 from cluster.outbox import Outbox
-from protos.errors import InvalidRequest, ReplicaUnavailable, ServingError
+from cluster.router_client import RouterLoad
+from protos.errors import InvalidRequest, NoReplica, ReplicaUnavailable, ServingError
 from router.engine import Engine
 from router.limits import EngineLimits
 from router.request import Ended, EngineEvent, GenerationRequest, PromptDone, SamplingParams, TokenChosen, TokenLogprob
@@ -53,6 +54,11 @@ class RouterReplica:
                     yield name
         except ServingError as error:
             yield error
+
+    async def load(self) -> RouterLoad:
+        if self.accepts_nothing:
+            await asyncio.get_running_loop().create_future()
+        return RouterLoad(replica_id=NAME, load=self.engine.load())
 
     async def carry(self, replica_id: str, door_id: str) -> AsyncGenerator[Any, None]:
         assert replica_id == NAME
@@ -285,6 +291,62 @@ def test_a_router_that_does_not_accept_in_time_is_given_up(engine):
         assert call._running.cancelled()
 
     run(test, engine, {"accept_s": 0.02})
+
+
+def test_a_sequence_waits_for_a_router_to_start_where_there_may_be_none(engine):
+    async def test(client, handle):
+        handle.runs.clear()
+        waiting = asyncio.create_task(events_of(client, request("early")))
+        await asyncio.sleep(1.2)  # more than twice as long as a router has
+        handle.runs.set()
+        assert isinstance((await waiting)[-1], Ended)
+        assert [call.method_name for call in handle.calls].count("generate") == 1
+
+    run(test, engine, {"accept_s": 0.5, "wake_s": 100.0})
+
+
+@pytest.mark.parametrize(("wake_s", "timeout_s"), [(0.06, None), (0.06, 100.0), (100.0, 0.06)])
+def test_a_router_that_does_not_start_in_time_is_told_before_the_sequences_own_deadline(engine, wake_s, timeout_s):
+    async def test(client, handle):
+        handle.runs.clear()
+        with pytest.raises(NoReplica, match="expected a router to start within"):
+            await events_of(client, request("lonely", timeout_s=timeout_s))
+        (call,) = handle.calls
+        await asyncio.wait([call._running])
+        assert call._running.cancelled()
+
+    run(test, engine, {"accept_s": 0.02, "wake_s": wake_s})
+
+
+def test_a_router_that_runs_and_does_not_accept_is_given_up_where_there_may_be_none(engine):
+    async def test(client, handle):
+        handle._replica.accepts_nothing = True
+        with pytest.raises(ReplicaUnavailable, match="accept the sequence within"):
+            await events_of(client, request("unheard"))
+
+    run(test, engine, {"accept_s": 0.02, "wake_s": 100.0})
+
+
+def test_that_none_runs_is_an_error_only_where_there_is_always_one(engine):
+    async def fails(client, handle):
+        assert [each.replica_id for each in await client.load()] == [NAME]
+        handle.runs.clear()
+        with pytest.raises(NoReplica):
+            await client.load()
+
+    async def rests(client, handle):
+        assert [each.replica_id for each in await client.load()] == [NAME]
+        handle.runs.clear()
+        assert await client.load() == ()
+
+    async def hangs(client, handle):
+        handle._replica.accepts_nothing = True
+        with pytest.raises(NoReplica):
+            await client.load()
+
+    run(fails, engine)
+    run(rests, engine, {"wake_s": 100.0})
+    run(hangs, engine, {"wake_s": 100.0})
 
 
 def test_a_call_that_is_cancelled_at_the_router_does_not_cancel_its_caller(engine):

@@ -49,6 +49,13 @@ def busy_door(id_model):
         yield door
 
 
+def test_that_no_router_runs_is_said(id_model):
+    info = server_info_response(with_experts(id_model, 16), busy_placement(16, 4))
+    assert "no router runs; the first request starts one" in printed(
+        render(Answers(info=info, load=load_response(())), 120), 120
+    )
+
+
 def test_status_in_a_pipe_is_whole_and_plain(busy_door, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)  # parallel test processes have it
     done = herd("status", "--address", busy_door.grpc_address)
@@ -124,7 +131,7 @@ def test_status_without_a_router_shows_the_replicas_and_says_what_is_missing(bus
     busy_door.service.drain()  # its load is nobody's business any more
     done = herd("status", "--address", busy_door.grpc_address, "--by-layer")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "expected at least one router" in done.stdout
+    assert "expected a server that stays" in done.stdout
     assert "3 starting" in done.stdout
     assert "layer 7" in done.stdout
 

@@ -27,6 +27,15 @@ def test_a_registered_replica_is_in_the_next_version():
     assert snapshot.placement().replicas_by_expert == {0: ("a",), 1: ("a",)}
 
 
+def test_an_expert_is_copied_from_a_holder_other_than_who_asks():
+    it = directory()
+    for name, experts in (("a", (0, 1)), ("b", (0, 1)), ("c", (2,))):
+        it.register(replica(name, *experts), now=0)
+    snapshot = it.snapshot()
+    assert [snapshot.holder_of(expert, "c") for expert in (0, 1, 2, 3)] == ["a:1", "b:1", None, None]
+    assert snapshot.holder_of(0, "a") == "b:1"
+
+
 def test_registering_again_unchanged_is_no_new_version():
     it = directory()
     it.register(replica("a", 0), now=0)

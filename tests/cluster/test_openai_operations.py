@@ -76,6 +76,14 @@ def test_health_is_good_only_while_a_router_answers(door, router):
     assert (status, json.loads(text)["error"]["code"]) == (503, "no_replica")
 
 
+def test_health_is_good_where_the_first_request_starts_a_router(door, router):
+    router.loads = ()
+    status, _, text = door.get("/health")
+    assert (status, json.loads(text)) == (200, {"status": "ok", "routers": 0})
+    status = json.loads(door.get("/status.json")[2])
+    assert (status["routers"], status["routers_error"]) == ([], None)
+
+
 def test_metrics_are_named_as_promised():
     assert [metric.name for metric in METRICS] == METRIC_NAMES
 

@@ -27,6 +27,7 @@ from protos.errors import BadConfig, NotEnoughMemory
 
 # Importing Ray Serve warns of its own use of pydantic; so it is imported in here.
 pytestmark = pytest.mark.filterwarnings("ignore")
+ZERO_AFTER_S = 300.0
 LAPTOP = Machine(cores=8, free_bytes=16 * 1024**3)
 
 
@@ -91,6 +92,7 @@ def make(kind: str, **others: Any):
     arguments = {
         "pace": dataclasses.asdict(Pace(up_after_s=0.0)),
         "targets": dataclasses.asdict(Targets()),
+        "zero_after_s": ZERO_AFTER_S,
         "sharing": ["Router", "Experts-0"],
     }
     return getattr(scaling_policies, kind)(**(arguments | others))
@@ -184,6 +186,142 @@ def test_what_others_still_have_is_not_given_twice():
     assert board.share("a", ["a", "b"], 5) == 1
 
 
+# None, where that is allowed.
+
+
+@dataclass
+class Cluster:
+    """A front door, routers and one group, asked ten times a second as Ray does; a replica starts in `start_s`."""
+
+    least: int = 0
+    least_experts: int = 0
+    routers: int = 1
+    experts: int = 1
+    budget: int | None = None
+    start_s: float = 8.0
+    now: float = 1000.0
+    sequences: int = 0
+    idle_since: float = 1000.0
+
+    def __post_init__(self) -> None:
+        fast = dataclasses.asdict(Pace(down_after_s=1.0))
+        self._policies = {
+            "FrontDoor": make("FrontDoorPolicy"),
+            "Router": make("RouterPolicy", pace=fast, budget=self.budget),
+            "Experts-0": make("ExpertsPolicy", pace=fast, budget=self.budget),
+        }
+        self._states: dict[str, dict[str, Any]] = {name: {} for name in self._policies}
+        self._ready_at: dict[str, float] = {}
+        self.ttft_s = 0.0
+        self.most = 0
+
+    def run(self, seconds: float, sequences: int) -> tuple[int, int]:
+        """Let time pass; return how many routers and experts there should be then."""
+        for _ in range(round(10 * seconds)):
+            self.now += 0.1
+            if sequences or self.sequences:
+                self.idle_since = self.now
+            self.sequences = sequences
+            self._ask_all()
+            self.most = max(self.most, self.routers + self.experts)
+        return self.routers, self.experts
+
+    def _ask_all(self) -> None:
+        idle_s = 0.0 if self.sequences else self.now - self.idle_since
+        doors = {"sequences": self.sequences, "queued_prompt_tokens": 0.0, "idle_s": idle_s, "ttft_s": self.ttft_s}
+        self._ask("FrontDoor", doors, 1, 1)
+        # Whoever waits for a start holds no slot.
+        self.routers = self._ask("Router", routing(0.1 * min(self.sequences, 1)), self.routers, self.least)
+        self.experts = self._ask("Experts-0", busy(0.1 * min(self.sequences, 1)), self.experts, self.least_experts)
+
+    def _ask(self, name: str, stats: dict[str, float], present: int, least: int) -> int:
+        if not present:
+            self._ready_at[name] = self.now + self.start_s
+        runs = present and self.now >= self._ready_at.get(name, 0.0)
+        context = Context(
+            name,
+            {str(index): stats for index in range(present if runs else 0)},
+            present,
+            current_time=self.now,
+            measured_at=self.now,
+            capacity_adjusted_min_replicas=least,
+            policy_state=self._states[name],
+        )
+        wanted, self._states[name] = self._policies[name](context)
+        return wanted
+
+
+def test_all_go_when_nobody_has_asked_for_long_enough_and_come_back_with_the_next_sequence():
+    cluster = Cluster()
+    assert cluster.run(ZERO_AFTER_S - 1, sequences=0) == (1, 1)
+    assert cluster.run(2, sequences=0) == (0, 1)
+    assert cluster.run(3600, sequences=0) == (0, 0)
+    assert cluster.run(0.1, sequences=1) == (1, 1)
+    assert cluster.run(60, sequences=1) == (1, 1)
+
+
+def test_whoever_hangs_up_before_a_router_started_starts_one_all_the_same_and_once():
+    cluster = Cluster()
+    cluster.run(ZERO_AFTER_S + 4, sequences=0)
+    cluster.run(0.5, sequences=1)
+    assert cluster.run(ZERO_AFTER_S - 1, sequences=0) == (1, 1)
+    assert cluster.run(4, sequences=0) == (0, 0)
+
+
+def test_a_sequence_that_meets_the_last_router_going_keeps_its_experts():
+    cluster = Cluster()
+    assert cluster.run(ZERO_AFTER_S + 1, sequences=0) == (0, 1)
+    assert cluster.run(5, sequences=1) == (1, 1)
+
+
+def test_requests_that_keep_coming_keep_the_last_replica():
+    cluster = Cluster()
+    found = {cluster.run(ZERO_AFTER_S - 1, sequences=0) for _ in range(3) if cluster.run(0.3, sequences=1)}
+    assert found == {(1, 1)}
+
+
+def test_several_go_one_by_one_until_none_is_left():
+    cluster = Cluster(routers=3, experts=2)
+    assert cluster.run(10, sequences=0) == (1, 1)
+    assert cluster.run(ZERO_AFTER_S, sequences=0) == (0, 0)
+
+
+@pytest.mark.parametrize("least_experts", [0, 1])
+def test_the_wait_for_the_first_router_asks_for_no_second_one(least_experts):
+    cluster = Cluster(least_experts=least_experts)
+    cluster.run(ZERO_AFTER_S + 4, sequences=0)
+    cluster.run(cluster.start_s, sequences=1)
+    cluster.ttft_s = cluster.start_s  # of those who waited for the start
+    assert cluster.run(3, sequences=1) == (1, 1)
+    assert cluster.run(10, sequences=1)[0] > 1, "what is late after that is late for want of routers"
+
+
+def test_nor_does_the_wait_for_the_first_experts_where_routers_stay():
+    make("FrontDoorPolicy")(
+        Context("FrontDoor", {"a": {"sequences": 1.0, "queued_prompt_tokens": 0.0, "idle_s": 0.0, "ttft_s": 9.0}}, 1)
+    )
+    assert make("ExpertsPolicy")(Context("Experts-0", {}, 0, capacity_adjusted_min_replicas=0))[0] == 1
+    assert make("RouterPolicy")(Context("Router", {"a": routing(0.3)}, present=1))[0] == 1
+
+
+def test_others_give_way_to_whoever_has_none():
+    cluster = Cluster(routers=3, experts=0, budget=3)
+    assert cluster.run(1, sequences=1) == (2, 1)
+    assert cluster.most == 3
+
+
+def test_where_none_is_not_allowed_the_last_replica_stays():
+    assert Cluster(least=1, least_experts=1).run(ZERO_AFTER_S + 10, sequences=0) == (1, 1)
+
+
+def test_a_front_door_that_is_not_heard_keeps_what_there_is():
+    router = make("RouterPolicy")
+    for present in (0, 1):
+        board_has_nothing = Context("Router", {"a": routing(0.0)} if present else {}, present)
+        board_has_nothing.capacity_adjusted_min_replicas = 0
+        assert router(board_has_nothing)[0] == present
+
+
 # How many there are, from the settings.
 
 
@@ -212,6 +350,17 @@ def test_one_maximum_above_its_minimum_lets_every_policy_be_asked(demo_dir):
     ]
     for each in found:
         each.policy.get_policy()(**each.policy.policy_kwargs)
+
+
+def test_none_is_allowed_for_routers_and_experts_only(demo_dir):
+    least = ("scaling.router_min_replicas=0", "scaling.experts_min_replicas=0", "scaling.zero_after_s=7")
+    found = [each["autoscaling_config"] for each in options(demo_dir, *least)]
+    assert [(each.min_replicas, each.initial_replicas, each.max_replicas) for each in found] == [
+        (1, 1, 1),
+        (0, 1, 1),
+        (0, 1, 1),
+    ]
+    assert {each.policy.policy_kwargs["zero_after_s"] for each in found} == {7.0}
 
 
 def test_memory_is_planned_for_as_many_as_there_may_be(demo_dir):

@@ -79,9 +79,9 @@ class Streams:
                         return
 
 
-def tokens_of(client: ReflectedClient, prompt: str, count: int) -> list[int]:
+def tokens_of(client: ReflectedClient, prompt: str, count: int, timeout_s: float = 60) -> list[int]:
     stopping = {"max_tokens": count, "ignore_eos": True}
-    events = client.stream(GENERATE, prompt=prompt, stopping=stopping, sampling={"temperature": 0})
+    events = client.stream(GENERATE, timeout_s, prompt=prompt, stopping=stopping, sampling={"temperature": 0})
     return [token for event in events for token in to_dict(event).get("delta", {}).get("token_ids", [])]
 
 

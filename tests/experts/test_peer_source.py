@@ -110,7 +110,7 @@ def test_what_the_peer_does_not_have_is_read_from_files(copy, caplog, held_as, w
 
 def test_another_model_is_refused(copy, tiny_folder):
     _, _, source = copy(torch.float32, None)
-    with grpc.insecure_channel(source._address) as channel:
+    with grpc.insecure_channel(source.address) as channel:
         request = weights_pb2.FetchRequest(model_fingerprint="another", expert_id=1)
         with pytest.raises(grpc.RpcError) as refused:
             list(weights_pb2_grpc.WeightsServiceStub(channel).Fetch(request, timeout=WAIT_S))
@@ -156,7 +156,7 @@ def send_more(responses: Fetched) -> Fetched:
 )
 def test_a_corrupted_fetch_is_refused_and_files_are_read(copy, tiny_folder, caplog, alter, words):
     held, _, source = copy(torch.float32, None)
-    server, address = serve_altered(source._address, alter)
+    server, address = serve_altered(source.address, alter)
     try:
         with caplog.at_level(logging.WARNING):
             altered = PeerSource(address, open_checkpoint(tiny_folder), torch.float32)
@@ -197,7 +197,7 @@ def test_one_fetch_at_a_time_is_served(wide_folder):
 
 def test_a_fetch_can_be_resumed_by_layer(copy):
     held, _, source = copy(torch.float32, None)
-    with grpc.insecure_channel(source._address, options=channel_options()) as channel:
+    with grpc.insecure_channel(source.address, options=channel_options()) as channel:
         stub = weights_pb2_grpc.WeightsServiceStub(channel)
         request = weights_pb2.FetchRequest(
             model_fingerprint=held.fingerprint,

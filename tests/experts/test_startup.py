@@ -31,6 +31,14 @@ def test_phases_add_up_from_the_beginning_of_the_process():
     assert "first dispatch" in phases.described()
 
 
+def test_a_warm_process_counts_from_when_it_was_given_its_work():
+    clock = StartupClock(given_at_s=time.monotonic() - 0.25)
+    clock.imported()
+    assert 0.25 <= clock.phases.import_s < 5
+    assert abs(clock.phases.started_at_s - time.time() + 0.25) < 5
+    assert clock.phases.described().startswith("warm process, import ")
+
+
 def test_a_process_says_what_took_how_long(run, tiny_folder):
     replica = run("--checkpoint", tiny_folder)
     startup = replica.ready["startup"]
