@@ -16,6 +16,8 @@ arrival is noted.
                      sequence has its first token to the end; also over the whole answer, prompts included, which
                      an engine that generates for some while it still reads others' prompts is better judged by
     prompt-8x512     8 prompts of 512 tokens, one new token each: prompt tokens per second to the last first token
+    prompt-1x65536   with --long: one prompt of so many tokens, in steps of 8192; also what a second costs, as a fit of
+                     a n + b n^2 to all lengths
 
 Why it is fair. Each engine has the settings that were found fastest for it on the machine this was written on (in
 `peers/engines.py`, repeated in the results), the same room for its cache, no prefix cache (prompts differ in every
@@ -28,6 +30,7 @@ and how many are those of transformers in float32 is part of the results.
 
     python benchmarks/peers.py setup                       make the peers' environments (20 minutes, 3 GB)
     python benchmarks/peers.py run                         everything, 3 rounds
+    python benchmarks/peers.py run --long --engines 'herd-*-bf16' 'vllm-*-bf16' --step-tokens 8192
     python benchmarks/peers.py run --quick --rounds 1      a few minutes, to see that it works
     python benchmarks/peers.py run --engines herd-split-fp32 vllm-all-fp32 --workloads decode-32
     python benchmarks/peers.py run --engines 'herd-*' llama-q8_0 --router-threads 1
@@ -53,7 +56,16 @@ from peers.engines import Variant
 from peers.pool import WorkerPool, available_bytes
 from peers.process import WorkerFailed, WorkerProcess
 from peers.report import Run, as_json, as_markdown
-from peers.workloads import AGREEMENT, QUICK_WORKLOADS, WARM_UP, WORKLOADS, Workload, count_agreeing, measure
+from peers.workloads import (
+    AGREEMENT,
+    LONG_WORKLOADS,
+    QUICK_WORKLOADS,
+    WARM_UP,
+    WORKLOADS,
+    Workload,
+    count_agreeing,
+    measure,
+)
 from random_llama4 import RandomLlama4, write_random_llama4
 
 REFERENCE = "transformers-fp32"
@@ -203,7 +215,10 @@ def run_peers(options: argparse.Namespace) -> int:
 
 def _save(options: argparse.Namespace, run: Run, environment: dict[str, str]) -> None:
     RESULTS.mkdir(exist_ok=True)
-    name = options.name or f"peers-{_cpu_slug(environment['hardware'])}{'-quick' if options.quick else ''}"
+    name = (
+        options.name
+        or f"peers-{_cpu_slug(environment['hardware'])}{'-long' if options.long else '-quick' if options.quick else ''}"
+    )
     (RESULTS / f"{name}.md").write_text(as_markdown(run, _preamble(), environment))
     (RESULTS / f"{name}.json").write_text(json.dumps(as_json(run, environment), indent=1) + "\n")
     print(f"wrote {(RESULTS / name).relative_to(ROOT)}.md and .json", flush=True)
@@ -241,7 +256,7 @@ def _checkpoint(options: argparse.Namespace) -> Path:
 
 
 def _chosen_workloads(options: argparse.Namespace) -> list[Workload]:
-    known = QUICK_WORKLOADS if options.quick else WORKLOADS
+    known = LONG_WORKLOADS if options.long else QUICK_WORKLOADS if options.quick else WORKLOADS
     return [workload for workload in known if _matches(workload.name, options.workloads)]
 
 
@@ -254,6 +269,7 @@ def _chosen_variants(options: argparse.Namespace) -> dict[str, Variant]:
         expert_threads=options.expert_threads,
         step_tokens=options.step_tokens,
         herd_quantizes=quantizes,
+        is_long=options.long,
     )
     chosen = {name: variant for name, variant in known.items() if _matches(name, options.engines)}
     if not chosen:
@@ -307,6 +323,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--workloads", nargs="+", default=["*"], metavar="NAME", help=f"patterns of {names}")
     run.add_argument("--rounds", type=int, default=3, help="after the one that warms up (3)")
     run.add_argument("--quick", action="store_true", help="16 new tokens instead of 64; results beside the others")
+    run.add_argument("--long", action="store_true", help="one prompt of 8, 32, 64 thousand tokens (vLLM and Herd)")
     run.add_argument("--router-threads", type=int, default=engines.ROUTER_THREADS, help=f"({engines.ROUTER_THREADS})")
     run.add_argument("--expert-threads", type=int, default=engines.EXPERT_THREADS, help=f"({engines.EXPERT_THREADS})")
     run.add_argument("--step-tokens", type=int, default=engines.STEP_TOKENS, help=f"of Herd ({engines.STEP_TOKENS})")

@@ -56,7 +56,7 @@ class RandomLlama4:
     """Tokens per chunk of the rotary layers' local attention."""
     nope_every: int = 4
     """Every so many layers, one attends globally and without rotation."""
-    max_positions: int = 32_768
+    max_positions: int = 131_072
     """Longest context, in tokens."""
     seed: int = 0
     """Chooses the weights."""

@@ -38,6 +38,10 @@ LLAMA_BATCH, LLAMA_UBATCH = 2048, 512
 KV_GIB = 1
 SLOTS = 32
 CONTEXT = 1024
+# The same for one long prompt, and what vLLM and Herd compute at once of it.
+LONG_KV_GIB = 2
+LONG_CONTEXT = 65_536 + 64
+LONG_STEP_TOKENS = 8192
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
@@ -90,13 +94,15 @@ def gguf_path(home: Path, checkpoint: Path, kind: str) -> Path:
     return home / "gguf" / f"{checkpoint.name}.{kind}.gguf"
 
 
-def _herd(experts: str, dtype: str, router_threads: int, expert_threads: int, step_tokens: int) -> Variant:
+def _herd(
+    experts: str, dtype: str, router_threads: int, expert_threads: int, step_tokens: int, is_long: bool
+) -> Variant:
     quantized = dtype == "int8"
     options = ["--experts", experts, "--dtype", DTYPES["bf16" if quantized else dtype]]
     options += ["--quantize", "int8"] if quantized else []
     options += ["--router-threads", str(router_threads), "--expert-threads", str(expert_threads)]
     options += ["--replicas", str(EXPERT_REPLICAS), "--step-tokens", str(step_tokens)]
-    options += ["--slots", str(SLOTS), "--context", str(CONTEXT), "--kv-gib", str(KV_GIB)]
+    options += ["--slots", str(SLOTS), *_room(is_long)]
     return Variant(
         name=f"herd-{experts}-{dtype}",
         family=f"herd-{experts}",
@@ -108,9 +114,17 @@ def _herd(experts: str, dtype: str, router_threads: int, expert_threads: int, st
     )
 
 
-def _vllm(binding: str, dtype: str) -> Variant:
-    options = ["--dtype", DTYPES[dtype], "--max-seqs", str(SLOTS), "--batched-tokens", str(VLLM_BATCHED_TOKENS)]
-    options += ["--context", str(CONTEXT), "--kv-gib", str(KV_GIB)]
+def _room(is_long: bool) -> list[str]:
+    """Return how long sequences may be and how large the cache is."""
+    if is_long:
+        return ["--context", str(LONG_CONTEXT), "--kv-gib", str(LONG_KV_GIB)]
+    return ["--context", str(CONTEXT), "--kv-gib", str(KV_GIB)]
+
+
+def _vllm(binding: str, dtype: str, is_long: bool) -> Variant:
+    batched_tokens = LONG_STEP_TOKENS if is_long else VLLM_BATCHED_TOKENS
+    options = ["--dtype", DTYPES[dtype], "--max-seqs", str(SLOTS), "--batched-tokens", str(batched_tokens)]
+    options += _room(is_long)
     return Variant(
         name=f"vllm-{binding}-{dtype}",
         family="vllm",
@@ -154,6 +168,7 @@ def all_variants(
     expert_threads: int = EXPERT_THREADS,
     step_tokens: int = STEP_TOKENS,
     herd_quantizes: bool = True,
+    is_long: bool = False,
 ) -> dict[str, Variant]:
     """Return every engine by name, in the order of a round.
 
@@ -162,14 +177,15 @@ def all_variants(
         expert_threads: of each of Herd's expert processes.
         step_tokens: most tokens that Herd's router computes in one step.
         herd_quantizes: whether the checkout of Herd has `--quantize`.
+        is_long: whether it is about one long prompt.
     """
     herd_dtypes = ("fp32", "bf16", "int8") if herd_quantizes else ("fp32", "bf16")
     herd = [
-        _herd(experts, dtype, router_threads, expert_threads, step_tokens)
+        _herd(experts, dtype, router_threads, expert_threads, step_tokens, is_long)
         for dtype in herd_dtypes
         for experts in ("split", "local")
     ]
-    vllm = [_vllm(binding, dtype) for dtype in ("fp32", "bf16") for binding in VLLM_BINDINGS]
+    vllm = [_vllm(binding, dtype, is_long) for dtype in ("fp32", "bf16") for binding in VLLM_BINDINGS]
     llama = [_llama("f32"), _llama("bf16"), _llama("q8_0")]
     transformers = [_transformers("fp32"), _transformers("bf16")]
     return {variant.name: variant for variant in [*herd, *vllm, *llama, *transformers]}

@@ -30,6 +30,10 @@ GOALS = (
     Goal(workload="decode-8", ours="herd-split", theirs="vllm", at_least=1.5),
     Goal(workload="decode-1", ours="herd-split", theirs="vllm", at_least=1.2),
     Goal(workload="decode-1", ours="herd-local", theirs="vllm", at_least=1.5),
+    *(
+        Goal(workload=f"prompt-1x{length}", ours="herd-local", theirs="vllm", at_least=1.5)
+        for length in (8192, 32_768, 65_536)
+    ),
     Goal(workload="prompt-8x512", ours="herd-split", theirs="vllm", at_least=1.5),
     Goal(workload="decode-1", ours="herd-split", theirs="llama", at_least=1.0, is_quantized=True),
     Goal(workload="decode-32", ours="herd-split", theirs="herd-local", at_least=0.95),
@@ -96,7 +100,11 @@ def as_markdown(run: Run, preamble: str, environment: dict[str, str]) -> str:
     """Return the page."""
     parts = [preamble, "| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in environment.items())]
     parts += ["## Tokens per second", _rates_table(run), "## Ratios", _ratios_table(run)]
-    parts += ["## Goals", _goals_table(run), "## Whole answers", _totals_table(run)]
+    parts += ["## Goals", _goals_table(run)]
+    if any(not workload.is_prefill for workload in run.workloads):
+        parts += ["## Whole answers", _totals_table(run)]
+    if fits := _fits_table(run):
+        parts += ["## Seconds by length", fits]
     parts += ["## Engines", _engines_table(run)]
     if run.failures:
         parts += ["## Without figures", "\n".join(f"- {name}: {why}" for name, why in run.failures.items())]
@@ -154,6 +162,44 @@ def _totals_table(run: Run) -> str:
     return text + "\n".join(lines)
 
 
+def _fits_table(run: Run) -> str:
+    """Return seconds as a n + b n^2 of n prompt tokens for each engine; nothing with fewer than three lengths."""
+    singles = [workload for workload in run.workloads if workload.is_prefill and workload.prompts == 1]
+    if len(singles) < 3:
+        return ""
+    lines = [
+        _row("engine", "a, us per token", "b, us per token and 1,000 tokens", "largest residual"),
+        "|---|---:|---:|---:|",
+    ]
+    for name in _measured(run):
+        points = [
+            (workload.prompt_tokens, statistics.median(found.seconds for found in samples.values()))
+            for workload in singles
+            if (samples := run.samples.get((name, workload.name)))
+        ]
+        if len(points) == len(singles):
+            linear, square, residual = fit_prefill(points)
+            lines.append(_row(name, f"{linear * 1e6:.0f}", f"{square * 1e9:.1f}", f"{residual:.0%}"))
+    return "\n".join(lines)
+
+
+def fit_prefill(points: Sequence[tuple[int, float]]) -> tuple[float, float, float]:
+    """Return (a, b, largest relative residual) of the least squares fit t = a n + b n^2, relative errors squared.
+
+    Args:
+        points: (n, t), at least two of different n.
+    """
+    # In terms of t / n = a + b n, each weighted by n / t: a line.
+    weights = [(n / t) ** 2 for n, t in points]
+    total = sum(weights)
+    mean_n = sum(weight * n for weight, (n, _) in zip(weights, points, strict=True)) / total
+    mean_y = sum(weight * t / n for weight, (n, t) in zip(weights, points, strict=True)) / total
+    covariance = sum(weight * (n - mean_n) * (t / n - mean_y) for weight, (n, t) in zip(weights, points, strict=True))
+    square = covariance / sum(weight * (n - mean_n) ** 2 for weight, (n, _) in zip(weights, points, strict=True))
+    linear = mean_y - square * mean_n
+    return linear, square, max(abs(linear * n + square * n * n - t) / t for n, t in points)
+
+
 def _table(run: Run, value: Any) -> str:
     lines = [_row("engine", *(workload.name for workload in run.workloads)), "|---|" + "---:|" * len(run.workloads)]
     for name in _measured(run):
@@ -183,7 +229,8 @@ def _ratios_table(run: Run) -> str:
 
 def _goals_table(run: Run) -> str:
     lines = [_row("workload", "Herd", "against", "goal", "ratio by round", ""), "|---|---|---|---:|---:|---|"]
-    for goal in GOALS:
+    asked = {workload.name for workload in run.workloads}
+    for goal in (each for each in GOALS if each.workload in asked):
         ours = run.best(goal.ours, goal.workload, is_quantized=goal.is_quantized)
         theirs = run.best(goal.theirs, goal.workload, is_quantized=goal.is_quantized)
         ratios = run.ratios(ours, theirs, goal.workload) if ours and theirs else []

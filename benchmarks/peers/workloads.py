@@ -38,6 +38,10 @@ WORKLOADS = (
     Workload(name="decode-32", prompts=32, prompt_tokens=128, max_tokens=64),
     Workload(name="prompt-8x512", prompts=8, prompt_tokens=512, max_tokens=1),
 )
+LONG_WORKLOADS = tuple(
+    Workload(name=f"prompt-1x{length}", prompts=1, prompt_tokens=length, max_tokens=1)
+    for length in (8192, 32_768, 65_536)
+)
 QUICK_WORKLOADS = (
     Workload(name="decode-1", prompts=1, prompt_tokens=128, max_tokens=16),
     Workload(name="decode-8", prompts=8, prompt_tokens=128, max_tokens=16),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from benchmarks.peers.engines import all_variants
-from benchmarks.peers.report import GOALS, Run, as_json, as_markdown, spread
+from benchmarks.peers.report import GOALS, Run, as_json, as_markdown, fit_prefill, spread
 from benchmarks.peers.workloads import WORKLOADS, Measure
 
 
@@ -62,3 +64,10 @@ def test_everything_can_be_written_as_json():
     found = json.loads(json.dumps(as_json(run, {})))["engines"]["vllm-all-fp32"]
     assert found["rounds"]["decode-8"]["1"]["rate"] == 1.5
     assert found["peak_rss_bytes"] == {"vllm": 5}
+
+
+def test_the_fit_of_long_prompts_finds_both_terms_and_what_they_leave():
+    points = [(n, 2e-4 * n + 3e-9 * n * n) for n in (8192, 32_768, 65_536)]
+    assert fit_prefill(points) == pytest.approx((2e-4, 3e-9, 0), abs=1e-9)
+    *_, residual = fit_prefill([*points, (16_384, 10.0)])
+    assert residual > 0.1
