@@ -17,7 +17,12 @@ from tests.e2e.served import served
 pytestmark = pytest.mark.timeout(600)
 
 SERVICE = "herd.inference.v1.InferenceService"
-SETTINGS = ("experts.copy_from_peers=always", "experts.groups=1", "experts.replicas_per_group=2")
+SETTINGS = (
+    "experts.copy_from_peers=always",
+    "experts.groups=1",
+    "experts.replicas_per_group=2",
+    "experts.warm_spares=0",
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +53,8 @@ def test_the_next_replica_copies_from_the_one_that_lives_and_says_the_same(herd)
             while not (new := starts(client).keys() - before.keys()):
                 assert time.monotonic() < give_up_at, "expected the next replica to report its start"
                 assert tokens(client) == expected
-            assert all("copied from live replicas" in starts(client)[name] for name in new)
+            for name in new:
+                assert "copied from live replicas" in starts(client)[name]
+                assert "warm process" not in starts(client)[name], "spares are switched off"
             time.sleep(1)
         assert tokens(client) == expected
