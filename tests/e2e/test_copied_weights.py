@@ -9,19 +9,25 @@ from collections.abc import Iterator
 
 import pytest
 
+from benchmarks.chaos.application import Application
 from benchmarks.chaos.processes import Part, processes_of
-from tests.e2e.herd_process import HerdProcess
 from tests.e2e.reflected_client import ReflectedClient, to_dict
+from tests.e2e.served import served
 
 pytestmark = pytest.mark.timeout(600)
 
 SERVICE = "herd.inference.v1.InferenceService"
-SETTINGS = ("experts.copy_from_peers=always", "experts.groups=1", "experts.replicas_per_group=2")
+SETTINGS = (
+    "experts.copy_from_peers=always",
+    "experts.groups=1",
+    "experts.replicas_per_group=2",
+    "experts.warm_spares=0",
+)
 
 
 @pytest.fixture(scope="module")
-def herd() -> Iterator[HerdProcess]:
-    with HerdProcess(*(part for setting in SETTINGS for part in ("--set", setting))) as process:
+def herd() -> Iterator[Application]:
+    with served(*SETTINGS) as process:
         yield process
 
 
@@ -41,12 +47,14 @@ def test_the_next_replica_copies_from_the_one_that_lives_and_says_the_same(herd)
         expected = tokens(client)
         for _ in range(2):  # both of the first ones go, so that copies compute alone in the end
             before = starts(client)
-            victim = processes_of(herd.process.pid, Part.EXPERT)[0]
+            victim = processes_of(herd.pid, Part.EXPERT)[0]
             os.kill(victim.pid, signal.SIGKILL)
             give_up_at = time.monotonic() + 120
             while not (new := starts(client).keys() - before.keys()):
                 assert time.monotonic() < give_up_at, "expected the next replica to report its start"
                 assert tokens(client) == expected
-            assert all("copied from live replicas" in starts(client)[name] for name in new)
+            for name in new:
+                assert "copied from live replicas" in starts(client)[name]
+                assert "warm process" not in starts(client)[name], "spares are switched off"
             time.sleep(1)
         assert tokens(client) == expected

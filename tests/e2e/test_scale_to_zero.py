@@ -12,10 +12,11 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
+from benchmarks.chaos.application import Application
 from cluster.launch.processes import descendants
 from tests.cluster.test_cli import herd as herd_command
-from tests.e2e.herd_process import HerdProcess
 from tests.e2e.reflected_client import ReflectedClient
+from tests.e2e.served import served
 from tests.e2e.test_autoscaling import SERVICE, tokens_of, wait_until
 
 pytestmark = pytest.mark.timeout(600)
@@ -32,9 +33,9 @@ SETTINGS = (
 
 
 @pytest.fixture(scope="module")
-def herd() -> Iterator[HerdProcess]:
+def herd() -> Iterator[Application]:
     """`herd serve` that may go to zero."""
-    with HerdProcess(*(part for setting in SETTINGS for part in ("--set", setting))) as process:
+    with served(*SETTINGS) as process:
         yield process
 
 
@@ -51,10 +52,10 @@ def expected(client) -> list[int]:
     return tokens_of(client, PROMPT, NUM_TOKENS, WAKE_S)
 
 
-def replica_processes(herd: HerdProcess) -> list[str]:
+def replica_processes(herd: Application) -> list[str]:
     """Name the processes of routers and experts."""
     titles = []
-    for pid in descendants(herd.process.pid):
+    for pid in descendants(herd.pid):
         try:
             titles.append(Path(f"/proc/{pid}/cmdline").read_text())
         except OSError:
@@ -62,11 +63,11 @@ def replica_processes(herd: HerdProcess) -> list[str]:
     return [title for title in titles if ":Router" in title or ":Experts-" in title]
 
 
-def wait_for_zero(herd: HerdProcess) -> float:
+def wait_for_zero(herd: Application) -> float:
     return wait_until(lambda: not replica_processes(herd), 120, "expected no router and no expert replica any more")
 
 
-def complete_over_http(herd: HerdProcess) -> list[int]:
+def complete_over_http(herd: Application) -> list[int]:
     body = {"prompt": PROMPT, "max_tokens": NUM_TOKENS, "ignore_eos": True, "temperature": 0, "return_token_ids": True}
     headers = {"content-type": "application/json"}
     asked = urllib.request.Request(f"{herd.base_url}/v1/completions", json.dumps(body).encode(), headers)

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from benchmarks.chaos.application import Application
 from benchmarks.chaos.processes import Part, processes_of
 from cluster.launch.processes import descendants
 from cluster.warm_process import SPARE
-from tests.e2e.herd_process import HerdProcess
 from tests.e2e.reflected_client import ReflectedClient
+from tests.e2e.served import served
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -21,21 +22,15 @@ INFO = "herd.inference.v1.InferenceService/GetServerInfo"
 GENERATE = "herd.inference.v1.InferenceService/Generate"
 
 
-@pytest.fixture(scope="module", params=[1, 0], ids=["kept", "switched off"])
-def spares(request: pytest.FixtureRequest) -> int:
-    return request.param
-
-
 @pytest.fixture(scope="module")
-def herd(spares) -> Iterator[HerdProcess]:
-    with HerdProcess("--set", f"experts.warm_spares={spares}", "--set", "experts.groups=1") as process:
+def herd() -> Iterator[Application]:
+    with served("experts.warm_spares=1", "experts.groups=1") as process:
         yield process
-    assert not process.leftovers()
 
 
-def spare_pids(herd: HerdProcess) -> set[int]:
+def spare_pids(herd: Application) -> set[int]:
     found = set()
-    for pid in descendants(herd.process.pid):
+    for pid in descendants(herd.pid):
         try:
             with open(f"/proc/{pid}/cmdline") as title:
                 if title.read().startswith(f"{SPARE})"):
@@ -56,16 +51,16 @@ def starts(client: ReflectedClient) -> list[str]:
     return [event["text"] for event in client.call(INFO)["events"] if event["text"].startswith("started: ")]
 
 
-def replace_expert(herd: HerdProcess, client: ReflectedClient) -> tuple[int, str]:
+def replace_expert(herd: Application, client: ReflectedClient) -> tuple[int, str]:
     """Kill the expert replica; return the pid of the next one and what it says about its start."""
     generate(client)  # starts are told with the first dispatch
     wait_until(lambda: starts(client), "expected the first replica to report its start")
     before = starts(client)
-    victim = processes_of(herd.process.pid, Part.EXPERT)[0].pid
+    victim = processes_of(herd.pid, Part.EXPERT)[0].pid
     os.kill(victim, signal.SIGKILL)
     generate(client)
     wait_until(lambda: len(starts(client)) > len(before), "expected the next replica to report its start")
-    pid = next(each.pid for each in processes_of(herd.process.pid, Part.EXPERT) if each.pid != victim)
+    pid = next(each.pid for each in processes_of(herd.pid, Part.EXPERT) if each.pid != victim)
     return pid, starts(client)[-1]
 
 
@@ -73,13 +68,12 @@ def generate(client: ReflectedClient) -> None:
     assert list(client.stream(GENERATE, prompt="import os", stopping={"max_tokens": 4}))
 
 
-def test_replicas_start_in_spares_and_spares_are_replaced(herd, spares):
+def test_replicas_start_in_spares_and_spares_are_replaced(herd):
     with ReflectedClient(herd.grpc_address) as client:
         for _ in range(2):
-            if spares:
-                wait_until(lambda: len(spare_pids(herd)) == 1, "expected one spare")
-                time.sleep(1)  # so long it has to be idle before anybody calls it warm
+            wait_until(lambda: len(spare_pids(herd)) == 1, "expected one spare")
+            time.sleep(1)  # so long it has to be idle before anybody calls it warm
             before = spare_pids(herd)
             pid, start = replace_expert(herd, client)
-            assert before == ({pid} if spares else set())
-            assert ("warm process" in start) == bool(spares)
+            assert before == {pid}
+            assert "warm process" in start
