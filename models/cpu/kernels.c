@@ -35,7 +35,7 @@ enum {
     AHEAD = 8192,      /* bytes of a weight that are fetched ahead of their use, past the caches that Python needs */
     PIECE = 256,       /* tokens that a chunk of a weight is multiplied with at a time */
     TILE = 64,         /* keys whose scores are in memory at once */
-    QUERIES = 48,      /* rows of queries that read a tile together */
+    QUERIES = 96,      /* rows of queries that read a tile together */
     WORTH_PACKING = 12, /* rows of queries from which a tile is put in another order first */
     MOST_HEAD = 256,   /* numbers of a head */
     MOST_EXPERTS = 1024,
@@ -95,6 +95,18 @@ INLINE floats exp16(floats x) /* relative error below 3e-7 up to 87; 0 below -87
     sum = sum * part + 1.0f;
     const floats power = (floats)_mm512_scalef_ps((__m512)sum, (__m512)whole);
     return choose(x <= -87.0f, (floats){}, power); /* a NaN stays one */
+}
+
+INLINE floats rough_exp16(floats x) /* relative error below 5e-5, for x <= 0 that is a number or NaN */
+{
+    const floats scaled = x * 1.44269504f;
+    const floats whole = (floats)_mm512_roundscale_ps((__m512)scaled, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const floats part = (scaled - whole) * 0.69314718f; /* in [-0.35, 0.35] */
+    floats sum = part * (1.0f / 24) + 1.0f / 6;
+    sum = sum * part + 0.5f;
+    sum = sum * part + 1.0f;
+    sum = sum * part + 1.0f;
+    return (floats)_mm512_scalef_ps((__m512)sum, (__m512)whole);
 }
 
 INLINE float total(floats x) { return _mm512_reduce_add_ps((__m512)x); }
@@ -854,7 +866,18 @@ static void add_values_packed(Queries *q, Heads values)
     }
 }
 
-/* Turn a tile's scores into weights, and scale what was added up before to the new greatest score. */
+/* Scale what a row added up before to its new greatest score; return that. */
+INLINE float raise_top(Queries *q, long i, float top, long size)
+{
+    const float most = q->most[i];
+    if (top <= most) return most; /* so it is for nearly every tile but the first */
+    const float shrink = expf(most - top);
+    q->sum[i] *= shrink;
+    for (long c = 0; c < size; c += 16) *(floats *)(q->out[i] + c) *= shrink;
+    return q->most[i] = top;
+}
+
+/* Turn a tile's scores into weights. Keys that a row does not see weigh nothing. */
 static void soften_tile(Queries *q, long first_key, long num_keys, long size)
 {
     const floats places = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -862,7 +885,7 @@ static void soften_tile(Queries *q, long first_key, long num_keys, long size)
     for (long i = 0; i < q->count; i++) {
         float *scores = q->scores[i];
         const long left = q->num_seen[i] - first_key, num_visible = left < num_keys ? left : num_keys;
-        floats tops = (floats){} + q->most[i], sums = {};
+        floats tops = (floats){} - INFINITY, sums = {};
         for (long k = 0; k < num_keys; k += 16) {
             const float num_left = num_visible - k;
             const floats hidden = (floats){} - INFINITY;
@@ -870,17 +893,36 @@ static void soften_tile(Queries *q, long first_key, long num_keys, long size)
             *(floats *)(scores + k) = score;
             tops = (floats)_mm512_max_ps((__m512)tops, (__m512)score);
         }
-        const float most = _mm512_reduce_max_ps((__m512)tops), shrink = expf(q->most[i] - most);
+        const float most = raise_top(q, i, _mm512_reduce_max_ps((__m512)tops), size);
         for (long k = 0; k < num_keys; k += 16) {
             const floats weights = exp16(*(floats *)(scores + k) - most);
             *(floats *)(scores + k) = weights;
             narrow16(q->weights[i] + k, weights);
             sums += weights;
         }
-        q->sum[i] = q->sum[i] * shrink + total(sums);
-        q->most[i] = most;
-        if (shrink != 1)
-            for (long c = 0; c < size; c += 16) *(floats *)(q->out[i] + c) *= shrink;
+        q->sum[i] += total(sums);
+    }
+}
+
+/* The same for a whole tile that every row sees, into weights of bfloat16 only. */
+static void soften_whole_tile(Queries *q, long size)
+{
+    const float scale = 1.0f / sqrtf(size);
+    for (long i = 0; i < q->count; i++) {
+        floats scores[TILE / 16], tops = (floats){} - INFINITY, sums = {};
+#pragma GCC unroll 4
+        for (int k = 0; k < TILE / 16; k++) {
+            scores[k] = *(floats *)(q->scores[i] + 16 * k) * scale;
+            tops = (floats)_mm512_max_ps((__m512)tops, (__m512)scores[k]);
+        }
+        const float most = raise_top(q, i, _mm512_reduce_max_ps((__m512)tops), size);
+#pragma GCC unroll 4
+        for (int k = 0; k < TILE / 16; k++) {
+            const floats weights = rough_exp16(scores[k] - most);
+            narrow16(q->weights[i] + 16 * k, weights);
+            sums += weights;
+        }
+        q->sum[i] += total(sums);
     }
 }
 
@@ -889,7 +931,9 @@ static void read_tile(Queries *q, long first_key, Heads keys, Heads values)
     const int is_worth_packing = q->count >= WORTH_PACKING;
     if (is_worth_packing) score_tile_packed(q, keys);
     else score_tile(q, keys);
-    soften_tile(q, first_key, keys.count, keys.size);
+    /* The first row sees least. */
+    if (is_worth_packing && keys.count == TILE && q->num_seen[0] >= first_key + TILE) soften_whole_tile(q, keys.size);
+    else soften_tile(q, first_key, keys.count, keys.size);
     if (is_worth_packing) add_values_packed(q, values);
     else add_values(q, values);
 }
