@@ -134,9 +134,9 @@ def _merge(partials: Sequence[Partial]) -> Partial:
     """Return one part of several, its output float32."""
     outs_PHTC = torch.stack([out_HTC.float() for out_HTC, _ in partials])
     lses_PHT = torch.stack([lse_HT for _, lse_HT in partials])
-    lse_HT = torch.logsumexp(lses_PHT, dim=0)
-    weights_PHT = torch.exp(lses_PHT - lse_HT)
-    return (outs_PHTC * weights_PHT[..., None]).sum(dim=0), lse_HT
+    # Not exp(lse - their sum's): of large scores a difference is inexact, and weights would not add up to 1.
+    weights_PHT = torch.softmax(lses_PHT, dim=0)
+    return (outs_PHTC * weights_PHT[..., None]).sum(dim=0), torch.logsumexp(lses_PHT, dim=0)
 
 
 def _flash(q_1HTC: Tensor, k_1HSC: Tensor, v_1HSC: Tensor, *, is_causal: bool) -> tuple[Tensor, Tensor]:
