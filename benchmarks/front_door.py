@@ -13,22 +13,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
-from environment import RESULTS, ROOT, describe_environment
+# Wherever this is started: `benchmarks` is a folder of the checkout.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.chaos.application import Application
+from benchmarks.environment import RESULTS, ROOT, describe_environment
 from cluster.config_source import load_config
 from cluster.launch.processes import descendants
 from cluster.launch.start_checks import plan_start
-from cluster.machine import find_free_port
 
 GOAL = 0.9
 WAYS = ("engine", "http", "grpc")
@@ -47,31 +45,6 @@ process. All streams begin at once; tokens/s counts from the first request to th
 is taken round by round, the three ways alternating; "by round" is its middle half. CPU is of all threads of the
 processes named, in milliseconds per generated token; "Ray" is its controller, raylet, GCS and the rest.
 """
-
-
-@contextmanager
-def herd_serve(arguments: list[str]) -> Iterator[tuple[int, str, str]]:
-    """Run `herd serve` and give its process id, HTTP address and gRPC address."""
-    http, grpc = find_free_port(), find_free_port()
-    command = [str(Path(sys.executable).with_name("herd")), "serve", *arguments]
-    command += ["--http-port", str(http), "--grpc-port", str(grpc)]
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            _wait_until_ready(process, Path(f"/proc/{os.getpid()}/fd/{log.fileno()}"))
-            yield process.pid, f"127.0.0.1:{http}", f"127.0.0.1:{grpc}"
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGINT)
-                process.wait(60)
-
-
-def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> None:
-    give_up_at = time.monotonic() + _START_S
-    while "herd is ready" not in log.read_text():
-        if process.poll() is not None or time.monotonic() > give_up_at:
-            raise SystemExit(f"herd serve did not start:\n{log.read_text()}")
-        time.sleep(0.2)
 
 
 class Way:
@@ -140,10 +113,11 @@ def measure(options: argparse.Namespace, assignments: list[str]) -> list[dict[st
     assignments = [*assignments, f"router.kv_bytes={plan.engine_limits.kv_bytes}"]  # alike, whatever memory is free
     settings = [part for each in assignments for part in ("--set", each)]
     with ExitStack() as stack:
-        pid, http, grpc = stack.enter_context(herd_serve(settings))
+        application = stack.enter_context(Application(assignments, start_s=_START_S))
+        addresses = {"http": f"127.0.0.1:{application.http_port}", "grpc": f"127.0.0.1:{application.grpc_port}"}
         ways: dict[str, Way] = {}
         for name in options.ways:
-            arguments = {"engine": settings, "http": ["--address", http], "grpc": ["--address", grpc]}[name]
+            arguments = settings if name == "engine" else ["--address", addresses[name]]
             ways[name] = Way([name, *arguments])
             stack.callback(ways[name].close)
         for way in ways.values():
@@ -151,7 +125,7 @@ def measure(options: argparse.Namespace, assignments: list[str]) -> list[dict[st
         rounds = []
         for number in range(options.rounds):
             order = list(ways) if number % 2 == 0 else list(reversed(ways))
-            rounds.append({name: _run(ways[name], round_, pid, name) for name in order})
+            rounds.append({name: _run(ways[name], round_, application.pid, name) for name in order})
             print(" ".join(f"{name} {rounds[-1][name]['tokens_per_s']:.0f}" for name in ways), flush=True)
         return rounds
 

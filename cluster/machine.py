@@ -55,14 +55,6 @@ def check_port(port: int, what: str, setting: str) -> None:
             ) from error
 
 
-def find_free_port() -> int:
-    """Return a TCP port nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def _count_cores() -> int:
     allowed = len(os.sched_getaffinity(0))
     try:

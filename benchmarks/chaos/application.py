@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,13 +13,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from benchmarks.free_port import find_free_port
 from cluster.launch.processes import descendants
 
-_MARKER = "HERD_CHAOS_RUN"
+HERD = str(Path(sys.executable).with_name("herd"))
+"""The command."""
+_MARKER = "HERD_APPLICATION"
 _READY = "herd is ready"
 _POLL_S = 0.1
-_FIRST_PORT = 20_000
-"""Below it are those that Ray takes for its workers."""
 
 
 class Application:
@@ -29,20 +28,31 @@ class Application:
 
     Args:
         settings: for `--set`, as "experts.replicas_per_group=2".
+        model: which; None: what the settings say.
         folder: where it keeps its files, at most 24 characters; None: where the system keeps temporary files.
         start_s: most seconds until it serves.
         stop_s: most seconds it has to end by itself.
     """
 
     def __init__(
-        self, settings: Sequence[str] = (), *, folder: Path | None = None, start_s: float = 180.0, stop_s: float = 60.0
+        self,
+        settings: Sequence[str] = (),
+        *,
+        model: str | None = None,
+        folder: Path | None = None,
+        start_s: float = 180.0,
+        stop_s: float = 60.0,
     ) -> None:
-        self.http_port, self.grpc_port = _find_port(), _find_port()
-        self._command = [str(Path(sys.executable).with_name("herd")), "serve"]
+        self.http_port, self.grpc_port = find_free_port(), find_free_port()
+        self.base_url = f"http://localhost:{self.http_port}"
+        self.grpc_address = f"localhost:{self.grpc_port}"
+        self._command = [HERD, "serve", *([] if model is None else [model])]
         for each in settings:
             self._command += ["--set", each]
         self._command += ["--http-port", str(self.http_port), "--grpc-port", str(self.grpc_port)]
-        self._environment = {**os.environ, _MARKER: uuid.uuid4().hex}
+        mark = uuid.uuid4().hex
+        self._environment = {**os.environ, _MARKER: mark}
+        self._marker = f"{_MARKER}={mark}".encode()
         if folder is not None:
             self._environment["TMPDIR"] = str(folder)
         self._start_s, self._stop_s = start_s, stop_s
@@ -71,8 +81,7 @@ class Application:
 
     def leftovers(self) -> list[str]:
         """Return the command lines of processes it started that live."""
-        marker = f"{_MARKER}={self._environment[_MARKER]}".encode()
-        return [_command_line(pid) for pid in _all_pids() if marker in _read(pid, "environ")]
+        return [_command_line(pid) for pid in self._marked()]
 
     def __enter__(self) -> Application:
         self._process = subprocess.Popen(
@@ -91,32 +100,41 @@ class Application:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.is_running:
-            assert self._process is not None
-            os.killpg(self.pid, signal.SIGINT)
-            try:
-                self._process.wait(self._stop_s)
-            except subprocess.TimeoutExpired:
-                for pid in [*descendants(self.pid), self.pid]:
-                    _kill(pid)
-                self._process.wait(self._stop_s)
-        for pid in _all_pids():
-            # Whatever outlived it is somebody else's finding (`leftovers` before this), and nobody's to keep.
-            if f"{_MARKER}={self._environment[_MARKER]}".encode() in _read(pid, "environ"):
+        try:
+            self.end()
+        except subprocess.TimeoutExpired:
+            for pid in [*descendants(self.pid), self.pid]:
                 _kill(pid)
+            self.wait()
+        for pid in self._marked():
+            # Whatever outlived it is somebody else's finding (`leftovers` before this), and nobody's to keep.
+            _kill(pid)
         self._last_output = self.output
         self._log.close()
 
-    def end(self) -> int:
-        """Interrupt it as Ctrl-C does and return its exit code once it has ended.
+    def interrupt(self) -> None:
+        """Send what Ctrl-C in a terminal sends: SIGINT to every process of the session's group."""
+        os.killpg(self.pid, signal.SIGINT)
+
+    def wait(self) -> int:
+        """Return its exit code once it has ended.
 
         Raises:
             subprocess.TimeoutExpired: it did not end in time.
         """
         assert self._process is not None
-        if self.is_running:
-            os.killpg(self.pid, signal.SIGINT)
         return self._process.wait(self._stop_s)
+
+    def end(self) -> int:
+        """Interrupt it if it runs, and `wait`."""
+        if self.is_running:
+            self.interrupt()
+        return self.wait()
+
+    def _marked(self) -> list[int]:
+        """Return the processes that it or its descendants started."""
+        pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+        return [pid for pid in pids if self._marker in _read(pid, "environ")]
 
     def _wait_until_ready(self) -> None:
         give_up_at = time.monotonic() + self._start_s
@@ -126,20 +144,6 @@ class Application:
             if time.monotonic() > give_up_at:
                 raise TimeoutError(f"expected herd serve to be ready within {self._start_s:g} s:\n{self.output}")
             time.sleep(_POLL_S)
-
-
-def _find_port() -> int:
-    """Return a free port that no outgoing connection can take before it is listened on, many seconds from now."""
-    lowest, _ = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
-    while True:
-        port = random.randrange(_FIRST_PORT, int(lowest))
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                return port
-
-
-def _all_pids() -> list[int]:
-    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
 
 
 def _read(pid: int, name: str) -> bytes:

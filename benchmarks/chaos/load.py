@@ -1,4 +1,4 @@
-"""A steady load of streams over the gRPC API: each worker asks again as soon as its stream ends.
+"""A steady load over the gRPC API.
 
 Every worker has a connection of its own, to an address of its own: 127.0.0.2, 127.0.0.3, ... all lead to this machine,
 and the server's end of a connection shows which it was. So `connections.py` can tell through which front door a
@@ -7,11 +7,9 @@ worker's streams run, where several share the port.
 
 from __future__ import annotations
 
-import asyncio
-import itertools
-import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import grpc
 
@@ -20,6 +18,7 @@ from protos.inference.v1 import inference_pb2_grpc
 
 from .record import StreamRecord
 from .requests import Request
+from .steady_load import Ask, SteadyLoad
 
 _OPTIONS = [
     ("grpc.enable_http_proxy", 0),
@@ -29,8 +28,6 @@ _OPTIONS = [
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
 ]
-_PAUSE_S = 0.25
-"""Seconds a worker waits after a failure."""
 
 
 def worker_host(worker: int) -> str:
@@ -38,16 +35,15 @@ def worker_host(worker: int) -> str:
     return f"127.0.0.{worker + 2}"
 
 
-class Load:
-    """Workers in a thread with an event loop. `records` may be read at any time.
+class Load(SteadyLoad):
+    """Streams of a server.
 
     Args:
         port: of the gRPC API, on this machine.
         requests: what to ask.
         workers: streams at once, at most 250.
         deadline_s: seconds after which a stream counts as failed.
-        period_s: seconds from a worker's request to its next one, if that is done by then: a load that does not grow
-            and shrink with the server's speed. None: it asks again at once.
+        period_s: as in SteadyLoad.
     """
 
     def __init__(
@@ -58,95 +54,23 @@ class Load:
         deadline_s: float = 120.0,
         period_s: float | None = None,
     ) -> None:
-        self.records: list[StreamRecord] = []
+        super().__init__(requests, workers, deadline_s, period_s)
         self._port = port
-        self._requests = requests
-        self._workers = workers
-        self._deadline_s = deadline_s
-        self._period_s = period_s
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._failure: BaseException | None = None
 
-    def run_each_once(self) -> list[StreamRecord]:
-        """Ask every request once, and return what came, in the list's order. Blocks.
-
-        Raises:
-            RuntimeError: one failed.
-        """
-        self._start(self._requests)
-        self._join()
-        records, self.records = sorted(self.records, key=lambda record: record.number), []
-        if failed := [record for record in records if not record.is_complete]:
-            raise RuntimeError(f"expected {len(records)} streams to end without faults, found {failed[0].error}")
-        return records
-
-    def start(self) -> None:
-        """Ask the list's requests again and again until `stop`."""
-        self._start(itertools.cycle(self._requests))
-
-    def stop(self) -> None:
-        """Ask nothing more; return when the last stream has ended, at its deadline at the latest."""
-        self._stopping.set()
-        self._join()
-
-    def _start(self, requests: Iterable[Request]) -> None:
-        self._stopping.clear()
-        self._thread = threading.Thread(target=self._run, args=(iter(requests),), name="load", daemon=True)
-        self._thread.start()
-
-    def _join(self) -> None:
-        assert self._thread is not None
-        # Every stream has a deadline, so the thread ends; the margin is for a machine that is slow to tell.
-        longest_s = (len(self._requests) // self._workers + 1) * self._deadline_s + 60
-        self._thread.join(longest_s)
-        if self._thread.is_alive():
-            raise TimeoutError(f"expected every stream to end within {longest_s:g} s, found some that run")
-        if self._failure is not None:
-            raise self._failure
-
-    def _run(self, requests: Iterator[Request]) -> None:
-        try:
-            asyncio.run(self._work_all(requests))
-        except BaseException as error:  # noqa: BLE001  raised again by whoever joins
-            self._failure = error
-
-    async def _work_all(self, requests: Iterator[Request]) -> None:
-        await asyncio.gather(*(self._work(worker, requests) for worker in range(self._workers)))
-
-    async def _work(self, worker: int, requests: Iterator[Request]) -> None:
-        address = f"{worker_host(worker)}:{self._port}"
-        async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
+    @asynccontextmanager
+    async def _open(self, worker: int) -> AsyncIterator[Ask]:
+        async with grpc.aio.insecure_channel(f"{worker_host(worker)}:{self._port}", options=_OPTIONS) as channel:
             stub = inference_pb2_grpc.InferenceServiceStub(channel)
-            first_s = time.monotonic() + worker / self._workers * (self._period_s or 0)
-            for turn in itertools.count():
-                await self._wait_for_turn(first_s, turn)
-                request = next(requests, None)
-                if request is None or self._stopping.is_set():
-                    return
-                record = StreamRecord(number=request.number, worker=worker, began_s=time.monotonic())
-                self.records.append(record)
-                await self._stream(stub, request, record)
-                if self._stopping.is_set():
-                    return
-                if record.error is not None:
-                    await asyncio.sleep(_PAUSE_S)
 
-    async def _wait_for_turn(self, first_s: float, turn: int) -> None:
-        """Wait until a worker's next request is due."""
-        due_s = first_s + turn * (self._period_s or 0)
-        if (left_s := due_s - time.monotonic()) > 0:
-            await asyncio.sleep(left_s)
+            async def ask(request: Request, record: StreamRecord) -> None:
+                """Run one stream to its end; a connection that is down is waited for, as careful clients do."""
+                try:
+                    call = stub.Generate(request.message(), timeout=self._deadline_s, wait_for_ready=True)
+                    message: pb.GenerateResponse
+                    async for message in call:
+                        record.take(message, time.monotonic())
+                except grpc.aio.AioRpcError as error:
+                    record.error = f"{error.code().name}: {error.details()}"
+                record.ended_s = time.monotonic()
 
-    async def _stream(
-        self, stub: inference_pb2_grpc.InferenceServiceStub, request: Request, record: StreamRecord
-    ) -> None:
-        """Run one stream to its end; a connection that is down is waited for, as careful clients do."""
-        try:
-            call = stub.Generate(request.message(), timeout=self._deadline_s, wait_for_ready=True)
-            message: pb.GenerateResponse
-            async for message in call:
-                record.take(message, time.monotonic())
-        except grpc.aio.AioRpcError as error:
-            record.error = f"{error.code().name}: {error.details()}"
-        record.ended_s = time.monotonic()
+            yield ask

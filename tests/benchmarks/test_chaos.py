@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.chaos.comparison import compare, count_differences
 from benchmarks.chaos.connections import served_hosts
+from benchmarks.chaos.engine_load import EngineLoad
 from benchmarks.chaos.faults import FullDisk, Kill, Slow, Stop
 from benchmarks.chaos.outcome import FaultEvent, Outcome
 from benchmarks.chaos.plot import draw_throughput
@@ -24,6 +25,7 @@ from benchmarks.chaos.report import as_table, details, record_of, write_results
 from benchmarks.chaos.requests import make_requests
 from benchmarks.chaos.scenarios import SCENARIOS
 from benchmarks.chaos.throughput import longest_gap, mean_rate, measure_throughput
+from tests.router.local_engine import local_engine
 
 WAIT_S = 20
 
@@ -114,6 +116,29 @@ def test_requests_are_the_same_each_time_and_of_every_kind():
         (False, 1),
     }
     assert all(16 <= request.max_tokens <= 32 for request in requests)
+
+
+def test_a_load_asks_each_request_once_and_then_on_and_on():
+    requests = [replace(each, prompt_ids=(1, 2, each.number)) for each in make_requests(6, max_tokens=8)]
+    with local_engine() as local:
+        load = EngineLoad(local.engine, requests, workers=3)
+        reference = load.run_each_once()
+        assert [len(each.token_ids) for each in reference] == [each.max_tokens for each in requests]
+        load.start()
+        wait_until(lambda: len(load.records) > 2 * len(requests))
+        load.stop()
+    assert compare(load.records, reference).is_clean
+    assert all(each.ended_s is not None for each in load.records)
+
+
+def test_a_load_says_which_request_failed_alone():
+    (request,) = make_requests(1, max_tokens=8)
+    too_long = replace(request, prompt_ids=(1,) * 10_000)
+    with (
+        local_engine() as local,
+        pytest.raises(RuntimeError, match="expected 1 streams to end without faults"),
+    ):
+        EngineLoad(local.engine, [too_long], workers=1).run_each_once()
 
 
 @pytest.fixture

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.chaos.application import HERD
+from benchmarks.free_port import find_free_port
 from cluster.cli.generate import Options, build_request
-from cluster.machine import find_free_port
 from protos.errors import InvalidRequest
 from tests.conftest import ROOT
-
-HERD = str(Path(sys.executable).parent / "herd")
 
 
 def herd(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -11,9 +11,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from benchmarks.free_port import find_free_port
 from cluster.config_source import load_config
 from cluster.listeners import Listeners
-from cluster.machine import find_free_port
 from cluster.service import InferenceService
 from protos.errors import BadConfig, InternalError
 

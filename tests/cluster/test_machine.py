@@ -2,9 +2,10 @@ import socket
 
 import pytest
 
+from benchmarks.free_port import find_free_port
 from cluster.doctor import Verdict, examine
 from cluster.imports import find_intruder
-from cluster.machine import check_port, find_free_port, read_machine
+from cluster.machine import check_port, read_machine
 from cluster.versions import OLDEST, check_version
 from protos.errors import BadConfig, PortTaken
 from tests.conftest import ROOT
@@ -16,10 +17,6 @@ def test_a_port_in_use_is_refused_with_its_option(host):
         port = taken.getsockname()[1]
         with pytest.raises(PortTaken, match=f"port {port} free for HTTP.*--http-port"):
             check_port(port, "HTTP", "--http-port")
-
-
-def test_a_free_port_is_free():
-    check_port(find_free_port(), "HTTP", "--http-port")
 
 
 def test_the_machine_has_cores_and_memory():

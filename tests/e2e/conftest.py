@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.herd_process import HerdProcess
+from benchmarks.chaos.application import Application
+from tests.e2e.served import served
 
 
 @pytest.fixture(scope="module")
-def herd() -> Iterator[HerdProcess]:
+def herd() -> Iterator[Application]:
     """`herd serve` with the demo model."""
-    with HerdProcess() as process:
-        yield process
+    with served() as application:
+        yield application

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.e2e.herd_process import HerdProcess
+from benchmarks.chaos.application import Application
 from tests.e2e.reflected_client import ReflectedClient, to_dict
+from tests.e2e.served import served
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -19,14 +20,19 @@ GENERATE = f"{SERVICE}/Generate"
 PROMPTS = ("import os", "def main():", "The list", "for each in")
 # A replica that computes 2 % of its time is in full use, so that a few streams keep any number of them busy; a token
 # or two a second do not.
-SETTINGS = ("scaling.experts_max_replicas=3", "scaling.experts_use=0.02", "scaling.down_after_s=2")
+SETTINGS = (
+    "scaling.experts_max_replicas=3",
+    "scaling.experts_use=0.02",
+    "scaling.down_after_s=2",
+    "limits.health_timeout_s=25",  # beside other tests it may take a while to say how many there are
+)
 
 
 @pytest.fixture(scope="module")
-def herd() -> Iterator[HerdProcess]:
+def herd() -> Iterator[Application]:
     """`herd serve` that may scale its experts."""
-    with HerdProcess(*(part for setting in SETTINGS for part in ("--set", setting))) as process:
-        yield process
+    with served(*SETTINGS) as application:
+        yield application
 
 
 class Streams:

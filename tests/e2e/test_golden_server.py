@@ -7,8 +7,8 @@ import torch
 from openai import OpenAI
 from safetensors.torch import load_file
 
-from tests.e2e.herd_process import HerdProcess
 from tests.e2e.reflected_client import ReflectedClient, to_dict
+from tests.e2e.served import served
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -24,8 +24,8 @@ def golden(shared_dir):
 @pytest.fixture(scope="module")
 def herd(shared_dir):
     """`herd serve` with the golden model, an expert per process."""
-    with HerdProcess(str(shared_dir / "goldens" / "scout"), "--set", "experts.groups=4") as process:
-        yield process
+    with served("experts.groups=4", model=str(shared_dir / "goldens" / "scout")) as application:
+        yield application
 
 
 def test_served_logprobs_equal_the_golden(golden, herd):

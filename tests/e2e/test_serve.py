@@ -9,15 +9,14 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import grpc
 import pytest
 from openai import BadRequestError, OpenAI
 
-from cluster.launch.processes import descendants
+from benchmarks.chaos.application import HERD, Application
+from benchmarks.chaos.processes import Part, processes_of
 from protos.errors import ERROR_METADATA_KEY, from_rpc_error
-from tests.e2e.herd_process import HERD, HerdProcess
 from tests.e2e.reflected_client import ReflectedClient, to_dict
 
 pytestmark = pytest.mark.timeout(600)
@@ -28,13 +27,13 @@ LONG = {"stopping": {"max_tokens": 4000, "ignore_eos": True}, "token_ids": {"ids
 
 
 @pytest.fixture
-def openai_client(herd: HerdProcess):
+def openai_client(herd: Application):
     with OpenAI(base_url=f"{herd.base_url}/v1", api_key="none", max_retries=0) as client:
         yield client
 
 
 @pytest.fixture
-def grpc_client(herd: HerdProcess):
+def grpc_client(herd: Application):
     with ReflectedClient(herd.grpc_address) as client:
         yield client
 
@@ -227,10 +226,8 @@ def seconds_until_free(client: ReflectedClient) -> float:
 def test_a_front_door_that_is_killed_ends_its_sequences_and_comes_back(herd, grpc_client):
     running = grpc_client.stream(GENERATE, **LONG)
     next(running)
-    (front_door,) = (
-        pid for pid in descendants(herd.process.pid) if b":FrontDoor" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    )
-    os.kill(front_door, signal.SIGKILL)
+    (front_door,) = processes_of(herd.pid, Part.FRONT_DOOR)
+    os.kill(front_door.pid, signal.SIGKILL)
     with pytest.raises(grpc.RpcError) as caught:
         list(running)
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE

@@ -12,7 +12,7 @@ from benchmarks.chaos.record import StreamRecord
 from benchmarks.chaos.redundancy import Redundancy, RedundancyWatch
 from benchmarks.chaos.requests import make_requests
 from benchmarks.chaos.scratch import Scratch
-from tests.e2e.herd_process import HerdProcess
+from tests.e2e.served import served
 from tests.faults.trial import Trial
 
 STREAMS = 16
@@ -26,10 +26,10 @@ SETTLE_S = 60
 
 
 @pytest.fixture(scope="module")
-def herd() -> Iterator[HerdProcess]:
+def herd() -> Iterator[Application]:
     """`herd serve` with the demo model and two routers."""
-    with HerdProcess("--set", "router.replicas=2") as process:
-        yield process
+    with served("router.replicas=2") as application:
+        yield application
 
 
 @pytest.fixture(scope="module")

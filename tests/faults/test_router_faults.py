@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.chaos.application import Application
 from benchmarks.chaos.processes import Part, processes_of
-from tests.e2e.herd_process import HerdProcess
 from tests.faults.streams import Heard, Streams
 
 pytestmark = pytest.mark.timeout(900)
@@ -44,7 +44,7 @@ REQUESTS = [request_fields(index) for index in range(NUM_STREAMS)]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(herd: HerdProcess) -> list[Heard]:
+def undisturbed(herd: Application) -> list[Heard]:
     """What the streams say when nothing happens."""
     with Streams(herd.grpc_address, REQUESTS) as streams:
         return streams.wait()
@@ -90,8 +90,8 @@ def test_streams_outlive_all_routers_at_once(herd, undisturbed):
     wait_for_idle_routers(herd)
 
 
-def router_pids(herd: HerdProcess) -> list[int]:
-    return [router.pid for router in processes_of(herd.process.pid, Part.ROUTER)]
+def router_pids(herd: Application) -> list[int]:
+    return [router.pid for router in processes_of(herd.pid, Part.ROUTER)]
 
 
 @contextmanager
@@ -105,7 +105,7 @@ def stopped(pid: int) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-def samples(herd: HerdProcess) -> dict[tuple[str, str], float]:
+def samples(herd: Application) -> dict[tuple[str, str], float]:
     """Return every metric's sample by its name and its one label's value, if it has one."""
     with urllib.request.urlopen(f"{herd.base_url}/metrics", timeout=30) as answer:
         text = answer.read().decode()
@@ -116,7 +116,7 @@ def samples(herd: HerdProcess) -> dict[tuple[str, str], float]:
     }
 
 
-def wait_for_idle_routers(herd: HerdProcess) -> None:
+def wait_for_idle_routers(herd: Application) -> None:
     """Wait until two routers answer and nobody holds a slot or a page there."""
     give_up_at = time.monotonic() + 180
     while True:

@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
+from benchmarks.free_port import find_free_port
 from cluster.bench.measurement import Status
 from cluster.bench.session import run_bench
 from cluster.bench.settings import OpenLoop
-from cluster.machine import find_free_port
 from cluster.service import InferenceService
 from protos.errors import InternalError, InvalidRequest, Overloaded, ReplicaUnavailable
 from tests.cluster.bench.measured import settings

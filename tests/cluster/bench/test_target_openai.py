@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
+from benchmarks.free_port import find_free_port
 from cluster.bench.measurement import Status
 from cluster.bench.session import run_bench
 from cluster.bench.target_openai import read_base_url
-from cluster.machine import find_free_port
 from protos.errors import InternalError, InvalidRequest, Overloaded, ReplicaUnavailable
 from tests.cluster.bench.bad_server import DONE, WHOLE, BadServer, chunk, event, usage
 from tests.cluster.bench.measured import settings

@@ -1,0 +1,17 @@
+"""`herd serve` as users run it, held to a clean end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from benchmarks.chaos.application import Application
+
+
+@contextmanager
+def served(*settings: str, model: str | None = None) -> Iterator[Application]:
+    """Serve inside the context; after it, Ctrl-C has to end everything."""
+    with Application(settings, model=model) as application:
+        yield application
+        assert application.end() == 0, application.output
+        assert application.leftovers() == []
