@@ -62,10 +62,10 @@ def _weights_line(plan: CapacityPlan) -> str:
     experts = f", {config.num_experts} experts of {unit.text(weights.expert)}" if config.num_experts else ""
     local = layout.pages_bytes(0, layout.num_pages(config.max_positions)[1])
     kept = f" and at most {unit.text(local)} {unit.name} more per sequence" if local else ""
+    millions = f"{num_parameters(config) / 1e6:,.0f} million parameters, {num_active(config) / 1e6:,.0f} of them"
     return (
-        f"{num_parameters(config) / 1e6:,.0f} million parameters, {num_active(config) / 1e6:,.0f} of them multiplied "
-        f"per token; weights {unit.text(weights.total)} {unit.name}: a router's {unit.text(weights.router)}{experts}; cache "
-        f"{layout.global_token_bytes:,} bytes per token{kept}"
+        f"{millions} multiplied per token; weights {unit.text(weights.total)} {unit.name}: a router's "
+        f"{unit.text(weights.router)}{experts}; cache {layout.global_token_bytes:,} bytes per token{kept}"
     )
 
 
