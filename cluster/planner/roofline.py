@@ -161,7 +161,9 @@ class Roofline:
         if self._is_one_device:
             return self._experts_work_s(config.num_experts * chance, slots)
         busiest = busiest_group(self.memory.placement.group_experts, shape.groups, chance)
-        return self._experts_work_s(max(busiest / shape.copies, min(busiest, 1)), slots / (shape.groups * shape.copies))
+        # Chances as if experts were chosen apart: together, even one token reaches one of them.
+        reached = max(busiest / shape.copies, 1)
+        return self._experts_work_s(reached, slots / (shape.groups * shape.copies))
 
     def _experts_work_s(self, reached: float, slots: float) -> float:
         """Return what a replica takes to run some experts of a layer on so many (token, choice) slots."""

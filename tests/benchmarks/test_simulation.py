@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from benchmarks.simulate import compare, parse, setting_of, workload_of
@@ -113,6 +113,7 @@ def test_answers_end_when_their_last_token_has_come():
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 5000), st.floats(0, 50), st.floats(0, 1)), max_size=40))
+@example([(0, 0, 0.0, 0.0), (0, 0, 0.0, 0.0), (1, 0, 0.0, 0.0), (0, 1, 0.0, 1.0), (0, 0, 0.0, 0.0)])  # all replayed
 def test_every_request_is_counted_once_whatever_happens(steps):
     sequences = Sequences()
     for index, (count, tokens, each, part) in enumerate(steps):
