@@ -137,11 +137,11 @@ class _Board:
         """By kind and node: how many are there."""
 
     def add(self, part: Part, *, alike: str) -> bool:
-        """Put a process on the emptiest device, where alike ones are few; tell whether it meets no copy of itself."""
+        """Put a process on the emptiest device, experts where copies are fewest; tell whether it meets none there."""
         counts = [self._alike.get((alike, node), 0) for node in range(len(self._nodes))]
-        fewest = min(counts)
-        allowed = [node for node, count in enumerate(counts) if count == fewest or part.role != "experts"]
-        node = min(allowed, key=lambda each: (self._nodes[each][0][0], counts[each], each))
+        loads = [heap[0][0] for heap in self._nodes]
+        first, second = (counts, loads) if part.role == "experts" else (loads, counts)
+        node = min(range(len(counts)), key=lambda each: (first[each], second[each], each))
         load, chosen = self._nodes[node][0]
         if any((each.role, each.index) == (part.role, part.index) for each in self.devices[chosen]):
             return False

@@ -121,6 +121,18 @@ def test_the_cache_that_is_deployed_holds_what_was_asked(profile):
         assert layout.longest_sequence(paging) >= question.context
 
 
+def test_shards_hold_the_tokens_of_all_sequences_together():
+    question = ask("scout", "2x8xh100", context=1_048_576, concurrency=1)
+    sharded = [plan.memory for plan in candidates(question) if plan.placement.shape.shards == 7]
+    assert sharded
+    for memory in sharded:
+        tokens = 7 * memory.shard_pages * 64
+        most = tokens // question.context
+        assert memory.fits(question.context, most)
+        assert not memory.fits(question.context, most + 1)
+        assert tokens * 49_152 == 7 * memory.shard_bytes
+
+
 def test_keys_and_values_in_8_bits_make_room_for_twice_the_tokens():
     question = ask("scout", "h100", weights="int4", concurrency=1)
     (bf16,), (fp8,) = (list(candidates(replace(question, kv_dtype=each))) for each in ("bfloat16", "fp8"))
