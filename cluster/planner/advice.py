@@ -91,7 +91,7 @@ def _reason(question: Question) -> str:
         )
     layout = found[0].memory.router_layout
     needed = question.concurrency * layout.sequence_bytes(question.context)
-    least = f"{_gb(weights.router)} and {_gb(weights.experts * question.copies)} of weights"
+    least = f"{_gb(weights.router)} for each router and {_gb(weights.experts * question.copies)} of experts"
     return (
         f"expected room for {question.concurrency} x {question.context:,} tokens, {_gb(needed)} of keys and values in "
         f"{question.kv_dtype} beside {least}, found {there}"

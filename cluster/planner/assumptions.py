@@ -75,6 +75,13 @@ PROCESS_BYTES = Assumption(
     "measured",
     "Python, torch, Ray: 340 to 375 MB with torch 2.13",
 )
+BUFFER_BYTES = Assumption(
+    "what a router or experts keep of messages and products under load",
+    200e6,
+    "B",
+    "measured",
+    "the demo model, 16 at once: experts 206 MB, router 109 MB (docs/planning.md)",
+)
 RAY_BYTES = Assumption(
     "Ray itself and the processes of Serve", 1000 * 1024**2, "B", "measured", "one machine, resident, Ray 2.60"
 )

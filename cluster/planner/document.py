@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.planner.assumptions import (
+    BUFFER_BYTES,
     CPU_STEP_S,
     CPU_STEP_TOKENS,
     FLOPS_SHARE,
@@ -125,7 +126,11 @@ def assumptions(plan: CapacityPlan) -> list[Assumption]:
         found += [Assumption("network, each way", device.network_bytes_per_s, "B/s", "guess", ""), NETWORK_HOP_S]
     if plan.question.fleet.num_devices > 1:
         found.append(NETWORK_SHARE)
-    found += [CPU_STEP_S, PROCESS_BYTES, RAY_BYTES, SWAP_SHARE] if device.is_cpu else [STEP_S, GPU_PROCESS_BYTES]
+    found += (
+        [CPU_STEP_S, PROCESS_BYTES, BUFFER_BYTES, RAY_BYTES, SWAP_SHARE]
+        if device.is_cpu
+        else [STEP_S, GPU_PROCESS_BYTES]
+    )
     found.append((CPU_STEP_TOKENS if device.is_cpu else STEP_TOKENS).with_value(plan.memory.step_tokens))
     found += [SHARD_PAGE_TOKENS] if shape.shards else []
     return [*found, MARGIN]

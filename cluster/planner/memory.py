@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from cluster.planner.assumptions import (
+    BUFFER_BYTES,
     GPU_PROCESS_BYTES,
     MARGIN,
     PROCESS_BYTES,
@@ -232,6 +233,8 @@ class Memory:
             held["workspace"] = expert_workspace(question.config, **sizes)
         else:
             held = {"workspace": shard_workspace(question.config, **sizes)}
+        if question.fleet.device.is_cpu:
+            held["workspace"] += int(BUFFER_BYTES.value)
         is_own_process = part.role != "experts" or not self.placement.shape.is_local
         return held | {"runtime": int(process.value) * is_own_process}
 

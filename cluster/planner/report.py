@@ -73,7 +73,8 @@ def _placement(plan: CapacityPlan) -> Table:
     table = _table("device", "node", "holds")
     fleet = plan.question.fleet
     for index, parts in enumerate(plan.placement.devices):
-        held = ", ".join(_part_text(part, plan) for part in parts) or "nothing"
+        texts = [_part_text(part, plan) for part in sorted(parts, key=lambda part: part.role == "experts")]
+        held = (" with " if plan.placement.shape.is_local else ", ").join(texts) or "nothing"
         table.add_row(str(index), str(fleet.node_of(index)), held)
     table.add_row("-", "all", f"{plan.num_front_doors} front door{'s' * (plan.num_front_doors > 1)}, on processors")
     return table
@@ -110,8 +111,9 @@ def _memory(plan: CapacityPlan, kinds: Sequence[_Kind]) -> Table:
 def _limits(plan: CapacityPlan) -> Table:
     question, memory = plan.question, plan.memory
     table = _table("", "at most", numbers=True)
-    longest = memory.longest_context(question.concurrency)
-    table.add_row(f"tokens of each of {question.concurrency} sequences", f"{longest:,}")
+    if question.concurrency > 1:
+        longest = memory.longest_context(question.concurrency)
+        table.add_row(f"tokens of each of {question.concurrency} sequences", f"{longest:,}")
     table.add_row("tokens of one sequence alone", f"{memory.longest_context(1):,}")
     table.add_row(f"sequences of {question.context:,} tokens", f"{memory.most_sequences(question.context):,}")
     table.add_row("tokens the model was made for", f"{question.config.max_positions:,}")
@@ -121,8 +123,9 @@ def _limits(plan: CapacityPlan) -> Table:
 def _speed(plan: CapacityPlan) -> Table:
     question = plan.question
     table = _table("", "", numbers=True)
-    table.add_row(f"tokens/s, {question.concurrency} sequences together", f"{plan.tokens_per_s:,.1f}")
-    table.add_row("tokens/s of each of them", f"{1 / plan.step.seconds:,.1f}")
+    if question.concurrency > 1:
+        table.add_row(f"tokens/s, {question.concurrency} sequences together", f"{plan.tokens_per_s:,.1f}")
+        table.add_row("tokens/s of each of them", f"{1 / plan.step.seconds:,.1f}")
     table.add_row("tokens/s of one sequence alone", f"{1 / plan.lone_step.seconds:,.1f}")
     table.add_row(f"seconds to the first token of {question.context:,}, alone", f"{plan.prompt.seconds:,.2f}")
     table.add_row("prompt tokens/s of one router", f"{question.context / plan.prompt.seconds:,.0f}")
@@ -130,13 +133,16 @@ def _speed(plan: CapacityPlan) -> Table:
 
 
 def _times(plan: CapacityPlan) -> Table:
-    durations: list[Duration] = [plan.step, plan.lone_step, plan.prompt]
-    table = _table("", f"step of {plan.question.concurrency}, ms", "step of 1, ms", "prompt, s", numbers=True)
-    names = list(dict.fromkeys(name for duration in durations for name in duration.parts))
-    for name in [*names, "together"]:
-        found = [each.seconds if name == "together" else each.parts.get(name, 0.0) for each in durations]
-        step, alone, prompt = found
-        table.add_row(name, f"{1e3 * step:,.2f}", f"{1e3 * alone:,.2f}", f"{prompt:,.2f}")
+    several = {f"step of {plan.question.concurrency}, ms": (plan.step, 1e3)} if plan.question.concurrency > 1 else {}
+    columns: dict[str, tuple[Duration, float]] = {
+        **several,
+        "step of 1, ms": (plan.lone_step, 1e3),
+        "prompt, s": (plan.prompt, 1),
+    }
+    table = _table("", *columns, numbers=True)
+    for name in dict.fromkeys(name for duration, _ in columns.values() for name in duration.parts):
+        table.add_row(name, *(f"{scale * each.parts.get(name, 0.0):,.2f}" for each, scale in columns.values()))
+    table.add_row("together", *(f"{scale * each.seconds:,.2f}" for each, scale in columns.values()))
     return table
 
 
