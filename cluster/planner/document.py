@@ -86,7 +86,7 @@ def as_object(plan: CapacityPlan) -> dict[str, Any]:
             {"what": each.what, "value": each.value, "unit": each.unit, "origin": each.origin, "source": each.source}
             for each in assumptions(plan)
         ],
-        "not_in_this_version": list(missing(question, plan.placement.shape)),
+        "not_in_this_version": list(missing(plan)),
         "published": published(question),
     }
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Iterator
 
-from cluster.config import QuantizeName
-from cluster.planner.placement import Shape
+from cluster.planner.capacity_plan import CapacityPlan
 from cluster.planner.question import Question
+from cluster.planner.values import settings, split_known
 
+_WHAT = {
+    ("router", "device"): "GPUs: this version computes on CPUs",
+    ("model", "quantize"): "weights in this form: this version does not round to it, and reads no rounded ones",
+    ("experts", "in_router"): "experts in the router's own process: the engine has it, a deployment does not",
+    ("context", "shards"): "context shards: the engine has them, a deployment does not",
+}
+"""What a setting that is not known means is missing."""
 _PUBLISHED = {
     ("scout", "fp8"): "by others than Meta only (compressed-tensors)",
     ("scout", "int8"): "not by Meta",
@@ -20,18 +26,13 @@ _PUBLISHED = {
 """Where weights in a form are published."""
 
 
-def missing(question: Question, shape: Shape) -> Iterator[str]:
-    """Yield what this version cannot do of a plan."""
-    if not question.fleet.device.is_cpu:
-        yield "GPUs: this version computes on CPUs; its kernels for GPUs are to come"
-    if question.weights not in ("fp32", "bf16", *typing.get_args(QuantizeName)):
-        yield f"weights in {question.weights}: this version rounds to {' or '.join(typing.get_args(QuantizeName))} only"
-    elif question.weights == "int4" and not question.fleet.device.is_cpu:
+def missing(plan: CapacityPlan) -> Iterator[str]:
+    """Yield what this version cannot do of a plan: what its settings cannot say, as cluster/planner/values.py tells."""
+    _, unknown = split_known(settings(plan))
+    for section, keys in unknown.items():
+        yield from (_WHAT[section, key] for key in keys if (section, key) in _WHAT)
+    if plan.question.weights == "int4" and not plan.question.fleet.device.is_cpu:
         yield "int4 in groups of 128: this version rounds in groups of 32, 5 bits a weight with their scales"
-    if shape.is_local:
-        yield "experts in the router's own process: the engine has it, the deployment's settings do not"
-    if shape.shards:
-        yield "context shards in a deployment: routers and shards know each other, the deployment's settings do not"
 
 
 def published(question: Question) -> str | None:

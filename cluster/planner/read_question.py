@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from cluster.planner.question import Question
 from cluster.planner.weight_form import WeightFormat
 from models.config import ModelConfig
 from models.hf_config import HF_CONFIG, read_hf_config
-from models.presets import ARCHITECTURES, resolve_model
+from models.presets import ARCHITECTURES, DEMO, resolve_model
 from protos.errors import BadConfig
 from router.kv_cache.layout import KvDtype
 
@@ -76,6 +77,10 @@ def read_config(model: str) -> ModelConfig:
     """
     if model in ARCHITECTURES and not Path(model).exists():
         return ARCHITECTURES[model]
+    close = difflib.get_close_matches(model, [*ARCHITECTURES, DEMO], n=1)
+    if close and not Path(model).exists() and model != DEMO:
+        known = ", ".join([*ARCHITECTURES, DEMO])
+        raise BadConfig(f"expected {known} or a model's folder, found {model!r}: did you mean {close[0]}?")
     folder = resolve_model(model)
     if (folder / HF_CONFIG).is_file():
         return read_hf_config(folder)

@@ -154,7 +154,7 @@ def _assumptions(found: Sequence[Assumption]) -> Table:
 
 
 def _notes(plan: CapacityPlan) -> Iterator[RenderableType]:
-    found = [*missing(plan.question, plan.placement.shape), *filter(None, [published(plan.question)])]
+    found = [*missing(plan), *filter(None, [published(plan.question)])]
     if found:
         yield Text("\nnotes", "bold")
         yield from (Text(f"- {each}") for each in found)

@@ -70,7 +70,8 @@ def test_the_demo_model_is_planned_for_the_memory_that_is_free_here():
     ("arguments", "said"),
     [
         (("scout", "--gpus", "8xh10"), "kinds are"),
-        (("scuot", "--gpus", "h100"), "found no scuot"),
+        (("scuot", "--gpus", "h100"), "did you mean scout?"),
+        (("/none/here", "--gpus", "h100"), "found no /none/here"),
         (("scout", "--gpus", "h100", "--context", "11M"), "model's 10,485,760 tokens"),
         (("scout", "--gpus", "h100", "--context", "many"), "for example 128k"),
         (("scout", "--gpus", "h100", "--quantize", "int3"), "expected one of fp32, bf16, fp8, int8, int4"),

@@ -9,6 +9,7 @@ import torch
 
 from cluster.planner.capacity_plan import best_plan, candidates
 from cluster.planner.memory import Memory
+from context.segments import SegmentStore
 from models.presets import SCOUT
 from router.kv_cache.layout import CacheLayout
 from router.kv_cache.storage import KvStorage
@@ -119,6 +120,19 @@ def test_the_cache_that_is_deployed_holds_what_was_asked(profile):
         assert paging.num_global_pages >= memory.slots * num_global
         assert paging.num_local_pages >= memory.slots * num_local
         assert layout.longest_sequence(paging) >= question.context
+
+
+def test_a_shard_holds_in_the_allocator_the_tokens_that_are_planned():
+    (memory, *_) = (
+        plan.memory
+        for plan in candidates(ask("scout", "8xh100", context=1_048_576, concurrency=1))
+        if plan.placement.shape.shards
+    )
+    page_bytes = memory.shard_bytes // memory.shard_pages
+    store = SegmentStore(
+        SCOUT, kv_dtype="bfloat16", kv_bytes=3 * page_bytes, dtype=torch.bfloat16, device=torch.device("cpu")
+    )
+    assert store.total_tokens * 49_152 == 3 * page_bytes
 
 
 def test_shards_hold_the_tokens_of_all_sequences_together():

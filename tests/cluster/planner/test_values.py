@@ -6,6 +6,7 @@ import yaml
 from cluster.config import ClusterConfig
 from cluster.config_source import load_config, with_values
 from cluster.planner.advice import plan_or_refuse
+from cluster.planner.missing import missing
 from cluster.planner.values import as_values, settings, split_known, workers
 from tests.cluster.planner.questions import PROFILES, ask, ask_profile
 
@@ -49,6 +50,16 @@ def test_what_this_version_does_not_know_is_a_comment_and_not_lost():
     for section, keys in wanted.items():
         assert {*known.get(section, {}), *unknown.get(section, {})} == set(keys)
     with_values(ClusterConfig(), known, source="")
+
+
+def test_what_settings_cannot_say_is_told_in_words():
+    plan = plan_or_refuse(ask("scout", "2x8xh100", context=10_000_000, concurrency=1))
+    _, unknown = split_known(settings(plan))
+    words = " ".join(missing(plan))
+    assert ("context shards" in words) == ("shards" in unknown.get("context", {}))
+    assert ("GPUs" in words) == ("device" in unknown.get("router", {}))
+    on_cpu = plan_or_refuse(ask("scout", "cpu", 300 * 10**9, context=8192))
+    assert list(missing(on_cpu)) == []
 
 
 def test_a_presets_weights_are_where_the_chart_mounts_them_and_a_folders_where_they_are():
