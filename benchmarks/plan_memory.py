@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -47,9 +48,7 @@ def main() -> None:
     parser.add_argument("--name", default="", help="write benchmarks/results/NAME.json and .md")
     options = parser.parse_args()
     environment = describe_environment("torch", "ray")
-    plan = plan_or_refuse(
-        read_question(Texts(model="demo", gpus="cpu", memory="4GiB", concurrency=options.concurrency))
-    )
+    plan = plan_demo(options.concurrency)
     known, _ = split_known(settings(plan))
     assignments = [f"{section}.{key}={value}" for section, keys in known.items() for key, value in keys.items()]
     with Application(assignments) as herd:
@@ -57,7 +56,7 @@ def main() -> None:
         parts = {part: [_rss(each.pid) for each in find_processes(herd.pid) if each.part is part] for part in Part}
         _load(herd.grpc_address, options.concurrency)
         loaded = _resident(herd.pid)
-    rows = _compare(plan, idle, parts, loaded)
+    rows = compare(plan, idle, parts, loaded)
     table = "\n".join(
         [
             "| | planned, MB | found, MB | planned / found |",
@@ -73,7 +72,20 @@ def main() -> None:
         _write(options.name, environment, assignments, rows, table)
 
 
-def _compare(plan: CapacityPlan, idle: int, parts: dict[Part, list[int]], loaded: int) -> list[Row]:
+def plan_demo(concurrency: int) -> CapacityPlan:
+    """Return the plan that is measured."""
+    return plan_or_refuse(read_question(Texts(model="demo", gpus="cpu", memory="4GiB", concurrency=concurrency)))
+
+
+def compare(plan: CapacityPlan, idle: int, parts: Mapping[Part, Sequence[int]], loaded: int) -> list[Row]:
+    """Return what is planned beside what was found.
+
+    Args:
+        plan: of one machine without GPUs.
+        idle: bytes of all processes after the start.
+        parts: bytes of each process of a kind then.
+        loaded: bytes of all processes after the requests.
+    """
     held, weights, slots = plan.memory.device_bytes(0), plan.question.model_bytes, plan.question.concurrency
     process = int(PROCESS_BYTES.value)
     always = sum(value for component, value in held.items() if component not in _UNUSED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -25,6 +26,12 @@ def test_the_page_shows_what_the_command_prints(command, shown):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_of_the_page_plans_something(command):
     assert herd(*command.split()).returncode == 0
+
+
+def test_the_page_has_the_memory_that_was_measured():
+    for row in json.loads((ROOT / "benchmarks/results/plan_memory.json").read_text())["bytes"]:
+        for value in (row["planned"], row["found"]):
+            assert f"{value / 1e6:,.0f}" in PAGE
 
 
 def test_the_readme_names_a_command_of_the_page():
