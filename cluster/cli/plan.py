@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from cluster.cli.failure import FAILED, end, explained
-from protos.errors import NotEnoughMemory
+from protos.errors import BadConfig, NotEnoughMemory
 
 
 def plan(
@@ -65,6 +65,8 @@ def plan(
     from cluster.planner.read_question import Texts, read_question
 
     with explained():
+        if as_json and values:
+            raise BadConfig("expected --json or --values, found both; choose one")
         question = read_question(
             Texts(
                 model=model,

@@ -78,6 +78,7 @@ def test_the_demo_model_is_planned_for_the_memory_that_is_free_here():
         (("scout", "--gpus", "h100", "--quantize", "fp32"), "choose bf16"),
         (("scout", "--gpus", "h100", "--kv-dtype", "int4"), "expected one of float32"),
         (("scout", "--gpus", "h100", "--concurrency", "0"), "--concurrency: expected at least 1"),
+        (("scout", "--gpus", "8xh100", "--json", "--values"), "choose one"),
         (("scout", "--gpus", "h100", "--memory", "lots"), "for example 16GiB"),
     ],
 )
