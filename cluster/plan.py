@@ -12,7 +12,7 @@ from cluster.byte_text import format_bytes
 from cluster.config import ClusterConfig
 from cluster.expert_groups import group_experts
 from cluster.machine import Machine
-from cluster.planner.assumptions import PROCESS_BYTES, RAY_BYTES
+from cluster.planner import assumptions
 from models.checkpoint import Checkpoint
 from models.config import ModelConfig
 from models.linear import BITS_PER_WEIGHT
@@ -21,6 +21,8 @@ from router.kv_cache.codec import dtype_name
 from router.kv_cache.layout import CacheLayout
 from router.limits import EngineLimits
 
+PROCESS_BYTES = int(assumptions.PROCESS_BYTES.value)
+RAY_BYTES = int(assumptions.RAY_BYTES.value)
 MAX_KV_SHARE = 0.25
 """Largest part of the free memory that a derived KV cache takes."""
 
@@ -85,7 +87,7 @@ class DeploymentPlan:
         """Estimate the memory all processes take, with as many as there may be."""
         kv_bytes = self.engine_limits.kv_bytes * self.router_bounds.max_replicas
         doors = self.settings.scaling.front_doors().max_replicas
-        processes = (self.num_replicas + doors) * int(PROCESS_BYTES.value) + int(RAY_BYTES.value)
+        processes = (self.num_replicas + doors) * PROCESS_BYTES + RAY_BYTES
         return self.weight_bytes + kv_bytes + processes
 
 

@@ -67,14 +67,18 @@ def settings(plan: CapacityPlan) -> Settings:
             "replicas_per_group": shape.copies,
             "spare_experts": memory.spare_experts,
         }
-    if shape.groups and question.fleet.nodes > 1:
-        found["experts"]["host"] = None
+    if shape.shards:
+        found["context"] = {"shards": shape.shards, "kv_bytes": memory.shard_bytes}
+    if question.fleet.num_devices > 1:
+        # Each worker is a pod with an address of its own, on one node, too.
+        for section in found.keys() & {"experts", "context"}:
+            found[section]["host"] = None
+    if is_cpu and shape.groups:
+        found["experts"]["warm_spares"] = 0  # memory for spares is not planned
     if not is_cpu:
         found["router"]["device"] = "cuda"
     if shape.is_local:
         found["experts"]["in_router"] = True
-    if shape.shards:
-        found["context"] = {"shards": shape.shards, "kv_bytes": memory.shard_bytes}
     return found
 
 
