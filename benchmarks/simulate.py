@@ -29,13 +29,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.environment import RESULTS, describe_environment
-from benchmarks.simulation.hardware import GPUS, MODELS
+from benchmarks.simulation.hardware import MODELS
 from benchmarks.simulation.report import as_table, draw
 from benchmarks.simulation.serving import Slo
 from benchmarks.simulation.sizing import size_static, tune_elastic, tune_whole
 from benchmarks.simulation.systems import Outcome, Setting
 from benchmarks.simulation.workload import Day, Workload, made_up, recorded, zipf
 from cluster.bench.traces import read_trace
+from cluster.planner.hardware import GPUS
 from protos.errors import ServingError
 
 GOAL = 0.375

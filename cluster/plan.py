@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +10,9 @@ import torch
 from cluster.autoscaling import Bounds
 from cluster.byte_text import format_bytes
 from cluster.config import ClusterConfig
+from cluster.expert_groups import group_experts
 from cluster.machine import Machine
+from cluster.planner import assumptions
 from models.checkpoint import Checkpoint
 from models.config import ModelConfig
 from models.linear import BITS_PER_WEIGHT
@@ -20,10 +21,8 @@ from router.kv_cache.codec import dtype_name
 from router.kv_cache.layout import CacheLayout
 from router.limits import EngineLimits
 
-PROCESS_BYTES = 370 * 1024**2
-"""Memory of a replica besides weights and cache: Python, torch, Ray. Measured as 340 to 375 MB with torch 2.13."""
-RAY_BYTES = 1000 * 1024**2
-"""Memory of Ray itself and the processes of Serve."""
+PROCESS_BYTES = int(assumptions.PROCESS_BYTES.value)
+RAY_BYTES = int(assumptions.RAY_BYTES.value)
 MAX_KV_SHARE = 0.25
 """Largest part of the free memory that a derived KV cache takes."""
 
@@ -137,28 +136,6 @@ def make_plan(settings: ClusterConfig, checkpoint: Checkpoint, name: str, machin
     _check_budget(plan)
     _check_memory(plan, machine)
     return replace(plan, spare_bytes=_spare_bytes(plan, checkpoint, machine))
-
-
-def group_experts(num_experts: int, num_groups: int | None) -> tuple[tuple[int, ...], ...]:
-    """Split the experts into groups of neighbours, as even as can be.
-
-    Args:
-        num_experts: of a layer; 0 for a dense model, which has no groups.
-        num_groups: how many; None: 2, or 1 when there is one expert only.
-
-    Raises:
-        BadConfig: more groups than experts.
-    """
-    if num_experts == 0:
-        return ()
-    count = min(2, num_experts) if num_groups is None else num_groups
-    if count > num_experts:
-        raise BadConfig(
-            f"experts.groups: expected at most {num_experts}, one per expert, found {count}; "
-            "lower it, or raise experts.replicas_per_group"
-        )
-    bounds = [num_experts * index // count for index in range(count + 1)]
-    return tuple(tuple(range(start, stop)) for start, stop in itertools.pairwise(bounds))
 
 
 def _context_bytes(settings: ClusterConfig, machine: Machine) -> int:

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.simulation.fleet import Fleet
-from benchmarks.simulation.hardware import Gpu, Model
+from benchmarks.simulation.hardware import Model
 from benchmarks.simulation.roofline import USABLE, queue_factor
 from cluster.placement import PlacementRules, PlacementState, plan_placement
 from cluster.placement_load import PlacedModel, ReplicaReport
+from cluster.planner.hardware import Device
 from cluster.scaling_needs import ExpertStats
 
 _REPLICAS_PER_HOST = 8
@@ -46,7 +47,7 @@ class ExpertPool:
     def __init__(
         self,
         model: Model,
-        gpu: Gpu,
+        gpu: Device,
         *,
         start_s: float,
         load_bytes_per_s: float,

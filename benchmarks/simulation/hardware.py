@@ -1,4 +1,4 @@
-"""GPUs and Llama 4 models as numbers, and the memory and arithmetic of serving one on the other.
+"""Llama 4 models as numbers, and the memory and arithmetic of serving one. GPUs are `herd plan`'s.
 
 Sizes are those of the published models; every formula counts bytes and operations from tensor shapes.
 """
@@ -24,24 +24,6 @@ KV_BYTES_PER_LAYER = 2 * KV_WIDTH * 2
 """Bytes of keys and values of a token in one layer, bf16."""
 BITS = {"bf16": 16.0, "fp8": 8.0, "int4": 4.125}
 """Per weight of an expert; int4 with a bf16 scale per group of 128."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Gpu:
-    """One accelerator and its way to the others."""
-
-    name: str
-    memory_bytes: float
-    memory_bytes_per_s: float
-    flops: float
-    """Dense bf16, per second; fp8 has twice that."""
-    network_bytes_per_s: float = 50e9
-    """Each way: 400 Gb/s."""
-
-
-H100 = Gpu(name="h100", memory_bytes=80e9, memory_bytes_per_s=3.35e12, flops=989e12)
-H200 = Gpu(name="h200", memory_bytes=141e9, memory_bytes_per_s=4.8e12, flops=989e12)
-GPUS = {gpu.name: gpu for gpu in (H100, H200)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,8 +88,3 @@ def kv_bytes(context: float) -> float:
 def attention_flops(context: float) -> float:
     """Return the operations that the attention of one token with a context takes, products with weights excluded."""
     return 4 * HIDDEN * (GLOBAL_LAYERS * context + (LAYERS - GLOBAL_LAYERS) * min(context, CHUNK))
-
-
-def experts_hit(num_experts: float, tokens: float) -> float:
-    """Return how many of a layer's experts a batch reaches, mean: E (1 - (1 - 1/E)^B)."""
-    return num_experts * (1 - (1 - 1 / num_experts) ** tokens)

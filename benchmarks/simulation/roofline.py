@@ -14,27 +14,24 @@ from benchmarks.simulation.hardware import (
     HEAD_WEIGHTS,
     HIDDEN,
     LAYERS,
-    Gpu,
     Model,
     attention_flops,
-    experts_hit,
     kv_bytes,
 )
+from cluster.planner import assumptions
+from cluster.planner.hardware import Device
+from cluster.planner.roofline import distinct_experts
 
-MEMORY_SHARE = 0.74
-"""Part of the memory bandwidth reached: gpt-fast's Mixtral, int8, batch 1, one A100."""
-FLOPS_SHARE = 0.41
-"""Part of the arithmetic reached: vLLM's prefill of Scout, 2.85 M tokens on 8 H200."""
-NETWORK_SHARE = 0.6
-"""Part of the network reached. An assumption."""
+MEMORY_SHARE = assumptions.MEMORY_SHARE.value
+FLOPS_SHARE = assumptions.FLOPS_SHARE.value
+NETWORK_SHARE = assumptions.NETWORK_SHARE.value
 USABLE = 0.9
 """Part of the memory that weights and KV may take."""
 STEP_TOKENS = 2048
 """Prompt tokens of a step: `router.step_tokens`."""
 STRETCH = 1.75
 """`router.prefill_stretch`: how much longer a step with prompts may take."""
-HOP_S = 450e-6
-"""What a dispatch costs beyond its computing: measured between processes of one machine, docs/log.md."""
+HOP_S = assumptions.HOP_S.value
 COLLECTIVE_S = 15e-6
 """What an all-reduce within a node costs; a whole model has two per layer. An assumption."""
 MERGED = 4.0
@@ -60,7 +57,7 @@ class RouterUnit:
     """A Herd router: one GPU; experts are elsewhere."""
 
     model: Model
-    gpu: Gpu
+    gpu: Device
     hop_s: float = HOP_S
 
     @property
@@ -84,7 +81,7 @@ class RouterUnit:
     def _expert_wait_s(self, tokens: float, expert_use: float) -> float:
         """Return what the MoE layers add: the hop, the computing, and the wait for it, as at a server of even jobs."""
         in_group = tokens / self.model.groups
-        computing = experts_hit(self.model.group_experts, in_group) * pass_s(self.model, self.gpu)
+        computing = distinct_experts(self.model.group_experts, in_group) * pass_s(self.model, self.gpu)
         computing = max(computing, in_group * visit_s(self.model, self.gpu))
         return self.model.moe_layers * (self.hop_s + computing * (1 + queue_factor(expert_use)))
 
@@ -94,7 +91,7 @@ class WholeUnit:
     """A whole model on as many GPUs of a node as it needs, every layer split over all of them."""
 
     model: Model
-    gpu: Gpu
+    gpu: Device
 
     @property
     def num_gpus(self) -> int:
@@ -112,7 +109,7 @@ class WholeUnit:
     def decode_step_s(self, batch: float, context: float, expert_use: float) -> float:
         """Return the seconds of a step: all weights that are reached and the KV are read by all GPUs together."""
         model = self.model
-        experts = model.moe_layers * experts_hit(model.num_experts, batch) * model.pass_bytes
+        experts = model.moe_layers * distinct_experts(model.num_experts, batch) * model.pass_bytes
         memory = 2 * model.router_weights + experts + batch * kv_bytes(context)
         flops = batch * (_token_flops(model) + attention_flops(context))
         own = max(memory / (MEMORY_SHARE * self.gpu.memory_bytes_per_s), flops / (FLOPS_SHARE * self.gpu.flops))
@@ -131,19 +128,19 @@ def queue_factor(use: float) -> float:
     return use / (2 * (1 - use))
 
 
-def pass_s(model: Model, gpu: Gpu) -> float:
+def pass_s(model: Model, gpu: Device) -> float:
     """Return the seconds it takes to read one expert of one layer."""
     return model.pass_bytes / (MEMORY_SHARE * gpu.memory_bytes_per_s)
 
 
-def visit_s(model: Model, gpu: Gpu) -> float:
+def visit_s(model: Model, gpu: Device) -> float:
     """Return the seconds one token takes at one expert of one layer, weights apart: its arithmetic or its transport."""
     speed = 1 if model.expert_format == "bf16" else 2
     arithmetic = 2 * EXPERT_WEIGHTS / (FLOPS_SHARE * speed * gpu.flops)
     return max(arithmetic, 2 * HIDDEN / (NETWORK_SHARE * gpu.network_bytes_per_s))
 
 
-def expert_seconds(model: Model, gpu: Gpu, *, batch: float, steps_per_s: float, prompt_tokens_per_s: float) -> float:
+def expert_seconds(model: Model, gpu: Device, *, batch: float, steps_per_s: float, prompt_tokens_per_s: float) -> float:
     """Return the seconds of expert computing per second that routers ask for, all experts and layers together.
 
     Args:
@@ -158,9 +155,9 @@ def expert_seconds(model: Model, gpu: Gpu, *, batch: float, steps_per_s: float, 
     return model.moe_layers * (steps_per_s * step + prompt_tokens_per_s / STEP_TOKENS * chunk)
 
 
-def _layer_seconds(model: Model, gpu: Gpu, tokens: float) -> float:
+def _layer_seconds(model: Model, gpu: Device, tokens: float) -> float:
     """Return the seconds of computing that the tokens of a dispatch ask of one layer's experts."""
-    reading = experts_hit(model.num_experts, tokens) * pass_s(model, gpu) / MERGED
+    reading = distinct_experts(model.num_experts, tokens) * pass_s(model, gpu) / MERGED
     return max(reading, tokens * visit_s(model, gpu))
 
 

@@ -138,7 +138,7 @@ class Sequences:
             count: those that generate on what died. Where answers are shorter than a step, cohorts hold fewer: the
                 rest would come and go within this step, and waits at its beginning anyway.
         """
-        part = min(count / self.num_generating, 1.0) if self.generating else 0.0
+        part = min(count / self.num_generating, 1.0) if self.num_generating else 0.0
         for cohort in self.generating:
             moved = cohort.count * part
             cohort.count -= moved
@@ -148,7 +148,7 @@ class Sequences:
 
     def lose(self, count: float) -> None:
         """Let sequences end without an answer; see `replay`."""
-        part = min(count / self.num_generating, 1.0) if self.generating else 0.0
+        part = min(count / self.num_generating, 1.0) if self.num_generating else 0.0
         left = count
         for cohort in self.generating:
             left -= cohort.count * part

@@ -10,11 +10,13 @@ import numpy as np
 
 from benchmarks.simulation.experts import ExpertPool
 from benchmarks.simulation.fleet import Fleet
-from benchmarks.simulation.hardware import Gpu, Model, experts_hit
+from benchmarks.simulation.hardware import Model
 from benchmarks.simulation.roofline import RouterUnit, WholeUnit, expert_seconds, pass_s
 from benchmarks.simulation.serving import Activity, Serving, Slo
 from benchmarks.simulation.workload import Workload
 from cluster.autoscaling import Bounds, History, Need, Pace, decide
+from cluster.planner.hardware import Device
+from cluster.planner.roofline import distinct_experts
 from cluster.scaling_budget import Want, share_budget
 from cluster.scaling_needs import FrontDoorStats, RouterStats, Targets, experts_need, front_door_need, router_need
 
@@ -29,7 +31,7 @@ class Setting:
     """What all systems share."""
 
     model: Model
-    gpu: Gpu
+    gpu: Device
     slo: Slo = field(default_factory=Slo)
     load_bytes_per_s: float = 2e9
     """Weights per second and GPU."""
@@ -234,7 +236,7 @@ class HerdRun(_Run):
         self._seconds = 0.0
         self._throttle = 1.0
         self._last = Activity()
-        dispatch = experts_hit(model.group_experts, 64 / model.groups)
+        dispatch = distinct_experts(model.group_experts, 64 / model.groups)
         self._dispatch_s = dispatch * pass_s(model, setting.gpu)
 
     def fleets(self) -> list[Fleet]:

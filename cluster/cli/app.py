@@ -11,6 +11,7 @@ import typer
 
 from cluster.cli.bench import bench
 from cluster.cli.failure import explained
+from cluster.cli.plan import plan
 from cluster.cli.server_address import DEFAULT_ADDRESS
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
     herd generate "What does str.join do?"        ask it, from a second terminal
     herd status                                   see what runs where
     herd bench                                    put load on it, and measure
+    herd plan scout --gpus 8xh100                 what fits on other machines, and how fast
     """,
     no_args_is_help=True,
     add_completion=False,
@@ -179,3 +181,4 @@ def doctor(
 
 
 app.command()(bench)
+app.command()(plan)

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from benchmarks.simulate import compare, parse, setting_of, workload_of
 from benchmarks.simulation.experts import ExpertPool
 from benchmarks.simulation.fleet import Fleet
-from benchmarks.simulation.hardware import H100, MAVERICK, SCOUT, experts_hit, kv_bytes
+from benchmarks.simulation.hardware import MAVERICK, SCOUT, kv_bytes
 from benchmarks.simulation.report import as_table, draw
 from benchmarks.simulation.roofline import RouterUnit, WholeUnit, most_sequences
 from benchmarks.simulation.sequences import Sequences
@@ -23,6 +23,8 @@ from benchmarks.simulation.sizing import smallest
 from benchmarks.simulation.systems import HerdRun, Setting, WholeRun, marks
 from benchmarks.simulation.workload import Day, made_up, recorded, zipf
 from cluster.bench.traces import TraceRow
+from cluster.planner.hardware import H100
+from cluster.planner.roofline import distinct_experts
 from protos.errors import InvalidRequest
 
 SETTING = Setting(model=MAVERICK, gpu=H100)
@@ -52,14 +54,14 @@ def test_keys_and_values_grow_in_twelve_layers_only_beyond_a_chunk():
 
 
 def test_a_batch_reaches_as_many_experts_as_chance_says():
-    assert experts_hit(16, 32) == pytest.approx(14.0, abs=0.05)
-    assert experts_hit(128, 128) == pytest.approx(81.1, abs=0.05)
+    assert distinct_experts(16, 32) == pytest.approx(14.0, abs=0.05)
+    assert distinct_experts(128, 128) == pytest.approx(81.1, abs=0.05)
 
 
 def test_a_router_with_one_sequence_reads_its_weights_and_hops_through_every_layer():
     unit = RouterUnit(model=SCOUT, gpu=H100, hop_s=0.001)
     reading = 2 * SCOUT.router_weights / (0.74 * 3.35e12)
-    experts = experts_hit(4, 0.25) * 125_829_120 / (0.74 * 3.35e12)
+    experts = distinct_experts(4, 0.25) * 125_829_120 / (0.74 * 3.35e12)
     assert unit.decode_step_s(1, 0, 0.0) == pytest.approx(reading + 48 * (0.001 + experts), rel=1e-6)
 
 
@@ -111,6 +113,7 @@ def test_answers_end_when_their_last_token_has_come():
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 5000), st.floats(0, 50), st.floats(0, 1)), max_size=40))
+@example([(0, 0, 0.0, 0.0), (0, 0, 0.0, 0.0), (1, 0, 0.0, 0.0), (0, 1, 0.0, 1.0), (0, 0, 0.0, 0.0)])  # all replayed
 def test_every_request_is_counted_once_whatever_happens(steps):
     sequences = Sequences()
     for index, (count, tokens, each, part) in enumerate(steps):

@@ -3,8 +3,9 @@ import dataclasses
 import pytest
 
 from cluster.config_source import load_config
+from cluster.expert_groups import group_experts
 from cluster.machine import Machine
-from cluster.plan import group_experts, make_plan
+from cluster.plan import make_plan
 from models.checkpoint import open_checkpoint
 from protos.errors import BadConfig, NotEnoughMemory
 from router.kv_cache.layout import CacheLayout
