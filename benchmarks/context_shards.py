@@ -2,8 +2,8 @@
 
 Each run reads the same prompt of a random model in steps of 2048 tokens, keeps the logits after every step, and then
 generates greedily, in float32: with all keys and values in the router, and with those of global layers on one, two and
-four shard processes. Then a shard is killed with SIGKILL while an engine generates behind a long prompt: the tokens must
-be the same, and what is computed again must be what that shard held.
+four shard processes. Then a shard is killed with SIGKILL while an engine generates behind a long prompt: the tokens
+must be the same, and what is computed again must be what that shard held.
 
     python benchmarks/context_shards.py
     python benchmarks/context_shards.py --tokens 20000 --kill-tokens 10000
