@@ -44,7 +44,7 @@ class FrontDoor:
 
     async def num_sequences(self) -> int:
         """Count the sequences in flight, those that wait for a router included."""
-        return self._service.admission.num_sequences
+        return self._service.num_sequences
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Tell Ray Serve what FrontDoorPolicy wants to know."""
