@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -203,6 +204,8 @@ class Engine:
             return replace(load, waiting=max(self._num_accepted - load.running, 0), queued_prompt_tokens=queued_tokens)
 
     def _run(self) -> None:
+        if self.limits.niceness:
+            os.nice(self.limits.niceness)  # on Linux of this thread alone, and of those it starts to compute with
         self._transport.on_wait = self._attend_wait
         if self._shards is not None:
             self._shards.on_wait = self._attend_wait
