@@ -57,7 +57,7 @@ def described(progress: pb.Progress) -> str:
     """Return what a report says beside its bar."""
     if not progress.queue_position:
         return "prompt tokens"
-    start = (
-        f"about {progress.expected_start_ms / 1000:.0f} s" if progress.HasField("expected_start_ms") else "not known"
-    )
-    return f"number {progress.queue_position} in line, start in {start}"
+    place = f"number {progress.queue_position} in line"
+    if not progress.HasField("expected_start_ms"):
+        return place
+    return f"{place}, start in about {progress.expected_start_ms / 1000:.0f} s"
