@@ -57,9 +57,9 @@ class ProgressReport:
         if self._over.is_set() or self._now_s() < self._due_s:
             return None
         waiting = max((each for each in self._turns if each.position), key=lambda each: each.position, default=None)
+        if waiting is None and not any(choice.num_prompt_done for choice in self._choices):
+            return None  # it has room, and no prompt of it takes many steps
         num_done = sum(self._num_done(*each) for each in zip(self._choices, self._totals, strict=True))
-        if waiting is None and not num_done:
-            return None
         self._due_s = self._now_s() + self._period_s
         return Progress(
             queue_position=waiting.position if waiting else 0,

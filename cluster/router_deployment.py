@@ -16,7 +16,7 @@ from cluster.carrier_sender import CarrierSender
 from cluster.directory_actor import DirectoryOverview
 from cluster.given_up import end_when_given_up
 from cluster.meters import RateMeter
-from cluster.names import APP, ROUTER
+from cluster.names import APP, LONG_ROUTER, ROUTER
 from cluster.placement_feed import PlacementFeed
 from cluster.placement_info import placement_info
 from cluster.plan import DeploymentPlan
@@ -61,6 +61,7 @@ class Router:
         self._transport = GrpcTransport(
             router_id=self._replica_id,
             fingerprint=plan.fingerprint,
+            stands_back=self._deployment == LONG_ROUTER,
             timeouts=DispatchTimeouts(answer_s=settings.answer_timeout_s, patience_s=settings.patience_s),
         )
         self._shards = None

@@ -8,6 +8,10 @@ States, all under one lock:
     waiting     nothing computes but work waits: the compute thread is on its way. It takes everything that waits for
                 the layer whose oldest dispatch came first, as one batch. No timers: a batch is what came meanwhile.
 
+Work that stands back (that of long prompts) waits in queues of its own. It is computed in pieces of a few milliseconds,
+and between two pieces whatever else waits for one layer passes. So others wait for no more than a piece, and of two
+that always wait each gets its share.
+
 Only one thread computes at any time: kernels have the cores for themselves, and counters need no lock of their own.
 """
 
@@ -19,9 +23,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from experts.merge import merge, split
+from experts.merge import MergedBatch, merge, split
+from experts.pieces import Piece, pieces
 from experts.work import Outcome, Work
 from protos import errors
 
@@ -41,6 +47,8 @@ class BatcherLimits:
     """Most dispatches that wait, over all layers; at least 1."""
     retry_after_ms: int = 20
     """What a refused sender is told to wait, in milliseconds."""
+    piece_macs: int = 256_000_000
+    """Most multiplications of a piece of work that stands back, but at least a token: a few milliseconds of a core."""
     inline_macs: int = 64_000_000
     """Largest dispatch computed in the thread that brings it, in multiplications; 0: none. This many take about a
     millisecond of a core. Larger ones would keep their stream from being read for longer, and gain nothing: next to
@@ -82,9 +90,13 @@ class Batcher:
         self._run_experts = run_experts
         self._limits = limits
         self._inline_tokens = limits.inline_macs // macs_per_token
+        self._piece_tokens = max(limits.piece_macs // macs_per_token, 1)
         self._clock = clock
         self._changed = threading.Condition()
-        self._waiting: dict[int, list[Work]] = {}  # by layer, the layer whose oldest dispatch came first first
+        # By layer, the layer whose oldest dispatch came first first:
+        self._waiting: dict[int, list[Work]] = {}
+        self._standing_back: dict[int, list[Work]] = {}
+        self._owes_turn = False  # to work that stands back, since other work came before it the last time
         self._waiting_tokens = 0
         self._waiting_dispatches = 0
         self._computing: Sequence[Work] = ()
@@ -140,7 +152,7 @@ class Batcher:
         with self._changed:
             if self._is_draining:
                 raise errors.Draining("expected a replica that takes work, found one that drains: try another holder")
-            is_idle = not self._computing and not self._waiting
+            is_idle = not self._computing and not self._waiting and not self._standing_back
             if not is_idle or work.num_tokens > self._inline_tokens:
                 self._enqueue(work)
                 return None
@@ -160,8 +172,10 @@ class Batcher:
         """Fail what waits and end the compute thread. Idempotent; returns when it has ended."""
         with self._changed:
             self._is_draining = self._is_closed = True
-            abandoned = [work for works in self._waiting.values() for work in works]
+            queues = (self._waiting, self._standing_back)
+            abandoned = [work for queue in queues for works in queue.values() for work in works]
             self._waiting.clear()
+            self._standing_back.clear()
             self._waiting_tokens = self._waiting_dispatches = 0
             self._changed.notify_all()
         for work in abandoned:
@@ -177,7 +191,8 @@ class Batcher:
                 f"wait, found {tokens} in {dispatches}: send it again later or to another holder",
                 retry_after_ms=limits.retry_after_ms,
             )
-        self._waiting.setdefault(work.layer, []).append(work)
+        queue = self._standing_back if work.stands_back else self._waiting
+        queue.setdefault(work.layer, []).append(work)
         self._waiting_tokens, self._waiting_dispatches = tokens, dispatches
         if not self._computing:
             self._changed.notify_all()
@@ -192,14 +207,34 @@ class Batcher:
     def _take_layer(self) -> Sequence[Work]:
         """Wait for work and take all of one layer; nothing once closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._is_closed or (self._waiting and not self._computing))
+            self._changed.wait_for(
+                lambda: self._is_closed or ((self._waiting or self._standing_back) and not self._computing)
+            )
             if self._is_closed:
                 return ()
-            works = self._waiting.pop(next(iter(self._waiting)))
-            self._waiting_tokens -= sum(work.num_tokens for work in works)
-            self._waiting_dispatches -= len(works)
-            self._computing = works
-            return works
+            takes_other = self._waiting and not (self._owes_turn and self._standing_back)
+            self._owes_turn = bool(takes_other)
+            self._computing = self._pop_layer(self._waiting if takes_other else self._standing_back)
+            return self._computing
+
+    def _pop_layer(self, queue: dict[int, list[Work]]) -> list[Work]:
+        works = queue.pop(next(iter(queue)))
+        self._waiting_tokens -= sum(work.num_tokens for work in works)
+        self._waiting_dispatches -= len(works)
+        return works
+
+    def _let_pass(self) -> None:
+        """Compute what waits for one layer, if there is any, between two pieces of what stands back."""
+        with self._changed:
+            if self._is_closed or not self._waiting:
+                return
+            standing_back, works = self._computing, self._pop_layer(self._waiting)
+            self._computing = (*standing_back, *works)
+        for work, outcome in zip(works, self._compute(works), strict=True):
+            work.deliver(outcome)
+        with self._changed:
+            self._total_tokens += sum(work.num_tokens for work in works)
+            self._computing = standing_back
 
     def _compute(self, works: Sequence[Work]) -> list[Outcome]:
         """Compute dispatches of one layer as one batch, those that are late left out."""
@@ -221,8 +256,10 @@ class Batcher:
     def _run(self, works: Sequence[Work], started_s: float) -> list[Outcome]:
         try:
             batch = merge(works)
-            outputs_ND = self._run_experts(works[0].layer, batch.hidden_ND, batch.expert_ids, batch.token_counts)
-            _check_outputs(batch.hidden_ND, outputs_ND)
+            if works[0].stands_back:
+                outputs_ND, passed_s = self._run_in_pieces(works[0].layer, batch)
+            else:
+                outputs_ND, passed_s = self._run_batch(works[0].layer, batch), 0.0
             parts = split(batch, outputs_ND)
         except errors.ServingError as error:  # an expert was released after the dispatch was accepted
             return [Outcome(error=error) for _ in works]
@@ -230,7 +267,7 @@ class Batcher:
             _LOG.exception("computing layer %d failed for %d dispatches", works[0].layer, len(works))
             message = f"computing layer {works[0].layer} failed: {type(error).__name__}: {error}"
             return [Outcome(error=errors.InternalError(message)) for _ in works]
-        seconds = self._clock() - started_s
+        seconds = self._clock() - started_s - passed_s
         self._busy_s += seconds
         self._compute_s += seconds * len(works)
         for work in works:
@@ -241,6 +278,23 @@ class Batcher:
             Outcome(outputs_ND=part_ND, queue_us=int((started_s - work.arrived_s) * 1e6), compute_us=compute_us)
             for work, part_ND in zip(works, parts, strict=True)
         ]
+
+    def _run_batch(self, layer: int, batch: MergedBatch | Piece) -> Tensor:
+        outputs_ND = self._run_experts(layer, batch.hidden_ND, batch.expert_ids, batch.token_counts)
+        _check_outputs(batch.hidden_ND, outputs_ND)
+        return outputs_ND
+
+    def _run_in_pieces(self, layer: int, batch: MergedBatch) -> tuple[Tensor, float]:
+        """Return a batch's outputs, and the seconds that others took between its pieces."""
+        outputs: list[Tensor] = []
+        passed_s = 0.0
+        for piece in pieces(batch, self._piece_tokens):
+            if outputs:
+                began_s = self._clock()
+                self._let_pass()
+                passed_s += self._clock() - began_s
+            outputs.append(self._run_batch(layer, piece))
+        return (torch.cat(outputs) if len(outputs) > 1 else outputs[0]), passed_s
 
 
 def _is_late(work: Work, now_s: float) -> bool:

@@ -76,7 +76,7 @@ class Line:
     async def settle(self, accepted: list[str]) -> None:
         """Wait until these were accepted, in this order, and nobody else is."""
         async with asyncio.timeout(DEADLINE_S):
-            while len(self.pool.accepted) < len(accepted):
+            while len(self.pool.accepted) < len(accepted):  # noqa: ASYNC110  nobody tells
                 await asyncio.sleep(0.001)
         for _ in range(20):
             await asyncio.sleep(0)
@@ -146,7 +146,7 @@ def test_full_routers_are_asked_again_though_nobody_here_left():
     async def scenario(line: Line) -> None:
         line.join("a")
         async with asyncio.timeout(DEADLINE_S):
-            while line.pool.num_asked < 3:
+            while line.pool.num_asked < 3:  # noqa: ASYNC110  nobody tells
                 await asyncio.sleep(0.001)
         line.pool.room = 1
         await line.settle(["a"])
