@@ -13,6 +13,7 @@ from protos.errors import BadConfig
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 CopyName = Literal["auto", "always", "never"]
+PriorityName = Literal["idle", "normal"]
 QuantizeName = Literal["int8", "int4"]
 KvDtypeName = Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"]
 
@@ -216,8 +217,8 @@ class LongSettings:
     piece of this size in a layer. Larger: long prompts are computed faster."""
     threads: int | None = None
     """CPU threads of one of them; at least 1. None: this machine's cores shared evenly by all of them."""
-    niceness: int = 10
-    """How far their computing stands back where it shares cores with others; 0 to 19, as in nice(1)."""
+    priority: PriorityName = "idle"
+    """Which cores they compute on: idle, those that nobody else wants at the moment (Linux); normal, their share."""
     max_sequences: int = 64
     """Most long sequences in flight at one front door, those in line included; at least 1. More are refused as
     Overloaded."""
@@ -243,8 +244,6 @@ class LongSettings:
             check_floor(f"long.{name}", getattr(self, name), 1)
         check_floor("long.min_replicas", self.min_replicas, 0)
         check_seconds("long.request_timeout_s", self.request_timeout_s)
-        if not 0 <= self.niceness <= 19:
-            raise BadConfig(f"long.niceness: expected 0 to 19, found {self.niceness}; choose one of these")
         if self.step_tokens < self.slots:
             raise BadConfig(
                 f"long.step_tokens: expected at least long.slots, {self.slots}, found {self.step_tokens}; raise it"

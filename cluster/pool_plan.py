@@ -56,7 +56,7 @@ class _PoolRequest:
     step_tokens: int
     kv_bytes: int | None
     on_shards: bool
-    niceness: int = 0
+    idle_priority: bool = False
 
 
 def _standard_request(settings: ClusterConfig, config: ModelConfig) -> _PoolRequest:
@@ -105,7 +105,7 @@ def long_pool(settings: ClusterConfig, config: ModelConfig, dtype: torch.dtype, 
         step_tokens=long.step_tokens,
         kv_bytes=long.kv_bytes,
         on_shards=settings.context.shards > 0,
-        niceness=long.niceness,
+        idle_priority=long.priority == "idle",
     )
     limits = _engine_limits(request, settings, config, dtype, machine)
     if long.from_tokens > limits.context_length:
@@ -149,7 +149,7 @@ def _engine_limits(
         max_waiting=request.max_waiting,
         step_tokens=request.step_tokens,
         prefill_stretch=router.prefill_stretch,
-        niceness=request.niceness,
+        idle_priority=request.idle_priority,
     )
 
 

@@ -8,9 +8,9 @@ States, all under one lock:
     waiting     nothing computes but work waits: the compute thread is on its way. It takes everything that waits for
                 the layer whose oldest dispatch came first, as one batch. No timers: a batch is what came meanwhile.
 
-Work that stands back (that of long prompts) waits in queues of its own. It is computed in pieces of a few milliseconds,
-and between two pieces whatever else waits for one layer passes. So others wait for no more than a piece, and of two
-that always wait each gets its share.
+Work that stands back (that of long prompts) waits in queues of its own. It is computed in pieces of about two
+milliseconds, and between two pieces whatever else waits for one layer passes. So others wait for no more than a piece,
+and of two that always wait each gets its share.
 
 Only one thread computes at any time: kernels have the cores for themselves, and counters need no lock of their own.
 """
@@ -47,8 +47,8 @@ class BatcherLimits:
     """Most dispatches that wait, over all layers; at least 1."""
     retry_after_ms: int = 20
     """What a refused sender is told to wait, in milliseconds."""
-    piece_macs: int = 256_000_000
-    """Most multiplications of a piece of work that stands back, but at least a token: a few milliseconds of a core."""
+    piece_macs: int = 128_000_000
+    """Most multiplications of a piece of work that stands back, but at least a token: about two milliseconds of a core."""
     inline_macs: int = 64_000_000
     """Largest dispatch computed in the thread that brings it, in multiplications; 0: none. This many take about a
     millisecond of a core. Larger ones would keep their stream from being read for longer, and gain nothing: next to

@@ -38,8 +38,8 @@ class EngineLimits:
     """How many times longer a step may take because a prompt shares it with sequences that generate; at least 1. Where
     several prompts wait, the extra time is longer: a burst of them is read in large pieces."""
 
-    niceness: int = 0
-    """How far the step loop stands back where it shares cores with others; 0 to 19, as in nice(1)."""
+    idle_priority: bool = False
+    """Whether the step loop computes only on cores that nobody else wants (Linux's SCHED_IDLE)."""
 
     def layout(self, config: ModelConfig, dtype: KvDtype) -> CacheLayout:
         """Return what the cache of a model that computes in `dtype` takes."""

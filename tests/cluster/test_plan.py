@@ -101,15 +101,24 @@ def test_without_a_length_to_begin_at_all_requests_share_the_routers(checkpoint)
 
 
 def test_routers_hold_what_is_not_long_and_those_for_long_requests_the_whole_context(checkpoint):
-    plan = plan_for(checkpoint, "long.from_tokens=1000", "long.slots=3", "long.step_tokens=64", "long.niceness=7")
+    plan = plan_for(checkpoint, "long.from_tokens=1000", "long.slots=3", "long.step_tokens=64", "long.priority=normal")
     standard, long = plan.pools["Router"].engine_limits, plan.pools["LongRouter"].engine_limits
     layout = CacheLayout(plan.config, "float32")
     assert (standard.context_length, long.context_length) == (999, plan.config.max_positions)
     assert plan.context_length == plan.config.max_positions
     assert standard.kv_bytes == 16 * layout.sequence_bytes(999)
     assert long.kv_bytes == 3 * layout.sequence_bytes(plan.config.max_positions)
-    assert (long.slots, long.step_tokens, long.niceness, long.max_waiting) == (3, 64, 7, 0)
-    assert (standard.slots, standard.step_tokens, standard.niceness, standard.max_waiting) == (16, 2048, 0, 256)
+    assert (long.slots, long.step_tokens, long.idle_priority, long.max_waiting) == (3, 64, False, 0)
+    assert (standard.slots, standard.step_tokens, standard.idle_priority, standard.max_waiting) == (
+        16,
+        2048,
+        False,
+        256,
+    )
+
+
+def test_long_prompts_are_computed_on_idle_cores_unless_told_otherwise(checkpoint):
+    assert plan_for(checkpoint, "long.from_tokens=1000").long.engine_limits.idle_priority
 
 
 @pytest.mark.parametrize(("assignment", "expected"), [("long", 3000), ("model", 3000)])
