@@ -48,7 +48,7 @@ class BatcherLimits:
     retry_after_ms: int = 20
     """What a refused sender is told to wait, in milliseconds."""
     piece_macs: int = 128_000_000
-    """Most multiplications of a piece of work that stands back, but at least a token: about two milliseconds of a core."""
+    """Most multiplications of a piece of work that stands back, at least a token: about two milliseconds of a core."""
     inline_macs: int = 64_000_000
     """Largest dispatch computed in the thread that brings it, in multiplications; 0: none. This many take about a
     millisecond of a core. Larger ones would keep their stream from being read for longer, and gain nothing: next to
