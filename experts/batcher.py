@@ -9,8 +9,9 @@ States, all under one lock:
                 the layer whose oldest dispatch came first, as one batch. No timers: a batch is what came meanwhile.
 
 Work that stands back (that of long prompts) waits in queues of its own. It is computed in pieces of about two
-milliseconds, and between two pieces whatever else waits for one layer passes. So others wait for no more than a piece,
-and of two that always wait each gets its share.
+milliseconds, and before each piece whatever else waits passes. Others come layer by layer: so after they have passed,
+the next piece also waits for about as long as they usually take to come back. What stands back gets at least a ninth of
+the time.
 
 Only one thread computes at any time: kernels have the cores for themselves, and counters need no lock of their own.
 """
@@ -32,6 +33,15 @@ from experts.work import Outcome, Work
 from protos import errors
 
 _LOG = logging.getLogger(__name__)
+
+_HOLD = 8.0
+"""How many times as long as a piece takes the next one may be held back for others."""
+_LONGEST_GAP_S = 0.02
+"""Seconds within which somebody comes back who is still at work on the same step."""
+_GAPS = 2.0
+"""How many times the usual time to come back is waited for."""
+_REMEMBER = 0.9
+"""Share of a past gap in the next estimate."""
 
 RunExperts = Callable[[int, Tensor, Sequence[int], Sequence[int]], Tensor]
 """(layer, hidden [N, D] sorted by expert, expert ids, token counts) -> outputs [N, D]."""
@@ -96,6 +106,9 @@ class Batcher:
         # By layer, the layer whose oldest dispatch came first first:
         self._waiting: dict[int, list[Work]] = {}
         self._standing_back: dict[int, list[Work]] = {}
+        self._other_ended_s = float("-inf")
+        self._gap_s = 0.0  # from there until somebody comes back
+        self._piece_s = 0.0
         self._owes_turn = False  # to work that stands back, since other work came before it the last time
         self._waiting_tokens = 0
         self._waiting_dispatches = 0
@@ -152,6 +165,8 @@ class Batcher:
         with self._changed:
             if self._is_draining:
                 raise errors.Draining("expected a replica that takes work, found one that drains: try another holder")
+            if not work.stands_back:
+                self._observe_gap()
             is_idle = not self._computing and not self._waiting and not self._standing_back
             if not is_idle or work.num_tokens > self._inline_tokens:
                 self._enqueue(work)
@@ -194,8 +209,13 @@ class Batcher:
         queue = self._standing_back if work.stands_back else self._waiting
         queue.setdefault(work.layer, []).append(work)
         self._waiting_tokens, self._waiting_dispatches = tokens, dispatches
-        if not self._computing:
+        if not self._computing or self._computing[0].stands_back:
             self._changed.notify_all()
+
+    def _observe_gap(self) -> None:
+        gap_s = self._clock() - self._other_ended_s
+        if gap_s <= _LONGEST_GAP_S:
+            self._gap_s = _REMEMBER * self._gap_s + (1 - _REMEMBER) * gap_s if self._gap_s else gap_s
 
     def _compute_waiting(self) -> None:
         """Compute what waits until closed: the compute thread's life."""
@@ -224,17 +244,24 @@ class Batcher:
         return works
 
     def _let_pass(self) -> None:
-        """Compute what waits for one layer, if there is any, between two pieces of what stands back."""
-        with self._changed:
-            if self._is_closed or not self._waiting:
+        """Compute what others bring before the next piece, and wait a moment for more of it while they are at work."""
+        until_s = self._clock() + _HOLD * self._piece_s
+        while True:
+            with self._changed:
+                back_s = min(self._other_ended_s + _GAPS * self._gap_s, until_s)
+                self._changed.wait_for(lambda: self._waiting or self._is_closed, max(back_s - self._clock(), 0.0))
+                if self._is_closed or not self._waiting:
+                    return
+                standing_back, works = self._computing, self._pop_layer(self._waiting)
+                self._computing = (*standing_back, *works)
+            for work, outcome in zip(works, self._compute(works), strict=True):
+                work.deliver(outcome)
+            with self._changed:
+                self._total_tokens += sum(work.num_tokens for work in works)
+                self._computing = standing_back
+                self._other_ended_s = self._clock()
+            if self._clock() >= until_s:
                 return
-            standing_back, works = self._computing, self._pop_layer(self._waiting)
-            self._computing = (*standing_back, *works)
-        for work, outcome in zip(works, self._compute(works), strict=True):
-            work.deliver(outcome)
-        with self._changed:
-            self._total_tokens += sum(work.num_tokens for work in works)
-            self._computing = standing_back
 
     def _compute(self, works: Sequence[Work]) -> list[Outcome]:
         """Compute dispatches of one layer as one batch, those that are late left out."""
@@ -250,7 +277,9 @@ class Batcher:
         with self._changed:
             self._total_tokens += sum(work.num_tokens for work in works)
             self._computing = ()
-            if self._waiting or self._is_draining:
+            if not works[0].stands_back:
+                self._other_ended_s = self._clock()
+            if self._waiting or self._standing_back or self._is_draining:
                 self._changed.notify_all()
 
     def _run(self, works: Sequence[Work], started_s: float) -> list[Outcome]:
@@ -285,15 +314,16 @@ class Batcher:
         return outputs_ND
 
     def _run_in_pieces(self, layer: int, batch: MergedBatch) -> tuple[Tensor, float]:
-        """Return a batch's outputs, and the seconds that others took between its pieces."""
+        """Return a batch's outputs, and the seconds that it stood back for others."""
         outputs: list[Tensor] = []
         passed_s = 0.0
         for piece in pieces(batch, self._piece_tokens):
-            if outputs:
-                began_s = self._clock()
-                self._let_pass()
-                passed_s += self._clock() - began_s
+            began_s = self._clock()
+            self._let_pass()
+            passed_s += self._clock() - began_s
+            began_s = self._clock()
             outputs.append(self._run_batch(layer, piece))
+            self._piece_s = self._clock() - began_s
         return (torch.cat(outputs) if len(outputs) > 1 else outputs[0]), passed_s
 
 

@@ -90,6 +90,7 @@ WRONG = {
     "router.slots=many": "expected a whole number, found 'many'",
     "router.slots=1.5": "expected a whole number, found 1.5",
     "router.slots=yes": "expected a whole number, found true",
+    "router.prefix_cache=7": "expected true or false, found 7",
     "router.slots=null": "expected a whole number, found null",
     "router.slots=0": "expected at least 1, found 0",
     "router.kv_bytes=-1": "expected at least 1, found -1",
@@ -140,6 +141,11 @@ def test_a_wrong_setting_is_refused_with_what_was_expected(assignment):
     with pytest.raises(BadConfig) as caught:
         load_config(assignments=[assignment])
     assert WRONG[assignment] in caught.value.message
+
+
+@pytest.mark.parametrize("text", ["true", "false"])
+def test_what_is_on_or_off_takes_true_and_false(text):
+    assert load_config(assignments=[f"router.prefix_cache={text}"]).router.prefix_cache == (text == "true")
 
 
 def test_assignments_win_over_the_file(tmp_path: Path):

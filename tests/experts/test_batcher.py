@@ -322,8 +322,7 @@ def test_of_both_kinds_waiting_each_gets_its_turn(start, experts, clock):
     experts.gate.set()
     for _ in range(7):
         inbox.next()
-    # The first took its turn from nobody; then one of each, one after the other.
-    assert [layer for layer, _ in batches_of(experts)] == [9, 0, 5, 1, 6, 2, 7]
+    assert [layer for layer, _ in batches_of(experts)] == [9, 5, 0, 6, 7, 1, 2]
 
 
 def test_work_that_stands_back_is_not_merged_with_other_work_of_its_layer(start, experts, clock):
@@ -354,3 +353,21 @@ def test_time_that_others_took_is_not_counted_twice(start, experts, clock):
         inbox.next()
     assert batcher.drain(WAIT_S) == 0
     assert batcher.times.busy_s == 3.0
+
+
+def test_pieces_are_held_back_for_a_time_of_others_and_then_have_their_turn(start, experts, clock):
+    def run(layer, hidden_ND, expert_ids, token_counts):
+        clock.now_s += 1.0
+        return experts(layer, hidden_ND, expert_ids, token_counts)
+
+    batcher, inbox = start(piece_macs=7 * 10, inline_tokens=0), Inbox()
+    batcher._run_experts = run
+    batcher.submit(inbox.work(clock, layer=0, counts={0: 10, 1: 10}, stands_back=True))
+    assert experts.begun.get(timeout=WAIT_S) == 0
+    for layer in range(1, 13):
+        batcher.submit(inbox.work(clock, layer=layer))
+    experts.gate.set()
+    for _ in range(13):
+        inbox.next()
+    # A piece took a second, so that others may take eight before the next.
+    assert [layer for layer, _ in batches_of(experts)] == [0, *range(1, 9), 0, *range(9, 13)]
