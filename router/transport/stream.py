@@ -192,6 +192,7 @@ class ReplicaStream:
         hello = expert_pb2.Hello(
             router_id=self._hello.router_id,
             model_fingerprint=self._hello.model_fingerprint,
+            stands_back=self._hello.stands_back,
             shared_memory=segment.offer() if segment else None,
         )
         outbox.put(expert_pb2.DispatchRequest(hello=hello))
