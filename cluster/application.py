@@ -1,7 +1,7 @@
 """The Ray Serve application: which deployments there are and how they are wired.
 
 FrontDoor  -- handle -->  Router (+ Directory)  -- gRPC streams, by the directory -->  Experts-0, Experts-1, ...
-                                                                                     `-->  Context
+          `-- handle -->  LongRouter            -- the same                        -->  Context
 """
 
 from __future__ import annotations
@@ -54,15 +54,19 @@ def build_application(plan: DeploymentPlan) -> Application:
     }
     # CPUs are not reserved: all replicas share what there is, and `threads` says how.
     actor = {"num_cpus": 0}
-    router = serve.deployment(
-        Router,
-        name=ROUTER,
-        request_router_config=RequestRouterConfig(request_router_class="cluster.routing.RouterChoice"),
-        deployment_actors=[directory_config(plan.settings.experts.lease_s)],
-        ray_actor_options=actor,
-        **router_replicas(plan),
-        **common,
-    ).bind(plan)
+    directory = directory_config(plan.settings.experts.lease_s)
+    routers = [
+        serve.deployment(
+            Router,
+            name=name,
+            request_router_config=RequestRouterConfig(request_router_class="cluster.routing.RouterChoice"),
+            deployment_actors=[directory] if name == ROUTER else None,
+            ray_actor_options=actor,
+            **router_replicas(plan, name),
+            **common,
+        ).bind(plan)
+        for name in plan.pools
+    ]
     called_by_address = [
         serve.deployment(
             Experts,
@@ -90,5 +94,5 @@ def build_application(plan: DeploymentPlan) -> Application:
         **front_door_replicas(plan),
         **common,
     )
-    # The front door never calls these. It takes their handles because that makes them part of the application.
-    return front_door.bind(plan, router, *called_by_address)
+    # The front door never calls the last. It takes their handles because that makes them part of the application.
+    return front_door.bind(plan, *routers, *called_by_address)

@@ -8,7 +8,7 @@ from cluster.service_events import Delta, FinishReason, LikelyToken, ScoredToken
 from cluster.stream import TextStream
 from models.tokenizer import Tokenizer
 from protos.errors import InternalError
-from router.request import Ended, EngineEvent, PromptDone, TokenChosen, TokenLogprob
+from router.request import Ended, EngineEvent, PromptDone, PromptProgress, TokenChosen, TokenLogprob
 
 
 class Choice:
@@ -24,6 +24,7 @@ class Choice:
         self.index = index
         self.num_tokens = 0
         self.num_cached = 0
+        self.num_prompt_done = 0
         self.prompt_logprobs: tuple[ScoredToken, ...] = ()
         self.is_accepted = False
         self.prompt_is_done = False
@@ -44,6 +45,8 @@ class Choice:
         tokens: list[TokenChosen] = []
         for event in events:
             match event:
+                case PromptProgress():
+                    self.num_prompt_done = event.num_done
                 case PromptDone():
                     self._take_prompt(event)
                 case TokenChosen():

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from cluster.autoscaling import Bounds
 from cluster.limits import FrontDoorLimits
-from cluster.scaling_settings import ScalingSettings
+from cluster.scaling_settings import ScalingSettings, bounds_around
 from cluster.setting_checks import check_floor, check_seconds
 from protos.errors import BadConfig
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 CopyName = Literal["auto", "always", "never"]
+PriorityName = Literal["idle", "normal"]
 QuantizeName = Literal["int8", "int4"]
 KvDtypeName = Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"]
 
@@ -189,6 +191,80 @@ class ContextSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LongSettings:
+    """Routers of their own for long requests, so that short ones never wait behind a long prompt."""
+
+    from_tokens: int | None = None
+    """Tokens of prompt and output together from which a request is long; at least 2. None: all requests share the
+    routers of `router.*`."""
+    context_length: int | None = None
+    """Most tokens of prompt and output together of a long request; at least `from_tokens`. None:
+    `model.context_length`, or what the model and `long.kv_bytes` allow."""
+    replicas: int = 1
+    """Routers for long requests there are at first; at least 1."""
+    min_replicas: int | None = None
+    """Fewest of them; at least 0: then the last one goes after `scaling.zero_after_s` without a long request. None:
+    `replicas`."""
+    max_replicas: int | None = None
+    """Most of them; at least the fewest. None: `replicas`."""
+    slots: int = 2
+    """Most sequences one of them generates at once; at least 1. Further ones wait in line in the front door."""
+    kv_bytes: int | None = None
+    """Bytes of KV cache of one of them; at least 1. None: what `slots` full contexts need, within a quarter of the
+    memory that is free when Herd starts."""
+    step_tokens: int = 512
+    """Most tokens computed in one step; at least `slots`. Experts are shared: a short request's tokens may wait for one
+    piece of this size in a layer. Larger: long prompts are computed faster."""
+    threads: int | None = None
+    """CPU threads of one of them; at least 1. None: this machine's cores shared evenly by all of them."""
+    priority: PriorityName = "idle"
+    """Which cores they compute on: idle, those that nobody else wants at the moment (Linux); normal, their share."""
+    max_sequences: int = 64
+    """Most long sequences in flight at one front door, those in line included; at least 1. More are refused as
+    Overloaded."""
+    max_queued_prompt_tokens: int = 16_000_000
+    """Most prompt tokens of long requests admitted there and not yet computed; at least 1. A longer single prompt is
+    admitted alone."""
+    request_timeout_s: float = 3600.0
+    """Seconds from admission after which a long request ends with DeadlineExceeded; positive."""
+
+    def check(self) -> None:
+        """Refuse values that cannot work."""
+        for name in ("from_tokens", "context_length"):
+            check_floor(f"long.{name}", getattr(self, name), 2)
+        for name in (
+            "replicas",
+            "max_replicas",
+            "slots",
+            "kv_bytes",
+            "threads",
+            "max_sequences",
+            "max_queued_prompt_tokens",
+        ):
+            check_floor(f"long.{name}", getattr(self, name), 1)
+        check_floor("long.min_replicas", self.min_replicas, 0)
+        check_seconds("long.request_timeout_s", self.request_timeout_s)
+        if self.step_tokens < self.slots:
+            raise BadConfig(
+                f"long.step_tokens: expected at least long.slots, {self.slots}, found {self.step_tokens}; raise it"
+            )
+        self.bounds()
+
+    def bounds(self) -> Bounds:
+        """Return how many of them there may be."""
+        return bounds_around("long.", self.replicas, self.min_replicas, self.max_replicas)
+
+    def limits(self, standard: FrontDoorLimits) -> FrontDoorLimits:
+        """Return what a front door takes on of long requests, `standard` being what it takes on of others."""
+        return replace(
+            standard,
+            max_sequences=self.max_sequences,
+            max_queued_prompt_tokens=self.max_queued_prompt_tokens,
+            request_timeout_s=self.request_timeout_s,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ClusterConfig:
     """All settings of one Herd. A field's default is right for a laptop."""
 
@@ -204,6 +280,8 @@ class ClusterConfig:
     """Routed experts."""
     context: ContextSettings = field(default_factory=ContextSettings)
     """Context shards."""
+    long: LongSettings = field(default_factory=LongSettings)
+    """Routers for long requests."""
     scaling: ScalingSettings = field(default_factory=ScalingSettings)
     """How many replicas there may be."""
     limits: FrontDoorLimits = field(default_factory=FrontDoorLimits)
@@ -215,7 +293,17 @@ class ClusterConfig:
         Raises:
             BadConfig: a value is out of range or contradicts another.
         """
-        for section in (self.model, self.http, self.grpc, self.router, self.experts, self.context, self.scaling):
+        sections = (
+            self.model,
+            self.http,
+            self.grpc,
+            self.router,
+            self.experts,
+            self.context,
+            self.long,
+            self.scaling,
+        )
+        for section in sections:
             section.check()
         self.scaling.front_doors()
         self.scaling.routers(self.router.replicas)

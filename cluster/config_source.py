@@ -104,7 +104,7 @@ def _check_known(name: object, known: list[str], what: str) -> None:
 
 def _parse_value(value: object, kind: Any, name: str) -> object:
     # A file that says `port: yes` does not mean port 1.
-    if isinstance(value, bool):
+    if isinstance(value, bool) and kind is not bool:
         raise BadConfig(f"{name}: expected {_kind_name(kind)}, found {str(value).lower()}; correct it")
     try:
         return TypeAdapter(kind).validate_python(value)
@@ -114,7 +114,7 @@ def _parse_value(value: object, kind: Any, name: str) -> object:
 
 
 def _kind_name(kind: Any) -> str:
-    words = {int: "a whole number", float: "a number", str: "text", type(None): "null"}
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
     if choices := typing.get_args(kind):
         is_literal = typing.get_origin(kind) is typing.Literal
         return " or ".join(repr(each) if is_literal else _kind_name(each) for each in choices)

@@ -8,12 +8,15 @@ from cluster.directory_client import DirectoryClient
 from cluster.first_tokens import FirstTokenMeter
 from cluster.given_up import end_when_given_up
 from cluster.listeners import Listeners
-from cluster.names import APP, ROUTER
+from cluster.names import APP, LONG_ROUTER, ROUTER
 from cluster.plan import DeploymentPlan
 from cluster.planned_model import load_planned_model
+from cluster.pool import PoolAccess
 from cluster.serve_router_client import ServeRouterClient
 from cluster.service import InferenceService
 
+_NEVER_S = 1e9
+"""How long there has been no sequence where there cannot be any; finite, as Ray Serve averages it."""
 _GRACE_S = 2.0
 """Seconds that requests have to finish when a replica is stopped; `herd serve` has drained it before that."""
 
@@ -23,17 +26,27 @@ class FrontDoor:
 
     Args:
         plan: what is served.
-        router: the Router deployment.
-        others: the Experts and Context deployments; named so that they are deployed, never called.
+        handles: of all other deployments. Those of Experts and Context are here so that they are deployed, and never
+            called.
     """
 
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it, in the loop that everything here belongs to
-        self, plan: DeploymentPlan, router: DeploymentHandle, *others: DeploymentHandle
+        self, plan: DeploymentPlan, *handles: DeploymentHandle
     ) -> None:
         end_when_given_up()
-        wake_s = None if plan.router_bounds.min_replicas else plan.settings.router.patience_s
-        router_client = ServeRouterClient(router, DirectoryClient(APP, ROUTER), wake_s=wake_s)
-        self._service = InferenceService(load_planned_model(plan), router_client, plan.settings.limits)
+        settings = plan.settings
+        directory = DirectoryClient(APP, ROUTER)
+        clients = {
+            each.deployment_name: ServeRouterClient(
+                each,
+                directory,
+                wake_s=None if plan.pools[each.deployment_name].bounds.min_replicas else settings.router.patience_s,
+            )
+            for each in handles
+            if each.deployment_name in plan.pools
+        }
+        long = PoolAccess(clients[LONG_ROUTER], settings.long.limits(settings.limits)) if plan.long else None
+        self._service = InferenceService(load_planned_model(plan), clients[ROUTER], settings.limits, long=long)
         self._first_tokens = FirstTokenMeter(self._service.metrics)
         self._listeners = Listeners(self._service, plan.settings)
         await self._listeners.start()
@@ -44,15 +57,17 @@ class FrontDoor:
 
     async def num_sequences(self) -> int:
         """Count the sequences in flight, those that wait for a router included."""
-        return self._service.admission.num_sequences
+        return self._service.num_sequences
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Tell Ray Serve what FrontDoorPolicy wants to know."""
-        admission = self._service.admission
+        admission, long = self._service.admission, self._service.long
         return {
             "sequences": admission.num_sequences,
             "queued_prompt_tokens": admission.num_queued_prompt_tokens,
             "idle_s": admission.idle_s,
+            "long_sequences": long.admission.num_sequences if long else 0,
+            "long_idle_s": long.admission.idle_s if long else _NEVER_S,
             "ttft_s": self._first_tokens.mean_s(),
         }
 

@@ -37,7 +37,8 @@ METRICS = (
     Metric(
         "herd_time_to_first_token_seconds",
         "histogram",
-        "From accepting a request to its first token.",
+        "From accepting a request to its first token, by length class.",
+        ("class",),
         buckets=_FIRST_TOKEN_S,
     ),
     Metric("herd_inter_token_seconds", "histogram", "Between two tokens of a choice.", buckets=_INTER_TOKEN_S),
@@ -122,11 +123,15 @@ class FrontDoorMetrics:
         """
         self._counters["herd_requests_total"].labels(api, code).inc()
 
-    def stopwatch(self) -> Stopwatch:
-        """Start to measure a request that was just accepted."""
+    def stopwatch(self, length_class: str) -> Stopwatch:
+        """Start to measure a request that was just accepted.
+
+        Args:
+            length_class: standard or long.
+        """
         return Stopwatch(
             self._counters["herd_generation_tokens_total"],
-            self._histograms["herd_time_to_first_token_seconds"],
+            self._histograms["herd_time_to_first_token_seconds"].labels(length_class),
             self._histograms["herd_inter_token_seconds"],
         )
 

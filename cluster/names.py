@@ -5,6 +5,7 @@ from __future__ import annotations
 APP = "herd"
 FRONT_DOOR = "FrontDoor"
 ROUTER = "Router"
+LONG_ROUTER = "LongRouter"
 CONTEXT = "Context"
 _EXPERTS = "Experts-"
 PRELOADED = "cluster.preload"
@@ -14,6 +15,11 @@ PRELOADED = "cluster.preload"
 def experts_deployment(group: int) -> str:
     """Return the name of the deployment that serves an expert group, 0-based."""
     return f"{_EXPERTS}{group}"
+
+
+def is_router(deployment: str) -> bool:
+    """Tell whether a deployment's replicas are routers."""
+    return deployment in (ROUTER, LONG_ROUTER)
 
 
 def is_experts(deployment: str) -> bool:

@@ -7,11 +7,12 @@ import threading
 from collections.abc import Callable
 
 import ray
+from ray.actor import ActorHandle
 from ray.exceptions import RayError
-from ray.serve import get_deployment_actor
 
 from cluster.directory import DirectorySnapshot, merge_placements, merge_shards
-from cluster.directory_actor import NAME
+from cluster.directory_actor import find_directories
+from cluster.names import APP, ROUTER
 from router.context_shards.stream import ShardHolder
 from router.placement import Placement
 
@@ -22,7 +23,7 @@ _RETRY_S = 0.2
 
 
 class PlacementFeed:
-    """A thread that follows the directory of its own deployment, over restarts of it.
+    """A thread that follows the application's directory, over restarts of it.
 
     Args:
         on_change: called with each new placement, from the thread.
@@ -39,6 +40,7 @@ class PlacementFeed:
         self._shards: tuple[ShardHolder, ...] = ()
         self._placement = Placement(version=0, holders=())
         self._snapshot = DirectorySnapshot(version=0, is_settled=False, replicas=())
+        self._directory: ActorHandle | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="placement-feed", daemon=True)
 
@@ -59,10 +61,12 @@ class PlacementFeed:
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                directory = get_deployment_actor(NAME)
-                question = directory.wait_for_change.remote(self._snapshot.version, _POLL_S)
+                if self._directory is None:
+                    self._directory = find_directories(APP, ROUTER)[-1]
+                question = self._directory.wait_for_change.remote(self._snapshot.version, _POLL_S)
                 found = ray.get(question, timeout=_POLL_S * 5)
-            except (RayError, TimeoutError, ValueError) as error:  # ValueError: it is being restarted
+            except (RayError, TimeoutError, IndexError) as error:  # IndexError: it is being restarted
+                self._directory = None
                 _LOG.warning("the directory does not answer, the last placement stays: %s", error)
                 self._stopping.wait(_RETRY_S)
                 continue

@@ -12,19 +12,17 @@ from cluster.byte_text import format_bytes
 from cluster.config import ClusterConfig
 from cluster.expert_groups import group_experts
 from cluster.machine import Machine
+from cluster.names import LONG_ROUTER, ROUTER
 from cluster.planner import assumptions
+from cluster.pool_plan import PoolPlan, context_bytes, long_pool, standard_limits
 from models.checkpoint import Checkpoint
 from models.config import ModelConfig
 from models.linear import BITS_PER_WEIGHT
 from protos.errors import BadConfig, NotEnoughMemory
-from router.kv_cache.codec import dtype_name
-from router.kv_cache.layout import CacheLayout
 from router.limits import EngineLimits
 
 PROCESS_BYTES = int(assumptions.PROCESS_BYTES.value)
 RAY_BYTES = int(assumptions.RAY_BYTES.value)
-MAX_KV_SHARE = 0.25
-"""Largest part of the free memory that a derived KV cache takes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +42,7 @@ class DeploymentPlan:
     dtype: torch.dtype
     """What routers and experts compute in."""
     engine_limits: EngineLimits
-    """What one router takes on."""
+    """What one router takes on, of those for long requests another than these."""
     expert_groups: tuple[tuple[int, ...], ...]
     """Logical experts of each group; empty for a dense model."""
     router_threads: int
@@ -59,6 +57,8 @@ class DeploymentPlan:
     """Bytes of keys and values of one context shard."""
     segment_tokens: int = 0
     """Tokens that lie together on one shard; 0: there are no shards."""
+    long: PoolPlan | None = None
+    """Routers for long requests; None: all requests share the others."""
     spare_bytes: int = 0
     """Bytes of weights that an expert replica may take on beyond its group's: copies of experts that are in demand."""
 
@@ -69,8 +69,24 @@ class DeploymentPlan:
 
     @property
     def router_bounds(self) -> Bounds:
-        """Return how many routers there may be."""
+        """Return how many routers there may be, those for long requests left out."""
         return self.settings.scaling.routers(self.settings.router.replicas)
+
+    @property
+    def pools(self) -> dict[str, PoolPlan]:
+        """Return the routers of every length class, by the name of their deployment."""
+        standard = PoolPlan(
+            engine_limits=self.engine_limits,
+            threads=self.router_threads,
+            replicas=self.settings.router.replicas,
+            bounds=self.router_bounds,
+        )
+        return {ROUTER: standard} | ({} if self.long is None else {LONG_ROUTER: self.long})
+
+    @property
+    def context_length(self) -> int:
+        """Return the most tokens of prompt and output together of any request."""
+        return max(pool.engine_limits.context_length for pool in self.pools.values())
 
     @property
     def expert_bounds(self) -> Bounds:
@@ -80,18 +96,20 @@ class DeploymentPlan:
     @property
     def is_scaled(self) -> bool:
         """Tell whether any number of replicas may change."""
-        bounds = (self.router_bounds, self.expert_bounds, self.settings.scaling.front_doors())
+        routers = [pool.bounds for pool in self.pools.values()]
+        bounds = (*routers, self.expert_bounds, self.settings.scaling.front_doors())
         return any(each.max_replicas > each.min_replicas for each in bounds)
 
     @property
     def num_replicas(self) -> int:
         """Count the processes with weights, as many as there may be."""
-        return self.router_bounds.max_replicas + len(self.expert_groups) * self.expert_bounds.max_replicas
+        routers = sum(pool.bounds.max_replicas for pool in self.pools.values())
+        return routers + len(self.expert_groups) * self.expert_bounds.max_replicas
 
     @property
     def needed_bytes(self) -> int:
         """Estimate the memory all processes take, with as many as there may be."""
-        kv_bytes = self.engine_limits.kv_bytes * self.router_bounds.max_replicas
+        kv_bytes = sum(pool.engine_limits.kv_bytes * pool.bounds.max_replicas for pool in self.pools.values())
         doors = self.settings.scaling.front_doors().max_replicas
         shards = self.settings.context.shards
         spares = self.settings.experts.warm_spares
@@ -123,26 +141,20 @@ def make_plan(settings: ClusterConfig, checkpoint: Checkpoint, name: str, machin
         fingerprint=checkpoint.fingerprint,
         config=config,
         dtype=dtype,
-        engine_limits=_engine_limits(settings, config, dtype, machine),
+        engine_limits=standard_limits(settings, config, dtype, machine),
+        long=long_pool(settings, config, dtype, machine),
         expert_groups=groups,
         # Routers and experts take turns, so each side may have all cores; replicas of one side compute side by side.
         router_threads=settings.router.threads or max(1, machine.cores // settings.router.replicas),
         expert_threads=settings.experts.threads or max(1, machine.cores // max(num_expert_replicas, 1)),
         context_threads=settings.context.threads or max(1, machine.cores // max(settings.context.shards, 1)),
-        context_bytes=_context_bytes(settings, machine),
+        context_bytes=context_bytes(settings, machine),
         segment_tokens=_segment_tokens(settings, config),
         weight_bytes=_weight_bytes(settings, checkpoint, dtype),
     )
     _check_budget(plan)
     _check_memory(plan, machine)
     return replace(plan, spare_bytes=_spare_bytes(plan, checkpoint, machine))
-
-
-def _context_bytes(settings: ClusterConfig, machine: Machine) -> int:
-    context = settings.context
-    if not context.shards:
-        return 0
-    return context.kv_bytes or int(machine.free_bytes * MAX_KV_SHARE) // context.shards
 
 
 def _segment_tokens(settings: ClusterConfig, config: ModelConfig) -> int:
@@ -168,62 +180,6 @@ def _segment_tokens(settings: ClusterConfig, config: ModelConfig) -> int:
     return segment_tokens
 
 
-def _engine_limits(settings: ClusterConfig, config: ModelConfig, dtype: torch.dtype, machine: Machine) -> EngineLimits:
-    router = settings.router
-    stored = dtype_name(dtype) if router.kv_dtype == "auto" else router.kv_dtype
-    layout = CacheLayout(config, stored, router.page_tokens)
-    asked, most = settings.model.context_length, config.max_positions
-    if asked is not None and asked > most:
-        raise BadConfig(f"model.context_length: expected at most the model's {most} tokens, found {asked}; lower it")
-    if settings.context.shards:
-        return _limits_on_shards(settings, layout, machine)
-    full_bytes = router.slots * layout.sequence_bytes(asked or most)
-    kv_bytes = router.kv_bytes or min(full_bytes, int(machine.free_bytes * MAX_KV_SHARE))
-    least_bytes = layout.sequence_bytes(asked or 2)
-    if least_bytes > kv_bytes:
-        raise NotEnoughMemory(
-            f"expected a KV cache that holds one context of {asked or 2} tokens, {format_bytes(least_bytes)}, found "
-            f"room for {format_bytes(kv_bytes)}; lower model.context_length, raise router.kv_bytes or free memory"
-        )
-    return EngineLimits(
-        context_length=asked or layout.longest_sequence(layout.plan(kv_bytes, router.slots)),
-        kv_bytes=kv_bytes,
-        kv_dtype=stored,
-        page_tokens=router.page_tokens,
-        prefix_cache=router.prefix_cache,
-        swap_bytes=kv_bytes // 4 if router.swap_bytes is None else router.swap_bytes,
-        slots=router.slots,
-        max_waiting=router.max_waiting,
-        step_tokens=router.step_tokens,
-        prefill_stretch=router.prefill_stretch,
-    )
-
-
-def _limits_on_shards(settings: ClusterConfig, layout: CacheLayout, machine: Machine) -> EngineLimits:
-    """Return the limits of routers whose own cache is for local layers alone."""
-    router, config = settings.router, layout.config
-    num_tokens = settings.context.shards * _context_bytes(settings, machine) // layout.global_token_bytes
-    asked, most = settings.model.context_length, min(config.max_positions, num_tokens)
-    if (asked or 2) > most:
-        raise NotEnoughMemory(
-            f"expected {settings.context.shards} context shards that hold {asked or 2} tokens, found room for "
-            f"{num_tokens}; lower model.context_length, raise context.kv_bytes or context.shards"
-        )
-    chunks_bytes = router.slots * layout.pages_bytes(0, layout.num_pages(layout.chunk or 0)[1])
-    return EngineLimits(
-        context_length=asked or most,
-        kv_bytes=router.kv_bytes or min(chunks_bytes, int(machine.free_bytes * MAX_KV_SHARE)),
-        kv_dtype=layout.kv_dtype,
-        page_tokens=router.page_tokens,
-        prefix_cache=False,
-        on_shards=True,
-        slots=router.slots,
-        max_waiting=router.max_waiting,
-        step_tokens=router.step_tokens,
-        prefill_stretch=router.prefill_stretch,
-    )
-
-
 def _weight_bytes(settings: ClusterConfig, checkpoint: Checkpoint, dtype: torch.dtype) -> int:
     config, quantize = checkpoint.config, settings.model.quantize
     stored_size: int = getattr(torch, config.dtype).itemsize
@@ -236,6 +192,8 @@ def _weight_bytes(settings: ClusterConfig, checkpoint: Checkpoint, dtype: torch.
         rest = router - (embeddings if config.tie_embeddings else 2 * embeddings)
         router_bytes = embeddings * (dtype.itemsize + 1) + rest * bits // 8
     routers = settings.scaling.routers(settings.router.replicas).max_replicas
+    if settings.long.from_tokens is not None:
+        routers += settings.long.bounds().max_replicas
     copies = settings.scaling.experts(settings.experts.replicas_per_group).max_replicas
     return router_bytes * routers + _expert_bytes(settings, checkpoint, dtype) * copies
 
@@ -251,12 +209,15 @@ def _expert_bytes(settings: ClusterConfig, checkpoint: Checkpoint, dtype: torch.
 def _check_budget(plan: DeploymentPlan) -> None:
     """Check that the replicas there are at first, which are at least the fewest, fit the budget."""
     settings = plan.settings
-    first = settings.router.replicas + len(plan.expert_groups) * settings.experts.replicas_per_group
+    first = (
+        sum(pool.replicas for pool in plan.pools.values())
+        + len(plan.expert_groups) * settings.experts.replicas_per_group
+    )
     budget = settings.scaling.budget
     if budget is not None and first > budget:
         raise BadConfig(
             f"scaling.budget: expected at least {first}, the routers and expert replicas there are at first, found "
-            f"{budget}; raise it, or lower router.replicas or experts.replicas_per_group"
+            f"{budget}; raise it, or lower router.replicas, long.replicas or experts.replicas_per_group"
         )
 
 
@@ -283,9 +244,13 @@ def _spare_bytes(plan: DeploymentPlan, checkpoint: Checkpoint, machine: Machine)
 def _check_memory(plan: DeploymentPlan, machine: Machine) -> None:
     if plan.needed_bytes <= machine.free_bytes:
         return
+    caches = ", ".join(
+        f"{format_bytes(pool.engine_limits.kv_bytes)} KV cache for each of {pool.bounds.max_replicas} {name}(s)"
+        for name, pool in (("router", plan.pools[ROUTER]), ("long router", plan.long))
+        if pool is not None
+    )
     raise NotEnoughMemory(
         f"expected about {format_bytes(plan.needed_bytes)} of free memory ({format_bytes(plan.weight_bytes)} weights "
-        f"in {plan.dtype_name}, {format_bytes(plan.engine_limits.kv_bytes)} KV cache for each of "
-        f"{plan.router_bounds.max_replicas} router(s), the rest processes), found {format_bytes(machine.free_bytes)}; "
+        f"in {plan.dtype_name}, {caches}, the rest processes), found {format_bytes(machine.free_bytes)}; "
         "free memory, set router.dtype=bfloat16, lower router.kv_bytes, or use a larger machine"
     )

@@ -35,11 +35,20 @@ def load_planned_model(plan: DeploymentPlan) -> ServedModel:
         plan.folder,
         plan.config,
         name=plan.model_name,
-        context_length=plan.engine_limits.context_length,
+        context_length=plan.context_length,
         dtype=plan.dtype_name,
         fingerprint=plan.fingerprint,
         cache=_planned_cache(plan),
+        long_from=plan.settings.long.from_tokens,
+        raised_by=_raised_by(plan),
     )
+
+
+def _raised_by(plan: DeploymentPlan) -> str:
+    """Name the settings that make a longer context possible."""
+    section = "router" if plan.long is None else "long"
+    length = "model.context_length" if plan.long is None else "long.context_length"
+    return f"{length} and {'context' if plan.segment_tokens else section}.kv_bytes"
 
 
 def _planned_cache(plan: DeploymentPlan) -> PlannedCache:

@@ -23,7 +23,7 @@ from protos.errors import (
     ReplicaUnavailable,
     ServingError,
 )
-from router.request import Ended, EngineEvent, GenerationRequest, PromptDone, TokenChosen
+from router.request import Ended, EngineEvent, GenerationRequest, PromptDone, PromptProgress, TokenChosen
 
 _LOG = logging.getLogger(__name__)
 
@@ -145,6 +145,8 @@ class _Story:
         news: list[EngineEvent] = []
         for event in batch:
             match event:
+                case PromptProgress() if self._prompt_is_done:
+                    continue
                 case PromptDone():
                     if self._prompt_is_done:
                         continue

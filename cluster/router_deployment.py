@@ -1,4 +1,4 @@
-"""The Router deployment: a replica is one engine, its weights and KV cache, and its streams to the experts."""
+"""The Router and LongRouter deployments: a replica is one engine, its weights and KV cache, its streams to experts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cluster.carrier_sender import CarrierSender
 from cluster.directory_actor import DirectoryOverview
 from cluster.given_up import end_when_given_up
 from cluster.meters import RateMeter
-from cluster.names import APP, ROUTER
+from cluster.names import APP, LONG_ROUTER, ROUTER
 from cluster.placement_feed import PlacementFeed
 from cluster.placement_info import placement_info
 from cluster.plan import DeploymentPlan
@@ -45,24 +45,27 @@ class Router:
 
     def __init__(self, plan: DeploymentPlan) -> None:
         end_when_given_up()
-        self._replica_id = serve.get_replica_context().replica_id.unique_id
+        replica = serve.get_replica_context().replica_id
+        self._replica_id, self._deployment = replica.unique_id, replica.deployment_id.name
         self._report = StartupReport(
-            replica_id=self._replica_id, app=APP, deployment=ROUTER, directory_deployment=ROUTER
+            replica_id=self._replica_id, app=APP, deployment=self._deployment, directory_deployment=ROUTER
         )
         with self._report.failures():
             self._start(plan)
         self._report.ready()
 
     def _start(self, plan: DeploymentPlan) -> None:
-        torch.set_num_threads(plan.router_threads)
+        pool = plan.pools[self._deployment]
+        torch.set_num_threads(pool.threads)
         settings = plan.settings.router
         self._transport = GrpcTransport(
             router_id=self._replica_id,
             fingerprint=plan.fingerprint,
+            stands_back=self._deployment == LONG_ROUTER,
             timeouts=DispatchTimeouts(answer_s=settings.answer_timeout_s, patience_s=settings.patience_s),
         )
         self._shards = None
-        if plan.segment_tokens:
+        if pool.engine_limits.on_shards:
             self._shards = ContextShards(
                 router_id=self._replica_id, fingerprint=plan.fingerprint, segment_tokens=plan.segment_tokens
             )
@@ -78,7 +81,7 @@ class Router:
         self._wait_for_experts(range(plan.config.num_experts))
         while self._shards is not None and not self._shards.wait_ready(1, _WAIT_STEP_S):
             self._report.waiting("a context shard")
-        self._engine = Engine(decoder, self._transport, plan.engine_limits, self._shards)
+        self._engine = Engine(decoder, self._transport, pool.engine_limits, self._shards)
         self._engine.start()
         self._watch = StepWatch(self._engine, settings.stuck_after_s)
         self._sender = CarrierSender(self._engine, self._watch, self._replica_id)
@@ -131,6 +134,7 @@ class Router:
         return {
             "kv_share": load.kv_used_bytes / max(load.kv_total_bytes, 1),
             "slot_share": (load.running + load.waiting) / load.slots,
+            "slots": load.slots,
             "queued_prompt_tokens": load.queued_prompt_tokens,
             "prompt_tokens_per_s": self._prompt_meter.read(load.prompt_tokens - load.cached_tokens, time.monotonic()),
             "prefill_tokens_per_s": load.prefill_tokens_per_s,

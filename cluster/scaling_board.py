@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from cluster.scaling_budget import Want, share_budget
-from cluster.scaling_to_zero import Activity
+from cluster.scaling_to_zero import Activities
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +25,7 @@ class Entry:
     """Of its need; above 1 work waits too long."""
     ttft_s: float | None = None
     """Time to the first token that clients have seen lately; None: not known here."""
-    activity: Activity | None = None
+    activities: Activities | None = None
     """Of all front doors; None: not known here."""
     absent_at: float = -math.inf
     """When none of its replicas ran, last, if it may have none."""

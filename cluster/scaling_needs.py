@@ -6,6 +6,7 @@ replica must be taken away.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,10 @@ class FrontDoorStats:
     """Prompt tokens admitted and not yet computed."""
     idle_s: float = 0.0
     """Seconds since it had a sequence; 0: it has."""
+    long_sequences: float = 0.0
+    """Sequences of long requests in flight, not among `sequences`."""
+    long_idle_s: float = math.inf
+    """Seconds since it had one of those; more than any time there is where there is no pool for them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,6 +125,23 @@ def router_need(
     backlog_s = sum(each.queued_prompt_tokens for each in measured) / rate if rate else 0.0
     lateness = max(backlog_s / targets.backlog_s, (ttft_s or 0.0) / targets.ttft_s)
     return Need(demand=max(kv, slots, prefill), lateness=lateness)
+
+
+def long_router_need(
+    stats: Sequence[RouterStats], targets: Targets, now: float, *, sequences: float, slots: float
+) -> Need | None:
+    """Return what routers of long requests need: KV and slots. Long prompts wait for themselves: no time is too long.
+
+    Args:
+        stats: of every one that runs.
+        targets: what one takes.
+        now: on the clock of the reports.
+        sequences: long ones in flight at all front doors, those in line there included.
+        slots: of one router.
+    """
+    if not _are_fresh([each.at_s for each in stats], targets, now):
+        return None
+    return Need(demand=max(sum(each.kv_share for each in stats), sequences / slots))
 
 
 def experts_need(stats: Sequence[ExpertStats], targets: Targets, now: float) -> Need | None:

@@ -14,7 +14,7 @@ from typing import Any
 from ray.serve.config import AutoscalingContext
 
 from cluster.autoscaling import Bounds, History, Need, Pace, decide
-from cluster.names import FRONT_DOOR, ROUTER
+from cluster.names import FRONT_DOOR, is_router
 from cluster.scaling_board import Entry, ScalingBoard, board_of
 from cluster.scaling_budget import Want
 from cluster.scaling_needs import (
@@ -24,9 +24,10 @@ from cluster.scaling_needs import (
     Targets,
     experts_need,
     front_door_need,
+    long_router_need,
     router_need,
 )
-from cluster.scaling_to_zero import Activity, activity_of, last_replica
+from cluster.scaling_to_zero import Activities, Activity, activities_of, last_replica
 
 _HISTORY = "herd_history"
 
@@ -80,13 +81,13 @@ class ScalingPolicy:
         wanted = self.allow(wanted, present)
         if not least:
             doors = board.entry(FRONT_DOOR)
-            activity = doors.activity if doors else None
+            activity = self.concerns(doors.activities) if doors and doors.activities else None
             wanted = last_replica(wanted, present, activity, self._zero_after_s + self.lingers_s)
         entry = Entry(
             want=Want(wanted=wanted, present=present, least=min(wanted, max(1, least))),
             lateness=need.lateness if need else 0.0,
             ttft_s=self.ttft_s(context),
-            activity=self.activity(context),
+            activities=self.activities(context),
             absent_at=absent_at,
         )
         board.note(context.deployment_name, entry)
@@ -111,9 +112,13 @@ class ScalingPolicy:
         """Return the time to the first token that the deployment's replicas have seen."""
         return None
 
-    def activity(self, context: AutoscalingContext) -> Activity | None:
+    def activities(self, context: AutoscalingContext) -> Activities | None:
         """Return what clients ask for, where the deployment's replicas know."""
         return None
+
+    def concerns(self, activities: Activities) -> Activity:
+        """Return what of it the deployment is there for."""
+        return activities.any
 
     def _absent_at(self, context: AutoscalingContext, board: ScalingBoard) -> float:
         """Return when none of the replicas ran, if there may be none."""
@@ -141,12 +146,12 @@ class FrontDoorPolicy(ScalingPolicy):
         """Return the slowest front door's; 0 is none, for they report it when they had no first token."""
         return max((each["ttft_s"] for each in read_stats(context, ("ttft_s",))), default=0.0) or None
 
-    def activity(self, context: AutoscalingContext) -> Activity:
+    def activities(self, context: AutoscalingContext) -> Activities:
         """Return what clients ask for, by each front door's newest report: a mean would tell later."""
-        names = ("sequences", "queued_prompt_tokens", "idle_s")
+        names = ("sequences", "queued_prompt_tokens", "idle_s", "long_sequences", "long_idle_s")
         newest = [read_newest(context, replica_id, names) for replica_id in context.running_replicas or ()]
         doors = [FrontDoorStats(**each) if each else None for each in newest]
-        return activity_of(doors, self._targets.stale_s, context.current_time)
+        return activities_of(doors, self._targets.stale_s, context.current_time)
 
 
 class RouterPolicy(ScalingPolicy):
@@ -162,7 +167,7 @@ class RouterPolicy(ScalingPolicy):
             "prefill_tokens_per_s",
         )
         doors = board.entry(FRONT_DOOR)
-        experts = [board.entry(name) for name in self._sharing if name != ROUTER]
+        experts = [board.entry(name) for name in self._sharing if not is_router(name)]
         return router_need(
             [RouterStats(**each) for each in read_stats(context, names)],
             self._targets,
@@ -171,11 +176,37 @@ class RouterPolicy(ScalingPolicy):
             experts_are_late=any(self._is_late(entry, context.current_time) for entry in experts),
         )
 
+    def concerns(self, activities: Activities) -> Activity:
+        """Return all but long requests, which have routers of their own."""
+        return activities.standard
+
     def _is_late(self, experts: Entry | None, now: float) -> bool:
         """Tell whether work waits at a group, or did when none of its replicas ran a moment ago."""
         if experts is None:
             return False
         return experts.lateness > 1 or now - experts.absent_at < self._pace.late_again_s
+
+
+class LongRouterPolicy(ScalingPolicy):
+    """Routers for long requests: KV, and sequences over slots, those in line in front doors included."""
+
+    def need(self, context: AutoscalingContext, board: ScalingBoard) -> Need | None:
+        """Return what they need."""
+        names = ("kv_share", "slot_share", "queued_prompt_tokens", "slots")
+        known = read_stats(context, names)
+        slots = max((each.pop("slots") for each in known), default=1.0)
+        doors = board.entry(FRONT_DOOR)
+        return long_router_need(
+            [RouterStats(**each) for each in known],
+            self._targets,
+            context.current_time,
+            sequences=doors.activities.long.sequences if doors and doors.activities else 0.0,
+            slots=slots,
+        )
+
+    def concerns(self, activities: Activities) -> Activity:
+        """Return long requests."""
+        return activities.long
 
 
 class ExpertsPolicy(ScalingPolicy):

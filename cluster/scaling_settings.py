@@ -71,23 +71,29 @@ class ScalingSettings:
 
     def front_doors(self) -> Bounds:
         """Return how many front doors there may be."""
-        return _bounds("front_door", None, self.front_door_max_replicas, self.front_door_min_replicas)
+        return bounds_around("scaling.front_door_", self.front_door_min_replicas, None, self.front_door_max_replicas)
 
     def routers(self, replicas: int) -> Bounds:
         """Return how many routers there may be, `replicas` being `router.replicas`."""
-        return _bounds("router", self.router_min_replicas, self.router_max_replicas, replicas)
+        return bounds_around("scaling.router_", replicas, self.router_min_replicas, self.router_max_replicas)
 
     def experts(self, replicas: int) -> Bounds:
         """Return how many replicas a group may have, `replicas` being `experts.replicas_per_group`."""
-        return _bounds("experts", self.experts_min_replicas, self.experts_max_replicas, replicas)
+        return bounds_around("scaling.experts_", replicas, self.experts_min_replicas, self.experts_max_replicas)
 
     def pace(self, use: float) -> Pace:
         """Return the marks around the part of the capacity to aim at."""
         return Pace(high=use * 1.15, aim=use, low=use * 0.85, down_after_s=self.down_after_s)
 
 
-def _bounds(name: str, least: int | None, most: int | None, replicas: int) -> Bounds:
+def bounds_around(prefix: str, replicas: int, least: int | None, most: int | None) -> Bounds:
     """Return bounds that hold the number there is at first.
+
+    Args:
+        prefix: of the settings' names.
+        replicas: there are at first.
+        least: None: as many.
+        most: None: as many.
 
     Raises:
         BadConfig: they do not.
@@ -95,7 +101,7 @@ def _bounds(name: str, least: int | None, most: int | None, replicas: int) -> Bo
     bounds = Bounds(min_replicas=replicas if least is None else least, max_replicas=replicas if most is None else most)
     if not bounds.min_replicas <= replicas <= bounds.max_replicas:
         raise BadConfig(
-            f"scaling.{name}_min_replicas, scaling.{name}_max_replicas: expected bounds around the {replicas} there "
-            f"are at first, found {bounds.min_replicas} and {bounds.max_replicas}; move them"
+            f"{prefix}min_replicas, {prefix}max_replicas: expected bounds around the {replicas} there are at first, "
+            f"found {bounds.min_replicas} and {bounds.max_replicas}; move them"
         )
     return bounds

@@ -26,7 +26,26 @@ class Activity:
     """Seconds since any of them had a sequence; None: one is not known."""
 
 
-def activity_of(doors: Sequence[FrontDoorStats | None], stale_s: float, now: float) -> Activity:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Activities:
+    """The same by length class."""
+
+    standard: Activity
+    """Of all requests but long ones, which is all of them where there is no pool for those."""
+    long: Activity
+    """Of long ones."""
+
+    @property
+    def any(self) -> Activity:
+        """Return that of both together: it keeps what both use."""
+        known = self.standard.idle_s is not None and self.long.idle_s is not None
+        return Activity(
+            sequences=self.standard.sequences + self.long.sequences,
+            idle_s=min(self.standard.idle_s or 0.0, self.long.idle_s or 0.0) if known else None,
+        )
+
+
+def activities_of(doors: Sequence[FrontDoorStats | None], stale_s: float, now: float) -> Activities:
     """Return what front doors say together.
 
     Args:
@@ -36,9 +55,15 @@ def activity_of(doors: Sequence[FrontDoorStats | None], stale_s: float, now: flo
     """
     known = [each for each in doors if each is not None and now - each.at_s <= stale_s]
     is_whole = bool(doors) and len(known) == len(doors)
-    return Activity(
-        sequences=sum(each.sequences for each in known),
-        idle_s=min(each.idle_s for each in known) if is_whole else None,
+    return Activities(
+        standard=Activity(
+            sequences=sum(each.sequences for each in known),
+            idle_s=min(each.idle_s for each in known) if is_whole else None,
+        ),
+        long=Activity(
+            sequences=sum(each.long_sequences for each in known),
+            idle_s=min(each.long_idle_s for each in known) if is_whole else None,
+        ),
     )
 
 

@@ -25,12 +25,11 @@ def front_door_replicas(plan: DeploymentPlan) -> dict[str, Any]:
     return _replicas(plan, "FrontDoorPolicy", bounds.min_replicas, bounds, Pace(down_after_s=scaling.down_after_s))
 
 
-def router_replicas(plan: DeploymentPlan) -> dict[str, Any]:
-    """Return the same of the Router deployment."""
-    scaling = plan.settings.scaling
-    return _replicas(
-        plan, "RouterPolicy", plan.settings.router.replicas, plan.router_bounds, scaling.pace(scaling.router_use)
-    )
+def router_replicas(plan: DeploymentPlan, deployment: str) -> dict[str, Any]:
+    """Return the same of a deployment of routers."""
+    scaling, pool = plan.settings.scaling, plan.pools[deployment]
+    policy = "RouterPolicy" if deployment == ROUTER else "LongRouterPolicy"
+    return _replicas(plan, policy, pool.replicas, pool.bounds, scaling.pace(scaling.router_use))
 
 
 def experts_replicas(plan: DeploymentPlan) -> dict[str, Any]:
@@ -49,7 +48,7 @@ def _replicas(plan: DeploymentPlan, policy: str, first: int, bounds: Bounds, pac
         "pace": dataclasses.asdict(pace),
         "targets": dataclasses.asdict(scaling.targets),
         "zero_after_s": scaling.zero_after_s,
-        "sharing": [ROUTER, *groups],
+        "sharing": [*plan.pools, *groups],
         "budget": scaling.budget,
     }
     with warnings.catch_warnings():

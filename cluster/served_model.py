@@ -31,6 +31,10 @@ class ServedModel:
     """Its architecture; its `eos_ids` end a generation unless the request says ignore_eos."""
     context_length: int
     """Most tokens of prompt and output together, as the routers are set; at most config.max_positions."""
+    long_from: int | None = None
+    """Tokens of prompt and output together from which a request is long and has routers of its own; None: none has."""
+    raised_by: str = "model.context_length"
+    """Settings that raise `context_length`, for those whom it refuses."""
     dtype: str
     """Dtype the routers compute in, for example float32."""
     fingerprint: str
@@ -57,6 +61,8 @@ def load_served_model(
     dtype: str,
     fingerprint: str,
     cache: PlannedCache | None = None,
+    long_from: int | None = None,
+    raised_by: str = "model.context_length",
 ) -> ServedModel:
     """Read what a front door needs from a model's folder: the tokenizer and the sampling defaults.
 
@@ -68,6 +74,8 @@ def load_served_model(
         dtype: the routers compute in.
         fingerprint: of the checkpoint.
         cache: of one router.
+        long_from: tokens from which a request is long; None: none is.
+        raised_by: settings that raise `context_length`.
 
     Raises:
         BadCheckpoint: the tokenizer is unusable.
@@ -80,6 +88,8 @@ def load_served_model(
         dtype=dtype,
         fingerprint=fingerprint,
         cache=cache,
+        long_from=long_from,
+        raised_by=raised_by,
         tokenizer=load_tokenizer(folder, config),
         defaults=load_generation_defaults(folder),
     )

@@ -1,6 +1,6 @@
 """The front door's core, the same under every API: a checked request in, its events out.
 
-    admit -> one sequence per choice on the routers -> merge -> Started, Delta ..., Finished
+    admit -> one sequence per choice on the routers -> merge -> Started, Progress ..., Delta ..., Finished
 
 However a request ends (finished, failed, late, its caller gone), every sequence it has on a router is closed before
 `generate` returns. So an API only has to close the generator.
@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from typing import Any, TypeVar
 
 from cluster.admission import Admission, Ticket
 from cluster.choice import Choice
+from cluster.class_queue import Turn
 from cluster.limits import FrontDoorLimits
 from cluster.merge import merge, within
 from cluster.metrics import FrontDoorMetrics, Stopwatch
+from cluster.pool import Pool, PoolAccess
+from cluster.progress_report import PERIOD_S, ProgressReport
 from cluster.replay import outliving_routers
 from cluster.router_client import PlacementInfo, RouterClient, RouterLoad
 from cluster.served_model import ServedModel
@@ -34,18 +37,44 @@ class InferenceService:
 
     Args:
         model: what is served.
-        router: reaches the routers.
-        limits: what to take on.
+        router: reaches the routers, where there is a pool for long requests those for all others.
+        limits: what to take on for them.
+        long: the pool for requests of `model.long_from` tokens and more; None: there is none.
+        progress_s: seconds between two reports of progress.
     """
 
-    def __init__(self, model: ServedModel, router: RouterClient, limits: FrontDoorLimits | None = None) -> None:
+    def __init__(
+        self,
+        model: ServedModel,
+        router: RouterClient,
+        limits: FrontDoorLimits | None = None,
+        *,
+        long: PoolAccess | None = None,
+        progress_s: float = PERIOD_S,
+    ) -> None:
+        assert (long is None) == (model.long_from is None), "a pool for long requests goes with a length to begin at"
         self.model = model
         self.limits = limits or FrontDoorLimits()
-        self.limits.check()
-        self.admission = Admission(self.limits)
         self.metrics = FrontDoorMetrics(model.name)
-        self._router = router
+        self._standard = Pool("standard", PoolAccess(router, self.limits), queues=False)
+        self.long = None if long is None else Pool("long", long, queues=True)
+        """The pool for long requests; None: there is none."""
+        self._progress_s = progress_s
         self._is_draining = False
+
+    @property
+    def admission(self) -> Admission:
+        """Return what is in flight, long requests left out."""
+        return self._standard.admission
+
+    @property
+    def num_sequences(self) -> int:
+        """Count the sequences in flight, those that wait for a router included."""
+        return sum(each.admission.num_sequences for each in self._pools)
+
+    @property
+    def _pools(self) -> list[Pool]:
+        return [self._standard] if self.long is None else [self._standard, self.long]
 
     def drain(self) -> None:
         """Refuse new requests; those that run go on, wherever their routers go."""
@@ -62,19 +91,29 @@ class InferenceService:
         """
         if self._is_draining:
             raise Draining("expected a server that stays, found one that is stopping; send the request elsewhere")
-        timeout_s = min(request.timeout_s or self.limits.request_timeout_s, self.limits.request_timeout_s)
+        pool = self._pool_of(request)
+        timeout_s = min(request.timeout_s or pool.limits.request_timeout_s, pool.limits.request_timeout_s)
         generations = sequences(request, timeout_s)
         num_tokens = request.num_prompt_tokens * request.num_choices
-        with self.admission.admit(len(generations), num_tokens) as ticket:
+        with ExitStack() as stack:
+            ticket = stack.enter_context(pool.admission.admit(len(generations), num_tokens))
             choices = [Choice(index, self.model.tokenizer, request.stop) for index in range(len(generations))]
-            watch = self.metrics.stopwatch()
-            follow = [self._follow(*each, ticket, watch) for each in zip(choices, generations, strict=True)]
+            watch = self.metrics.stopwatch(pool.name)
+            turns = [pool.queue.join(each) if pool.queue else None for each in generations]
+            in_line = [each for each in turns if each is not None]
+            for turn in in_line:
+                stack.callback(turn.leave)
+            report = ProgressReport(choices, generations, in_line, self._progress_s)
+            sources = [
+                self._follow(pool, *each, ticket, watch) for each in zip(choices, generations, turns, strict=True)
+            ]
             held: list[Delta] = []
             started = False
-            async with aclosing(within(merge(follow), timeout_s)) as deltas:
+            async with aclosing(within(merge([*sources, report.ticks()] if in_line else sources), timeout_s)) as deltas:
                 async for delta in deltas:
                     if delta is not None:
                         held.append(delta)
+                        report.end()
                     if not started and _can_start(request, choices):
                         started = True
                         self.metrics.count_prompt_tokens(request.num_prompt_tokens)
@@ -83,19 +122,37 @@ class InferenceService:
                         for each in held:
                             yield each
                         held.clear()
+                    if (progress := report.next()) is not None:
+                        yield progress
             yield Finished(usage=_usage(request, choices))
 
+    def _pool_of(self, request: CompletionRequest) -> Pool:
+        """Return the pool of a request's length class."""
+        if self.long is None or self.model.long_from is None or request.longest < self.model.long_from:
+            return self._standard
+        return self.long
+
     async def _follow(
-        self, choice: Choice, generation: GenerationRequest, ticket: Ticket, watch: Stopwatch
+        self,
+        pool: Pool,
+        choice: Choice,
+        generation: GenerationRequest,
+        turn: Turn | None,
+        ticket: Ticket,
+        watch: Stopwatch,
     ) -> AsyncGenerator[Delta | None, None]:
-        """Yield a sequence's deltas, and None for a step that a caller does not see."""
-        events_of = outliving_routers(self._router.generate, generation, self.metrics.count_replay)
+        """Yield a sequence's deltas, and None for a step that brings none."""
+        generate = pool.client.generate if turn is None else turn.generate
+        events_of = outliving_routers(generate, generation, self.metrics.count_replay)
         async with aclosing(events_of) as batches:
             async for events in batches:
                 prompt_was_done = choice.prompt_is_done
                 delta = choice.take(events)
                 if choice.prompt_is_done and not prompt_was_done:
                     ticket.prompt_computed(len(generation.prompt_ids))
+                if turn is not None:
+                    turn.num_done = turn.num_prompt_tokens if choice.prompt_is_done else choice.num_prompt_done
+                    turn.is_complete = choice.finish_reason is not None
                 if delta is not None:
                     watch.tokens(choice.index, len(delta.token_ids))
                 yield delta
@@ -110,7 +167,7 @@ class InferenceService:
         """
         if self._is_draining:
             raise NoReplica("expected a server that stays, found one that is stopping; send requests elsewhere")
-        return await self._ask(self._router.load())
+        return await self._ask(self._loads())
 
     async def describe(self) -> PlacementInfo:
         """Return where the experts are.
@@ -118,7 +175,17 @@ class InferenceService:
         Raises:
             NoReplica: the directory does not answer in time.
         """
-        return await self._ask(self._router.describe())
+        return await self._ask(self._standard.client.describe())
+
+    async def _loads(self) -> tuple[RouterLoad, ...]:
+        loads = self._standard.client.load()
+        if self.long is None:
+            return await loads
+        standard, long = await asyncio.gather(loads, self.long.client.load(), return_exceptions=True)
+        if isinstance(standard, BaseException):
+            raise standard
+        # Without an answer of long ones, everybody else is served all the same.
+        return standard if isinstance(long, BaseException) else (*standard, *long)
 
     async def _ask(self, question: Coroutine[Any, Any, Answer]) -> Answer:
         try:

@@ -1,4 +1,7 @@
-"""What the service tells an API about a request, in order: Started, many Deltas, Finished. Plain data."""
+"""What the service tells an API about a request, in order: Started, many Deltas, Finished. Plain data.
+
+Progress may come at any time before the first Delta, before Started as well.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +45,20 @@ class Started:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """The request waits for room, or its prompt takes long to compute."""
+
+    queue_position: int = 0
+    """Its place among those that wait for room, 1 being the next to get some; 0: it has its room."""
+    expected_start_s: float | None = None
+    """Seconds until it gets room, from what was measured of those before it; None: not known, or it has its room."""
+    num_prompt_done: int = 0
+    """Prompt tokens computed, all sequences of the request together."""
+    num_prompt_tokens: int = 0
+    """Prompt tokens to compute, all sequences together."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Delta:
     """More of one choice."""
 
@@ -76,4 +93,4 @@ class Finished:
     usage: Usage
 
 
-ServiceEvent = Started | Delta | Finished
+ServiceEvent = Started | Progress | Delta | Finished

@@ -34,6 +34,7 @@ SAMPLING_FIELDS = (
     "presence_penalty",
     "frequency_penalty",
 )
+_STANDARD_SHARE = 4
 SHOWN_CHARACTERS = 80
 """How much of a wrong value a message repeats."""
 
@@ -93,6 +94,11 @@ class CompletionRequest:
     """Lower numbers are served first."""
     timeout_s: float | None = None
     """Seconds the caller will wait; None: as long as the front door allows."""
+
+    @property
+    def longest(self) -> int:
+        """Return the tokens that its longest sequence may get, prompt and output together."""
+        return max(len(prompt) + most for prompt, most in zip(self.prompts, self.max_tokens, strict=True))
 
     @property
     def num_sequences(self) -> int:
@@ -192,7 +198,7 @@ def check_token_ids(name: str, ids: Sequence[int], model: ServedModel) -> None:
     if len(ids) >= model.context_length:
         raise ContextTooLong(
             f"{name}: expected at most {model.context_length - 1} tokens, one less than the context of "
-            f"{model.context_length}, found {len(ids)}; shorten it",
+            f"{model.context_length}, found {len(ids)}; shorten it, or {_way_to_longer(model)}",
             metadata={"param": name, "context_length": str(model.context_length), "found": str(len(ids))},
         )
     vocab_size = model.config.vocab_size
@@ -245,18 +251,43 @@ def _check_stop(fields: RequestFields, model: ServedModel) -> None:
 
 
 def _max_tokens(fields: RequestFields, prompt_length: int, model: ServedModel) -> int:
-    room = model.context_length - prompt_length
     if fields.max_tokens is None:
+        room = _room(prompt_length, model)
         return room if fields.default_max_tokens is None else min(room, fields.default_max_tokens)
+    room = model.context_length - prompt_length
     if fields.max_tokens < 1:
         raise invalid("max_tokens", "at least 1", shown(fields.max_tokens), "raise it, or leave it out")
     if fields.max_tokens > room:
         raise ContextTooLong(
             f"max_tokens: expected at most {room}, what a prompt of {prompt_length} tokens leaves of the context of "
-            f"{model.context_length}, found {shown(fields.max_tokens)}; lower it, leave it out or shorten the prompt",
-            metadata={"param": "max_tokens", "context_length": str(model.context_length)},
+            f"{model.context_length}, found {shown(fields.max_tokens)}; lower it, leave it out or shorten the prompt, "
+            f"or {_way_to_longer(model)}",
+            metadata={
+                "param": "max_tokens",
+                "context_length": str(model.context_length),
+                "found": str(prompt_length + fields.max_tokens),
+            },
         )
     return fields.max_tokens
+
+
+def _room(prompt_length: int, model: ServedModel) -> int:
+    """Return the tokens that a prompt without max_tokens may get.
+
+    Where long requests have routers of their own, it stays with the others if a quarter of their length is left.
+    """
+    if model.long_from is not None:
+        room = model.long_from - 1 - prompt_length
+        if room >= model.long_from // _STANDARD_SHARE:
+            return room
+    return model.context_length - prompt_length
+
+
+def _way_to_longer(model: ServedModel) -> str:
+    most = model.config.max_positions
+    if model.context_length >= most:
+        return f"serve a model that was made for more than {most}"
+    return f"have whoever runs this server raise {model.raised_by}, up to the model's {most}"
 
 
 def _sampling(fields: RequestFields, model: ServedModel) -> SamplingParams:

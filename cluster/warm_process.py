@@ -23,6 +23,7 @@ MODULES = (
     "ray.serve._private.replica",
     "cluster.directory_actor",
     "cluster.expert_load",
+    "cluster.expert_member",
     "cluster.holdings",
     "cluster.meters",
     "cluster.planned_model",

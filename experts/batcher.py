@@ -8,6 +8,11 @@ States, all under one lock:
     waiting     nothing computes but work waits: the compute thread is on its way. It takes everything that waits for
                 the layer whose oldest dispatch came first, as one batch. No timers: a batch is what came meanwhile.
 
+Work that stands back (that of long prompts) waits in queues of its own. It is computed in pieces of about two
+milliseconds, and before each piece whatever else waits passes. Others come layer by layer: so after they have passed,
+the next piece also waits for about as long as they usually take to come back. What stands back gets at least a ninth of
+the time.
+
 Only one thread computes at any time: kernels have the cores for themselves, and counters need no lock of their own.
 """
 
@@ -19,13 +24,24 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from experts.merge import merge, split
+from experts.merge import MergedBatch, merge, split
+from experts.pieces import Piece, pieces
 from experts.work import Outcome, Work
 from protos import errors
 
 _LOG = logging.getLogger(__name__)
+
+_HOLD = 8.0
+"""How many times as long as a piece takes the next one may be held back for others."""
+_LONGEST_GAP_S = 0.02
+"""Seconds within which somebody comes back who is still at work on the same step."""
+_GAPS = 2.0
+"""How many times the usual time to come back is waited for."""
+_REMEMBER = 0.9
+"""Share of a past gap in the next estimate."""
 
 RunExperts = Callable[[int, Tensor, Sequence[int], Sequence[int]], Tensor]
 """(layer, hidden [N, D] sorted by expert, expert ids, token counts) -> outputs [N, D]."""
@@ -41,6 +57,8 @@ class BatcherLimits:
     """Most dispatches that wait, over all layers; at least 1."""
     retry_after_ms: int = 20
     """What a refused sender is told to wait, in milliseconds."""
+    piece_macs: int = 128_000_000
+    """Most multiplications of a piece of work that stands back, at least a token: about two milliseconds of a core."""
     inline_macs: int = 64_000_000
     """Largest dispatch computed in the thread that brings it, in multiplications; 0: none. This many take about a
     millisecond of a core. Larger ones would keep their stream from being read for longer, and gain nothing: next to
@@ -82,9 +100,16 @@ class Batcher:
         self._run_experts = run_experts
         self._limits = limits
         self._inline_tokens = limits.inline_macs // macs_per_token
+        self._piece_tokens = max(limits.piece_macs // macs_per_token, 1)
         self._clock = clock
         self._changed = threading.Condition()
-        self._waiting: dict[int, list[Work]] = {}  # by layer, the layer whose oldest dispatch came first first
+        # By layer, the layer whose oldest dispatch came first first:
+        self._waiting: dict[int, list[Work]] = {}
+        self._standing_back: dict[int, list[Work]] = {}
+        self._other_ended_s = float("-inf")
+        self._gap_s = 0.0  # from there until somebody comes back
+        self._piece_s = 0.0
+        self._owes_turn = False  # to work that stands back, since other work came before it the last time
         self._waiting_tokens = 0
         self._waiting_dispatches = 0
         self._computing: Sequence[Work] = ()
@@ -140,7 +165,9 @@ class Batcher:
         with self._changed:
             if self._is_draining:
                 raise errors.Draining("expected a replica that takes work, found one that drains: try another holder")
-            is_idle = not self._computing and not self._waiting
+            if not work.stands_back:
+                self._observe_gap()
+            is_idle = not self._computing and not self._waiting and not self._standing_back
             if not is_idle or work.num_tokens > self._inline_tokens:
                 self._enqueue(work)
                 return None
@@ -160,8 +187,10 @@ class Batcher:
         """Fail what waits and end the compute thread. Idempotent; returns when it has ended."""
         with self._changed:
             self._is_draining = self._is_closed = True
-            abandoned = [work for works in self._waiting.values() for work in works]
+            queues = (self._waiting, self._standing_back)
+            abandoned = [work for queue in queues for works in queue.values() for work in works]
             self._waiting.clear()
+            self._standing_back.clear()
             self._waiting_tokens = self._waiting_dispatches = 0
             self._changed.notify_all()
         for work in abandoned:
@@ -177,10 +206,16 @@ class Batcher:
                 f"wait, found {tokens} in {dispatches}: send it again later or to another holder",
                 retry_after_ms=limits.retry_after_ms,
             )
-        self._waiting.setdefault(work.layer, []).append(work)
+        queue = self._standing_back if work.stands_back else self._waiting
+        queue.setdefault(work.layer, []).append(work)
         self._waiting_tokens, self._waiting_dispatches = tokens, dispatches
-        if not self._computing:
+        if not self._computing or self._computing[0].stands_back:
             self._changed.notify_all()
+
+    def _observe_gap(self) -> None:
+        gap_s = self._clock() - self._other_ended_s
+        if gap_s <= _LONGEST_GAP_S:
+            self._gap_s = _REMEMBER * self._gap_s + (1 - _REMEMBER) * gap_s if self._gap_s else gap_s
 
     def _compute_waiting(self) -> None:
         """Compute what waits until closed: the compute thread's life."""
@@ -192,14 +227,41 @@ class Batcher:
     def _take_layer(self) -> Sequence[Work]:
         """Wait for work and take all of one layer; nothing once closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._is_closed or (self._waiting and not self._computing))
+            self._changed.wait_for(
+                lambda: self._is_closed or ((self._waiting or self._standing_back) and not self._computing)
+            )
             if self._is_closed:
                 return ()
-            works = self._waiting.pop(next(iter(self._waiting)))
-            self._waiting_tokens -= sum(work.num_tokens for work in works)
-            self._waiting_dispatches -= len(works)
-            self._computing = works
-            return works
+            takes_other = self._waiting and not (self._owes_turn and self._standing_back)
+            self._owes_turn = bool(takes_other)
+            self._computing = self._pop_layer(self._waiting if takes_other else self._standing_back)
+            return self._computing
+
+    def _pop_layer(self, queue: dict[int, list[Work]]) -> list[Work]:
+        works = queue.pop(next(iter(queue)))
+        self._waiting_tokens -= sum(work.num_tokens for work in works)
+        self._waiting_dispatches -= len(works)
+        return works
+
+    def _let_pass(self) -> None:
+        """Compute what others bring before the next piece, and wait a moment for more of it while they are at work."""
+        until_s = self._clock() + _HOLD * self._piece_s
+        while True:
+            with self._changed:
+                back_s = min(self._other_ended_s + _GAPS * self._gap_s, until_s)
+                self._changed.wait_for(lambda: self._waiting or self._is_closed, max(back_s - self._clock(), 0.0))
+                if self._is_closed or not self._waiting:
+                    return
+                standing_back, works = self._computing, self._pop_layer(self._waiting)
+                self._computing = (*standing_back, *works)
+            for work, outcome in zip(works, self._compute(works), strict=True):
+                work.deliver(outcome)
+            with self._changed:
+                self._total_tokens += sum(work.num_tokens for work in works)
+                self._computing = standing_back
+                self._other_ended_s = self._clock()
+            if self._clock() >= until_s:
+                return
 
     def _compute(self, works: Sequence[Work]) -> list[Outcome]:
         """Compute dispatches of one layer as one batch, those that are late left out."""
@@ -215,14 +277,18 @@ class Batcher:
         with self._changed:
             self._total_tokens += sum(work.num_tokens for work in works)
             self._computing = ()
-            if self._waiting or self._is_draining:
+            if not works[0].stands_back:
+                self._other_ended_s = self._clock()
+            if self._waiting or self._standing_back or self._is_draining:
                 self._changed.notify_all()
 
     def _run(self, works: Sequence[Work], started_s: float) -> list[Outcome]:
         try:
             batch = merge(works)
-            outputs_ND = self._run_experts(works[0].layer, batch.hidden_ND, batch.expert_ids, batch.token_counts)
-            _check_outputs(batch.hidden_ND, outputs_ND)
+            if works[0].stands_back:
+                outputs_ND, passed_s = self._run_in_pieces(works[0].layer, batch)
+            else:
+                outputs_ND, passed_s = self._run_batch(works[0].layer, batch), 0.0
             parts = split(batch, outputs_ND)
         except errors.ServingError as error:  # an expert was released after the dispatch was accepted
             return [Outcome(error=error) for _ in works]
@@ -230,7 +296,7 @@ class Batcher:
             _LOG.exception("computing layer %d failed for %d dispatches", works[0].layer, len(works))
             message = f"computing layer {works[0].layer} failed: {type(error).__name__}: {error}"
             return [Outcome(error=errors.InternalError(message)) for _ in works]
-        seconds = self._clock() - started_s
+        seconds = self._clock() - started_s - passed_s
         self._busy_s += seconds
         self._compute_s += seconds * len(works)
         for work in works:
@@ -241,6 +307,24 @@ class Batcher:
             Outcome(outputs_ND=part_ND, queue_us=int((started_s - work.arrived_s) * 1e6), compute_us=compute_us)
             for work, part_ND in zip(works, parts, strict=True)
         ]
+
+    def _run_batch(self, layer: int, batch: MergedBatch | Piece) -> Tensor:
+        outputs_ND = self._run_experts(layer, batch.hidden_ND, batch.expert_ids, batch.token_counts)
+        _check_outputs(batch.hidden_ND, outputs_ND)
+        return outputs_ND
+
+    def _run_in_pieces(self, layer: int, batch: MergedBatch) -> tuple[Tensor, float]:
+        """Return a batch's outputs, and the seconds that it stood back for others."""
+        outputs: list[Tensor] = []
+        passed_s = 0.0
+        for piece in pieces(batch, self._piece_tokens):
+            began_s = self._clock()
+            self._let_pass()
+            passed_s += self._clock() - began_s
+            began_s = self._clock()
+            outputs.append(self._run_batch(layer, piece))
+            self._piece_s = self._clock() - began_s
+        return (torch.cat(outputs) if len(outputs) > 1 else outputs[0]), passed_s
 
 
 def _is_late(work: Work, now_s: float) -> bool:

@@ -24,6 +24,7 @@ def read_dispatch(
     arrived_s: float,
     deliver: Callable[[Outcome], None],
     segment: SharedSegment | None = None,
+    stands_back: bool = False,
 ) -> Work:
     """Return a dispatch as work, its tokens a view of the message's bytes or of shared memory.
 
@@ -33,6 +34,7 @@ def read_dispatch(
         arrived_s: when it was received, on the batcher's clock.
         deliver: takes the outcome if the work has to wait.
         segment: memory shared with the sender.
+        stands_back: whether its sender lets others pass.
 
     Raises:
         BadDispatch: it was damaged on its way, the layer has no experts, an expert is not in the model, or the counts
@@ -68,6 +70,7 @@ def read_dispatch(
         hidden_ND=hidden_ND,
         arrived_s=arrived_s,
         deadline_s=arrived_s + dispatch.deadline_ms / 1000 if dispatch.deadline_ms else None,
+        stands_back=stands_back,
         deliver=deliver,
     )
 

@@ -74,6 +74,7 @@ class DispatchStream:
         self._sender: threading.Thread | None = None
         self._router_id = ""
         self._segment: SharedSegment | None = None
+        self._stands_back = False
         self._seen = SeenIds()
 
     def serve(self, requests: Iterator[expert_pb2.DispatchRequest]) -> None:
@@ -127,6 +128,7 @@ class DispatchStream:
                 metadata={"expected": expected, "found": hello.model_fingerprint},
             )
         self._router_id = hello.router_id
+        self._stands_back = hello.stands_back
         if hello.HasField("shared_memory"):
             self._segment = SharedSegment.attach(hello.shared_memory)
         welcome = expert_pb2.Welcome(replica=self._replica.describe(), shares_memory=self._segment is not None)
@@ -151,7 +153,12 @@ class DispatchStream:
         outcome: Outcome | None
         try:
             work = read_dispatch(
-                dispatch, self._replica.held, arrived_s=arrived_s, deliver=deliver, segment=self._segment
+                dispatch,
+                self._replica.held,
+                arrived_s=arrived_s,
+                deliver=deliver,
+                segment=self._segment,
+                stands_back=self._stands_back,
             )
             outcome = self._replica.batcher.submit(work)
         except errors.ServingError as error:

@@ -41,5 +41,7 @@ class Work:
     """When it was read from its stream, on the batcher's clock."""
     deadline_s: float | None = None
     """When the answer stops being of use, on the batcher's clock; None: never."""
+    stands_back: bool = False
+    """Whether it is computed in pieces, between which others pass."""
     deliver: Callable[[Outcome], None]
     """Takes the outcome of work that had to wait, in the compute thread: it must not block and not raise."""

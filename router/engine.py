@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -203,6 +204,9 @@ class Engine:
             return replace(load, waiting=max(self._num_accepted - load.running, 0), queued_prompt_tokens=queued_tokens)
 
     def _run(self) -> None:
+        if self.limits.idle_priority and hasattr(os, "SCHED_IDLE"):
+            # Of this thread, and of those it starts to compute with. Lower than any niceness: Ray's processes have 15.
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         self._transport.on_wait = self._attend_wait
         if self._shards is not None:
             self._shards.on_wait = self._attend_wait

@@ -38,6 +38,9 @@ class EngineLimits:
     """How many times longer a step may take because a prompt shares it with sequences that generate; at least 1. Where
     several prompts wait, the extra time is longer: a burst of them is read in large pieces."""
 
+    idle_priority: bool = False
+    """Whether the step loop computes only on cores that nobody else wants (Linux's SCHED_IDLE)."""
+
     def layout(self, config: ModelConfig, dtype: KvDtype) -> CacheLayout:
         """Return what the cache of a model that computes in `dtype` takes."""
         return CacheLayout(config, self.kv_dtype or dtype, self.page_tokens)

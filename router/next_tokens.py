@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 
@@ -10,10 +11,13 @@ from torch import Tensor
 from protos import errors
 from router.logprobs import prompt_logprobs, token_logprobs
 from router.paging.paged_kv import PagedKv
-from router.request import Ended, PromptDone, TokenChosen
+from router.request import Ended, PromptDone, PromptProgress, TokenChosen
 from router.sampling import choose_tokens
 from router.scheduler import Work
 from router.sequence import Sequence
+
+PROGRESS_S = 0.5
+"""Seconds between two reports on a prompt that takes many steps, and from its first step to the first report."""
 
 End = Callable[[Sequence, Ended], None]
 """Takes a sequence that has ended off the engine, then emits the event."""
@@ -26,14 +30,18 @@ class NextTokens:
         kv: whose pages the steps fill.
         publishes: whether full pages are kept for prompts that begin alike.
         end: called for sequences that end by themselves.
+        clock: seconds, monotonic.
     """
 
-    def __init__(self, kv: PagedKv, end: End, *, publishes: bool = True) -> None:
+    def __init__(
+        self, kv: PagedKv, end: End, *, publishes: bool = True, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.num_chosen = 0
         """Tokens emitted so far."""
         self._kv = kv
         self._publishes = publishes
         self._end = end
+        self._clock = clock
 
     def advance(self, work: SequenceOf[Work], logits_BV: Tensor) -> None:
         """Take note of a computed step, and choose the next token of every sequence past its prompt.
@@ -59,6 +67,7 @@ class NextTokens:
             publish = self._publishes and all(is_sound[first:row])
             self._kv.advance(sequence.pages, sequence.ids, item.num_tokens, publish=publish)
             if sequence.num_uncomputed:
+                self._tell_progress(sequence)
                 continue
             if not sequence.prompt_is_done:
                 self._emit_prompt_done(sequence)
@@ -105,6 +114,17 @@ class NextTokens:
             return False
         sequence.prompt_logprobs.extend(reports)
         return True
+
+    def _tell_progress(self, sequence: Sequence) -> None:
+        """Tell how much of a prompt is computed, now and then."""
+        if sequence.prompt_is_done:
+            return
+        now_s = self._clock()
+        is_due = sequence.progress_due_s is not None and now_s >= sequence.progress_due_s
+        if is_due:
+            sequence.emit(PromptProgress(num_done=sequence.num_computed, num_total=len(sequence.request.prompt_ids)))
+        if is_due or sequence.progress_due_s is None:
+            sequence.progress_due_s = now_s + PROGRESS_S
 
     def _emit_prompt_done(self, sequence: Sequence) -> None:
         wanted = sequence.wants_prompt_logits

@@ -68,6 +68,19 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PromptProgress:
+    """The prompt takes more than a step, and this much of it is in the cache.
+
+    It may be less than was told before: a sequence that makes room for others may have to begin again.
+    """
+
+    num_done: int
+    """Prompt tokens in the cache."""
+    num_total: int
+    """Prompt tokens."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PromptDone:
     """The prompt is in the cache; the first token follows."""
 
@@ -95,7 +108,7 @@ class Ended:
     """Present when the reason is "error"."""
 
 
-EngineEvent = PromptDone | TokenChosen | Ended
+EngineEvent = PromptProgress | PromptDone | TokenChosen | Ended
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -51,6 +51,8 @@ class Sequence:
     """True once its receiver raised: nothing more is emitted."""
     prompt_is_done: bool = False
     """True once PromptDone was emitted."""
+    progress_due_s: float | None = None
+    """Second from which its progress may be told again; None: no step has computed a part of its prompt yet."""
     num_cached: int | None = None
     """Prompt tokens that the prefix cache had when it first got a slot; None until then."""
     ids: list[int] = field(default_factory=list)

@@ -21,6 +21,7 @@ class Part(Enum):
 
     EXPERT = "ray::ServeReplica:herd:Experts"
     ROUTER = "ray::ServeReplica:herd:Router"
+    LONG_ROUTER = "ray::ServeReplica:herd:LongRouter"
     CONTEXT = "ray::ServeReplica:herd:Context"
     FRONT_DOOR = "ray::ServeReplica:herd:FrontDoor"
     DIRECTORY = "ray::DirectoryActor"

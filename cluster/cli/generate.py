@@ -6,6 +6,9 @@ import sys
 import time
 from dataclasses import dataclass
 
+from rich.console import Console
+
+from cluster.cli.prompt_bar import PromptBar
 from cluster.cli.server_address import CALL_TIMEOUT_S, channel_to
 from protos.errors import InvalidRequest
 from protos.inference.v1 import inference_pb2 as pb
@@ -46,11 +49,15 @@ def stream_answer(options: Options, address: str) -> None:
         began = time.monotonic()
         first_at = began
         usage = pb.Usage()
-        for response in stub.Generate(request):
-            if response.HasField("delta"):
-                first_at = time.monotonic() if first_at == began else first_at
-                _print_delta(response.delta, has_text)
-            usage = response.finished.usage if response.HasField("finished") else usage
+        with PromptBar(Console(stderr=True)) as bar:
+            for response in stub.Generate(request):
+                if response.HasField("progress"):
+                    bar.update(response.progress)
+                if response.HasField("delta"):
+                    bar.close()
+                    first_at = time.monotonic() if first_at == began else first_at
+                    _print_delta(response.delta, has_text)
+                usage = response.finished.usage if response.HasField("finished") else usage
         print()
     print(_counts(usage, first_at - began, time.monotonic() - first_at), file=sys.stderr)
 

@@ -12,7 +12,7 @@ from cluster.prompt import check_role
 from cluster.replica_roster import ReplicaInfo, ReplicaState
 from cluster.router_client import ExpertReplicaInfo, PlacementInfo, RouterLoad
 from cluster.served_model import ServedModel
-from cluster.service_events import Delta, Finished, LikelyToken, ScoredToken, ServiceEvent, Started
+from cluster.service_events import Delta, Finished, LikelyToken, Progress, ScoredToken, ServiceEvent, Started
 from cluster.version import herd_version
 from models.chat_message import ChatMessage
 from protos.inference.v1 import inference_pb2 as pb
@@ -60,6 +60,15 @@ def generate_response(event: ServiceEvent, model: ServedModel) -> pb.GenerateRes
                 prompt_logprobs=[_token_logprob(each) for prompt in event.prompt_logprobs for each in prompt],
             )
             return pb.GenerateResponse(started=started)
+        case Progress():
+            start_s = event.expected_start_s
+            progress = pb.Progress(
+                queue_position=event.queue_position,
+                expected_start_ms=None if start_s is None else _thousandths(start_s),
+                prompt_tokens_done=event.num_prompt_done,
+                prompt_tokens=event.num_prompt_tokens,
+            )
+            return pb.GenerateResponse(progress=progress)
         case Delta():
             delta = pb.Delta(
                 choice=event.choice,

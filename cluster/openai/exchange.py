@@ -15,7 +15,7 @@ from cluster.openai.client_watch import unless_gone
 from cluster.openai.error_object import error_object, internal_error
 from cluster.openai.json_text import JsonResponse, to_json
 from cluster.service import InferenceService
-from cluster.service_events import ServiceEvent
+from cluster.service_events import Progress, ServiceEvent
 from protos.errors import Cancelled, ServingError
 
 THREAD_BYTES = 16 * 1024
@@ -104,9 +104,27 @@ async def _stream(answer: Answer, events: AsyncGenerator[ServiceEvent, None], se
 
 
 async def _send_chunks(answer: Answer, event: ServiceEvent, send: Send) -> None:
-    body = b"".join(b"data: %b\n\n" % to_json(chunk) for chunk in answer.chunks(event))
+    if isinstance(event, Progress):
+        body = _comment(event)
+    else:
+        body = b"".join(b"data: %b\n\n" % to_json(chunk) for chunk in answer.chunks(event))
     if body:
         await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+def _comment(progress: Progress) -> bytes:
+    """Return progress as a comment of the stream, which every reader of server-sent events passes over."""
+    fields: dict[str, object] = {
+        "prompt_tokens_done": progress.num_prompt_done,
+        "prompt_tokens": progress.num_prompt_tokens,
+    }
+    if progress.queue_position:
+        start_s = progress.expected_start_s
+        fields |= {
+            "queue_position": progress.queue_position,
+            "expected_start_s": None if start_s is None else round(start_s, 3),
+        }
+    return b": progress %b\n\n" % to_json(fields)
 
 
 async def _send_data(data: bytes, send: Send) -> None:

@@ -35,7 +35,7 @@ def add_operations(app: FastAPI, service: InferenceService) -> None:
     async def metrics() -> Response:
         """Return the metrics in Prometheus' text format."""
         loads, placement = await asyncio.gather(_load(view), _placement(service, view))
-        text = service.metrics.render(loads, service.admission.num_sequences, placement)
+        text = service.metrics.render(loads, service.num_sequences, placement)
         return Response(text, headers={"content-type": CONTENT_TYPE})
 
     @app.get("/status.json", response_model=None)

@@ -36,7 +36,7 @@ async def status_object(service: InferenceService, view: ClusterView) -> dict[st
         "version": herd_version(),
         "now_s": time.time(),
         "model": _model_object(service),
-        "sequences_in_flight": service.admission.num_sequences,
+        "sequences_in_flight": service.num_sequences,
         "routers": [_router_object(each) for each in loads.value] if loads else [],
         "routers_at_s": loads.at_s if loads else None,
         "routers_error": routers_error,

@@ -45,6 +45,7 @@ class GrpcTransport:
         fingerprint: of our model.
         timeouts: how long to wait for answers.
         share_from_bytes: smallest tensor that travels through memory shared with a replica on this host; None: none.
+        stands_back: let the dispatches of other routers pass at the replicas.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class GrpcTransport:
         fingerprint: str,
         timeouts: DispatchTimeouts | None = None,
         share_from_bytes: int | None = SHARE_FROM_BYTES,
+        stands_back: bool = False,
     ) -> None:
         def connect(holder: ExpertHolder, on_change: Callable[[], None]) -> ReplicaStream:
             return ReplicaStream(
@@ -62,6 +64,7 @@ class GrpcTransport:
                 fingerprint=fingerprint,
                 on_change=on_change,
                 shares_memory=share_from_bytes is not None,
+                stands_back=stands_back,
             )
 
         self.timeouts = timeouts or DispatchTimeouts()

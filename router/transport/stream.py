@@ -54,6 +54,7 @@ class ReplicaStream:
         fingerprint: of our model; a replica of another model refuses us.
         on_change: called from the reading thread whenever the stream has opened or broken.
         shares_memory: offer the replica shared memory for tensors; without effect where it is on another host.
+        stands_back: let the dispatches of other routers pass.
     """
 
     def __init__(
@@ -64,9 +65,10 @@ class ReplicaStream:
         fingerprint: str,
         on_change: Callable[[], None],
         shares_memory: bool = True,
+        stands_back: bool = False,
     ) -> None:
         self.holder = holder
-        self._hello = expert_pb2.Hello(router_id=router_id, model_fingerprint=fingerprint)
+        self._hello = expert_pb2.Hello(router_id=router_id, model_fingerprint=fingerprint, stands_back=stands_back)
         self._on_change = on_change
         self._shares_memory = shares_memory
         self._lock = threading.Lock()
@@ -190,6 +192,7 @@ class ReplicaStream:
         hello = expert_pb2.Hello(
             router_id=self._hello.router_id,
             model_fingerprint=self._hello.model_fingerprint,
+            stands_back=self._hello.stands_back,
             shared_memory=segment.offer() if segment else None,
         )
         outbox.put(expert_pb2.DispatchRequest(hello=hello))

@@ -29,6 +29,15 @@ def test_each_expert_group_is_a_deployment(demo_dir):
     assert [each.num_replicas for each in found.values()] == [1, 4, 2, 2, 2]
 
 
+def test_long_requests_have_a_deployment_of_routers_that_follow_the_same_directory(demo_dir):
+    found = deployments(demo_dir, "long.from_tokens=1000", "long.replicas=2")
+    assert list(found) == ["FrontDoor", "Router", "LongRouter", "Experts-0", "Experts-1"]
+    assert found["LongRouter"].num_replicas == 2
+    assert not found["LongRouter"]._deployment_config.deployment_actors
+    choice = found["LongRouter"]._deployment_config.request_router_config
+    assert choice == found["Router"]._deployment_config.request_router_config
+
+
 def test_a_dense_model_has_no_expert_deployments(shared_dir):
     assert list(deployments(shared_dir / "goldens" / "llama3")) == ["FrontDoor", "Router"]
 

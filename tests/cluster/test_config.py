@@ -49,6 +49,19 @@ KNOBS = [
     "context.threads",
     "context.host",
     "context.lease_s",
+    "long.from_tokens",
+    "long.context_length",
+    "long.replicas",
+    "long.min_replicas",
+    "long.max_replicas",
+    "long.slots",
+    "long.kv_bytes",
+    "long.step_tokens",
+    "long.threads",
+    "long.priority",
+    "long.max_sequences",
+    "long.max_queued_prompt_tokens",
+    "long.request_timeout_s",
     "scaling.front_door_min_replicas",
     "scaling.front_door_max_replicas",
     "scaling.router_min_replicas",
@@ -77,6 +90,7 @@ WRONG = {
     "router.slots=many": "expected a whole number, found 'many'",
     "router.slots=1.5": "expected a whole number, found 1.5",
     "router.slots=yes": "expected a whole number, found true",
+    "router.prefix_cache=7": "expected true or false, found 7",
     "router.slots=null": "expected a whole number, found null",
     "router.slots=0": "expected at least 1, found 0",
     "router.kv_bytes=-1": "expected at least 1, found -1",
@@ -88,6 +102,11 @@ WRONG = {
     "http.port=9000": "found 9000 for both HTTP and gRPC",
     "model.path=": "model.path: expected text, found null",
     "experts.lease_s=1": "expected at least 2, found 1",
+    "long.from_tokens=1": "long.from_tokens: expected at least 2, found 1",
+    "long.priority=high": "long.priority: expected 'idle' or 'normal', found 'high'",
+    "long.step_tokens=1": "long.step_tokens: expected at least long.slots, 2, found 1",
+    "long.min_replicas=2": "long.min_replicas, long.max_replicas: expected bounds around the 1 there are at first",
+    "long.request_timeout_s=0": "long.request_timeout_s: expected a positive number of seconds, found 0",
     "scaling.router_min_replicas=-1": "scaling.router_min_replicas: expected at least 0, found -1",
     "scaling.front_door_min_replicas=0": "scaling.front_door_min_replicas: expected at least 1, found 0",
     "scaling.zero_after_s=0": "scaling.zero_after_s: expected a positive number of seconds, found 0",
@@ -122,6 +141,11 @@ def test_a_wrong_setting_is_refused_with_what_was_expected(assignment):
     with pytest.raises(BadConfig) as caught:
         load_config(assignments=[assignment])
     assert WRONG[assignment] in caught.value.message
+
+
+@pytest.mark.parametrize("text", ["true", "false"])
+def test_what_is_on_or_off_takes_true_and_false(text):
+    assert load_config(assignments=[f"router.prefix_cache={text}"]).router.prefix_cache == (text == "true")
 
 
 def test_assignments_win_over_the_file(tmp_path: Path):

@@ -26,9 +26,9 @@ METRIC_NAMES = [
     "herd_prefix_queried_tokens",
     "herd_prefix_cached_tokens",
     "herd_prefix_hit_ratio",
-    "herd_preemptions",
     "herd_context_repaired_tokens",
     "herd_context_free_tokens",
+    "herd_preemptions",
     "herd_dispatch_shares",
     "herd_dispatch_hedges",
     "herd_dispatch_resends",
@@ -93,7 +93,7 @@ def test_metrics_count_what_was_generated(door, text_model):
     found = samples(door)
     assert found["herd_prompt_tokens_total", ""] == 3
     assert found["herd_generation_tokens_total", ""] == 20
-    assert found["herd_time_to_first_token_seconds_count", ""] == 1
+    assert found["herd_time_to_first_token_seconds_count", "standard"] == 1
     assert found["herd_inter_token_seconds_count", ""] == 16
     assert found["herd_kv_used_bytes", "router-0"] == 25
     assert found["vllm:kv_cache_usage_perc", "tiny"] == 0.25

@@ -90,3 +90,77 @@ def test_rounded_weights_are_counted_in_their_bits_and_embeddings_in_full(checkp
     rounded = (checkpoint.total_bytes - 2 * embeddings) // 2 * bits // 8
     plan = plan_for(checkpoint, "router.dtype=bfloat16", f"model.quantize={quantize}")
     assert plan.weight_bytes == pytest.approx(embeddings + embeddings // 2 + rounded, abs=2)
+
+
+# Routers for long requests.
+
+
+def test_without_a_length_to_begin_at_all_requests_share_the_routers(checkpoint):
+    plan = plan_for(checkpoint)
+    assert plan.long is None
+    assert list(plan.pools) == ["Router"]
+
+
+def test_routers_hold_what_is_not_long_and_those_for_long_requests_the_whole_context(checkpoint):
+    plan = plan_for(checkpoint, "long.from_tokens=1000", "long.slots=3", "long.step_tokens=64", "long.priority=normal")
+    standard, long = plan.pools["Router"].engine_limits, plan.pools["LongRouter"].engine_limits
+    layout = CacheLayout(plan.config, "float32")
+    assert (standard.context_length, long.context_length) == (999, plan.config.max_positions)
+    assert plan.context_length == plan.config.max_positions
+    assert standard.kv_bytes == 16 * layout.sequence_bytes(999)
+    assert long.kv_bytes == 3 * layout.sequence_bytes(plan.config.max_positions)
+    assert (long.slots, long.step_tokens, long.idle_priority, long.max_waiting) == (3, 64, False, 0)
+    assert (standard.slots, standard.step_tokens, standard.idle_priority, standard.max_waiting) == (
+        16,
+        2048,
+        False,
+        256,
+    )
+
+
+def test_long_prompts_are_computed_on_idle_cores_unless_told_otherwise(checkpoint):
+    assert plan_for(checkpoint, "long.from_tokens=1000").long.engine_limits.idle_priority
+
+
+@pytest.mark.parametrize(("assignment", "expected"), [("long", 3000), ("model", 3000)])
+def test_either_setting_bounds_the_longest_context(checkpoint, assignment, expected):
+    plan = plan_for(checkpoint, "long.from_tokens=1000", f"{assignment}.context_length={expected}")
+    assert plan.context_length == expected
+
+
+def test_context_shards_belong_to_routers_for_long_requests_where_there_are_some(checkpoint):
+    shards = ("context.shards=2", "context.kv_bytes=100000000")
+    alone, beside = plan_for(checkpoint, *shards), plan_for(checkpoint, *shards, "long.from_tokens=1000")
+    assert alone.engine_limits.on_shards
+    assert [pool.engine_limits.on_shards for pool in beside.pools.values()] == [False, True]
+    assert beside.pools["Router"].engine_limits.prefix_cache
+
+
+def test_routers_for_long_requests_count_as_processes_with_weights_and_caches(checkpoint):
+    plain, pooled = plan_for(checkpoint), plan_for(checkpoint, "long.from_tokens=1000", "long.max_replicas=2")
+    assert pooled.num_replicas == plain.num_replicas + 2
+    assert pooled.weight_bytes > plain.weight_bytes
+    kv_bytes = pooled.engine_limits.kv_bytes + 2 * pooled.long.engine_limits.kv_bytes
+    assert pooled.needed_bytes - pooled.weight_bytes - plain.needed_bytes + plain.weight_bytes > (
+        kv_bytes - plain.engine_limits.kv_bytes
+    )
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (("long.from_tokens=5000",), "long.from_tokens: expected at most"),
+        (("long.from_tokens=1000", "long.context_length=900"), "expected at most 900"),
+        (("long.from_tokens=1000", "long.context_length=10000"), "long.context_length: expected at most the model's"),
+        (("long.from_tokens=1000", "scaling.budget=3"), "scaling.budget: expected at least 4"),
+    ],
+)
+def test_pools_that_cannot_work_are_refused(checkpoint, assignments, message):
+    with pytest.raises(BadConfig, match=message):
+        plan_for(checkpoint, *assignments)
+
+
+@pytest.mark.parametrize("section", ["router", "long"])
+def test_a_cache_too_small_for_one_context_names_its_own_setting(checkpoint, section):
+    with pytest.raises(NotEnoughMemory, match=rf"raise {section}\.kv_bytes"):
+        plan_for(checkpoint, "long.from_tokens=1000", "long.context_length=4000", f"{section}.kv_bytes=100000")

@@ -112,6 +112,11 @@ def routing(slots: float, waiting: float = 0.0) -> dict[str, float]:
     }
 
 
+def door_stats(sequences: float, idle_s: float, ttft_s: float = 0.0, **long: float) -> dict[str, float]:
+    stats = {"sequences": sequences, "queued_prompt_tokens": 0.0, "idle_s": idle_s, "ttft_s": ttft_s}
+    return stats | {"long_sequences": 0.0, "long_idle_s": 1e9} | long
+
+
 def test_busy_experts_grow():
     wanted, _ = make("ExpertsPolicy")(Context("Experts-0", {"a": busy(0.9), "b": busy(0.9)}, present=2))
     assert wanted == 3
@@ -228,7 +233,7 @@ class Cluster:
 
     def _ask_all(self) -> None:
         idle_s = 0.0 if self.sequences else self.now - self.idle_since
-        doors = {"sequences": self.sequences, "queued_prompt_tokens": 0.0, "idle_s": idle_s, "ttft_s": self.ttft_s}
+        doors = door_stats(self.sequences, idle_s, self.ttft_s)
         self._ask("FrontDoor", doors, 1, 1)
         # Whoever waits for a start holds no slot.
         self.routers = self._ask("Router", routing(0.1 * min(self.sequences, 1)), self.routers, self.least)
@@ -297,9 +302,7 @@ def test_the_wait_for_the_first_router_asks_for_no_second_one(least_experts):
 
 
 def test_nor_does_the_wait_for_the_first_experts_where_routers_stay():
-    make("FrontDoorPolicy")(
-        Context("FrontDoor", {"a": {"sequences": 1.0, "queued_prompt_tokens": 0.0, "idle_s": 0.0, "ttft_s": 9.0}}, 1)
-    )
+    make("FrontDoorPolicy")(Context("FrontDoor", {"a": door_stats(1.0, 0.0, 9.0)}, 1))
     assert make("ExpertsPolicy")(Context("Experts-0", {}, 0, capacity_adjusted_min_replicas=0))[0] == 1
     assert make("RouterPolicy")(Context("Router", {"a": routing(0.3)}, present=1))[0] == 1
 
@@ -322,6 +325,43 @@ def test_a_front_door_that_is_not_heard_keeps_what_there_is():
         assert router(board_has_nothing)[0] == present
 
 
+# Routers for long requests.
+
+
+def asked(kind: str, name: str, doors: dict[str, float], present: int, **stats: float) -> int:
+    """Return what a policy wants that may have none, after the front door's was asked."""
+    make("FrontDoorPolicy")(Context("FrontDoor", {"door": doors}, present=1))
+    replicas = {"a": routing(0.5) | {"slots": 2.0} | stats} if present else {}
+    context = Context(name, replicas, present, capacity_adjusted_min_replicas=0)
+    return make(kind, sharing=["Router", "LongRouter", "Experts-0"])(context)[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "sequences", "long_sequences", "expected"),
+    [
+        ("RouterPolicy", "Router", 1, 0, 1),
+        ("RouterPolicy", "Router", 0, 1, 0),
+        ("LongRouterPolicy", "LongRouter", 1, 0, 0),
+        ("LongRouterPolicy", "LongRouter", 0, 1, 1),
+        ("ExpertsPolicy", "Experts-0", 1, 0, 1),
+        ("ExpertsPolicy", "Experts-0", 0, 1, 1),
+    ],
+)
+def test_each_class_wakes_its_own_routers_and_either_wakes_experts(kind, name, sequences, long_sequences, expected):
+    idle = {True: 0.0, False: 1000.0}
+    doors = door_stats(
+        sequences, idle[sequences > 0], long_sequences=long_sequences, long_idle_s=idle[long_sequences > 0]
+    )
+    assert asked(kind, name, doors, present=0) == expected
+
+
+@pytest.mark.parametrize(("long_sequences", "expected"), [(1, 1), (2, 2), (5, 2)])
+def test_long_routers_grow_with_the_line_and_not_with_the_time_of_a_prompt(long_sequences, expected):
+    doors = door_stats(0, 0, ttft_s=900.0, long_sequences=long_sequences, long_idle_s=0.0)
+    slow = {"queued_prompt_tokens": 60_000.0, "prefill_tokens_per_s": 100.0}
+    assert asked("LongRouterPolicy", "LongRouter", doors, present=1, **slow) == expected
+
+
 # How many there are, from the settings.
 
 
@@ -329,7 +369,8 @@ def options(demo_dir, *assignments):
     from cluster.serve_scaling import experts_replicas, front_door_replicas, router_replicas
 
     plan = make_plan(load_config(assignments=assignments), open_checkpoint(demo_dir), "demo", LAPTOP)
-    return [each(plan) for each in (front_door_replicas, router_replicas, experts_replicas)]
+    routers = [router_replicas(plan, name) for name in plan.pools]
+    return [front_door_replicas(plan), *routers, experts_replicas(plan)]
 
 
 def test_numbers_are_fixed_by_default(demo_dir):
@@ -350,6 +391,19 @@ def test_one_maximum_above_its_minimum_lets_every_policy_be_asked(demo_dir):
     ]
     for each in found:
         each.policy.get_policy()(**each.policy.policy_kwargs)
+
+
+def test_routers_for_long_requests_have_bounds_and_a_policy_of_their_own(demo_dir):
+    long = ("long.from_tokens=1000", "long.min_replicas=0", "long.max_replicas=3", "router.replicas=2")
+    found = [each["autoscaling_config"] for each in options(demo_dir, *long)]
+    assert [(each.min_replicas, each.initial_replicas, each.max_replicas) for each in found] == [
+        (1, 1, 1),
+        (2, 2, 2),
+        (0, 1, 3),
+        (1, 1, 1),
+    ]
+    assert found[2].policy.policy_function.endswith(":LongRouterPolicy")
+    assert found[2].policy.policy_kwargs["sharing"] == ["Router", "LongRouter", "Experts-0", "Experts-1"]
 
 
 def test_none_is_allowed_for_routers_and_experts_only(demo_dir):
@@ -407,6 +461,8 @@ def test_first_tokens_are_those_since_the_last_look():
     metrics = FrontDoorMetrics("demo")
     meter = FirstTokenMeter(metrics)
     assert meter.mean_s() == 0.0
-    metrics.stopwatch().tokens(0, 1)
+    metrics.stopwatch("long").tokens(0, 1)
+    assert meter.mean_s() == 0.0, "long prompts take their time, however many routers there are"
+    metrics.stopwatch("standard").tokens(0, 1)
     assert 0 < meter.mean_s() < 1
     assert meter.mean_s() == 0.0

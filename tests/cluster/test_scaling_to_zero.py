@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from cluster.scaling_needs import FrontDoorStats
-from cluster.scaling_to_zero import Activity, activity_of, last_replica
+from cluster.scaling_to_zero import Activities, Activity, activities_of, last_replica
 
 ZERO_AFTER_S = 300.0
 
@@ -28,7 +31,27 @@ def door(sequences: float, idle_s: float, at_s: float = 100.0) -> FrontDoorStats
     ],
 )
 def test_front_doors_speak_together(doors, sequences, idle_s):
-    assert activity_of(doors, stale_s=5.0, now=100.0) == Activity(sequences=sequences, idle_s=idle_s)
+    assert activities_of(doors, stale_s=5.0, now=100.0).standard == Activity(sequences=sequences, idle_s=idle_s)
+
+
+@pytest.mark.parametrize(
+    ("standard", "long", "expected"),
+    [
+        (Activity(sequences=0, idle_s=400), Activity(sequences=0, idle_s=20), Activity(sequences=0, idle_s=20)),
+        (Activity(sequences=2, idle_s=0), Activity(sequences=1, idle_s=0), Activity(sequences=3, idle_s=0)),
+        (Activity(sequences=0, idle_s=7), Activity(sequences=0, idle_s=math.inf), Activity(sequences=0, idle_s=7)),
+        (Activity(sequences=0, idle_s=None), Activity(sequences=1, idle_s=None), Activity(sequences=1, idle_s=None)),
+    ],
+)
+def test_what_both_classes_use_is_idle_when_both_are(standard, long, expected):
+    assert Activities(standard=standard, long=long).any == expected
+
+
+def test_long_sequences_count_as_long_alone():
+    doors = [replace(door(3, 0), long_sequences=2, long_idle_s=0), replace(door(0, 9), long_idle_s=8)]
+    found = activities_of(doors, stale_s=5.0, now=100.0)
+    assert found.standard == Activity(sequences=3, idle_s=0)
+    assert found.long == Activity(sequences=2, idle_s=0)
 
 
 @pytest.mark.parametrize(

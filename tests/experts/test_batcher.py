@@ -79,7 +79,7 @@ class Inbox:
     def __init__(self) -> None:
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
 
-    def work(self, clock, *, layer=0, counts=None, deadline_s=None) -> Work:
+    def work(self, clock, *, layer=0, counts=None, deadline_s=None, stands_back=False) -> Work:
         counts = counts or {0: 1}
         num_tokens = sum(counts.values())
         return Work(
@@ -90,6 +90,7 @@ class Inbox:
             hidden_ND=torch.arange(num_tokens * 2.0).reshape(num_tokens, 2),
             arrived_s=clock(),
             deadline_s=deadline_s,
+            stands_back=stands_back,
             deliver=self._outcomes.put,
         )
 
@@ -278,3 +279,95 @@ def test_many_threads_get_their_own_answers(start, experts, clock):
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(send, range(400)))
     assert sum(sum(counts) for _, _, counts in experts.batches) == batcher.total_tokens
+
+
+# Work that stands back.
+
+
+def batches_of(experts: GatedDoubler) -> list[tuple[int, int]]:
+    """Return the layer and the tokens of every batch."""
+    return [(layer, sum(counts)) for layer, _, counts in experts.batches]
+
+
+def test_others_pass_between_two_pieces_of_work_that_stands_back(start, experts, clock):
+    batcher, long, short = start(piece_macs=7 * 10, inline_tokens=0), Inbox(), Inbox()
+    batcher.submit(long.work(clock, layer=0, counts=dict.fromkeys(range(4), 10), stands_back=True))
+    assert experts.begun.get(timeout=WAIT_S) == 0
+    for layer in (5, 6):
+        batcher.submit(short.work(clock, layer=layer, counts={1: 3}))
+    experts.gate.set()
+    for inbox, count in ((short, 2), (long, 1)):
+        for _ in range(count):
+            assert inbox.next().error is None
+    assert batches_of(experts) == [(0, 10), (5, 3), (0, 10), (6, 3), (0, 10), (0, 10)]
+
+
+def test_what_is_computed_in_pieces_comes_back_whole_and_in_order(start, experts, clock):
+    batcher, inbox = start(piece_macs=7 * 4, inline_tokens=0), Inbox()
+    experts.gate.set()
+    work = inbox.work(clock, counts={0: 3, 2: 9, 5: 1}, stands_back=True)
+    batcher.submit(work)
+    assert torch.equal(inbox.next().outputs_ND, work.hidden_ND * 2)
+    assert batcher.drain(WAIT_S) == 0
+    assert (batcher.total_tokens, batcher.times.dispatches) == (13, 1)
+
+
+def test_of_both_kinds_waiting_each_gets_its_turn(start, experts, clock):
+    batcher, inbox = start(inline_tokens=0), Inbox()
+    batcher.submit(inbox.work(clock, layer=9))
+    assert experts.begun.get(timeout=WAIT_S) == 9
+    for layer in range(3):
+        batcher.submit(inbox.work(clock, layer=layer, stands_back=True))
+        batcher.submit(inbox.work(clock, layer=layer + 5))
+    experts.gate.set()
+    for _ in range(7):
+        inbox.next()
+    assert [layer for layer, _ in batches_of(experts)] == [9, 5, 0, 6, 7, 1, 2]
+
+
+def test_work_that_stands_back_is_not_merged_with_other_work_of_its_layer(start, experts, clock):
+    batcher, inbox = start(inline_tokens=0), Inbox()
+    batcher.submit(inbox.work(clock, layer=9))
+    assert experts.begun.get(timeout=WAIT_S) == 9
+    for stands_back in (False, True, False, True):
+        batcher.submit(inbox.work(clock, layer=1, counts={0: 2}, stands_back=stands_back))
+    experts.gate.set()
+    for _ in range(5):
+        inbox.next()
+    assert batches_of(experts) == [(9, 1), (1, 4), (1, 4)]
+
+
+def test_time_that_others_took_is_not_counted_twice(start, experts, clock):
+    class SlowDoubler:
+        def __call__(self, layer, hidden_ND, expert_ids, token_counts):
+            clock.now_s += 1.0
+            return experts(layer, hidden_ND, expert_ids, token_counts)
+
+    batcher, inbox = start(piece_macs=7 * 10, inline_tokens=0), Inbox()
+    batcher._run_experts = SlowDoubler()
+    batcher.submit(inbox.work(clock, counts={0: 10, 1: 10}, stands_back=True))
+    experts.begun.get(timeout=WAIT_S)
+    batcher.submit(inbox.work(clock, layer=3))
+    experts.gate.set()
+    for _ in range(2):
+        inbox.next()
+    assert batcher.drain(WAIT_S) == 0
+    assert batcher.times.busy_s == 3.0
+
+
+def test_pieces_are_held_back_for_a_time_of_others_and_then_have_their_turn(start, experts, clock):
+    def run(layer, hidden_ND, expert_ids, token_counts):
+        clock.now_s += 1.0
+        return experts(layer, hidden_ND, expert_ids, token_counts)
+
+    batcher, inbox = start(piece_macs=7 * 10, inline_tokens=0), Inbox()
+    batcher._run_experts = run
+    batcher.submit(inbox.work(clock, layer=0, counts={0: 10, 1: 10}, stands_back=True))
+    assert experts.begun.get(timeout=WAIT_S) == 0
+    for layer in range(1, 13):
+        batcher.submit(inbox.work(clock, layer=layer))
+    experts.gate.set()
+    for _ in range(13):
+        inbox.next()
+    # A piece took a second, so that others may take eight before the next.
+    assert [layer for layer, _ in batches_of(experts)] == [0, *range(1, 9), 0, *range(9, 13)]

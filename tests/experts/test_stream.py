@@ -86,6 +86,26 @@ def test_two_streams_are_merged_into_one_batch(serve, connect, held):
     assert answers[1].result.compute_us == answers[2].result.compute_us
 
 
+def test_a_stream_that_stands_back_is_merged_with_no_other(serve, connect, held):
+    held.gate.clear()
+    server = serve()
+    first, short = connect(server.address), connect(server.address)
+    long = StreamClient(server.address, expert_pb2.Hello(model_fingerprint=held.fingerprint, stands_back=True))
+    assert long.next().WhichOneof("message") == "welcome"
+    first.send(dispatch_of(HIDDEN_ND, {1: 4}, layer=3))
+    assert held.begun.get(timeout=WAIT_S) == (3, (4,))
+    long.send(dispatch_of(HIDDEN_ND, COUNTS))
+    wait_until(lambda: server.replica.batcher.num_unfinished == 2)
+    short.send(dispatch_of(HIDDEN_ND, {0: 2, 3: 2}))
+    wait_until(lambda: server.replica.batcher.num_unfinished == 3)
+    held.gate.set()
+    answer = long.next()
+    long.close()
+    assert [held.begun.get(timeout=WAIT_S) for _ in range(2)] == [(1, (2, 2)), (1, (1, 3))]
+    expected_ND = held.run(1, HIDDEN_ND, (0, 3), (1, 3))
+    torch.testing.assert_close(outputs_of(answer), expected_ND, atol=1e-3, rtol=1e-4)
+
+
 WRONG = {
     "dtype": ({"hidden": {"dtype": 2}}, "BAD_TENSOR", "expected dtype"),
     "no hidden": ({"hidden": {"dtype": 0}}, "BAD_TENSOR", "found code 0"),

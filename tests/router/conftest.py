@@ -16,10 +16,10 @@ def cluster():
     replicas: list[ScriptedReplica] = []
     transports: list[GrpcTransport] = []
 
-    def start(groups, *, answer_s=10.0, patience_s=15.0):
+    def start(groups, *, answer_s=10.0, patience_s=15.0, **options):
         replicas.extend(ScriptedReplica(f"replica-{i}", tuple(experts)) for i, experts in enumerate(groups))
         timeouts = DispatchTimeouts(answer_s=answer_s, patience_s=patience_s)
-        transport = GrpcTransport(router_id="test", fingerprint="f00d", timeouts=timeouts)
+        transport = GrpcTransport(router_id="test", fingerprint="f00d", timeouts=timeouts, **options)
         transports.append(transport)
         transport.update(placement_of(replicas, 1))
         wait_connected(transport, replicas)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 
@@ -432,3 +433,15 @@ def wait_for_load(engine: Engine, holds):
             return load
         deadline.wait(0.005)
     raise AssertionError(f"load is {engine.load()}")
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="Linux has that")
+@pytest.mark.parametrize("idle_priority", [False, True])
+def test_a_step_loop_may_compute_on_idle_cores_only(start_engine, idle_priority):
+    engine, _ = start_engine(idle_priority=idle_priority)
+    stream = Stream()
+    engine.submit(GenerationRequest(request_id="a", prompt_ids=(1, 2), max_tokens=1, sampling=GREEDY), stream)
+    assert len(stream.tokens()) == 1
+    policy = os.sched_getscheduler(engine._thread.native_id)
+    assert (policy == os.SCHED_IDLE) == idle_priority
+    assert os.sched_getscheduler(0) != os.SCHED_IDLE, "whoever starts an engine stays as it is"

@@ -28,6 +28,12 @@ def test_every_token_comes_back_from_its_expert(cluster, groups):
         assert replica.hellos[0].model_fingerprint == "f00d"
 
 
+@pytest.mark.parametrize("stands_back", [False, True])
+def test_a_router_says_whether_its_dispatches_stand_back(cluster, stands_back):
+    _, (replica,) = cluster([EXPERTS], stands_back=stands_back)
+    assert replica.hellos[0].stands_back == stands_back
+
+
 def test_holders_of_experts_that_are_used_alike_take_turns(cluster):
     transport, _ = cluster([EXPERTS, EXPERTS])
     chosen = [transport.assign({0: 1, 1: 1}) for _ in range(4)]

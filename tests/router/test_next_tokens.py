@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from router.next_tokens import NextTokens
+from router.next_tokens import PROGRESS_S, NextTokens
 from router.paging.blocks import BlockChain
 from router.paging.paged_kv import PagedKv, PagingPlan
-from router.request import Ended, GenerationRequest, PromptDone, SamplingParams, TokenChosen
+from router.request import Ended, GenerationRequest, PromptDone, PromptProgress, SamplingParams, TokenChosen
 from router.sampling import SamplingState
 from router.scheduler import Work
 from router.sequence import Sequence
@@ -21,7 +21,8 @@ class Desk:
 
     def __init__(self) -> None:
         self.kv = PagedKv(PagingPlan(4, None, True, 32, 0))
-        self.next_tokens = NextTokens(self.kv, self._end)
+        self.now_s = 0.0
+        self.next_tokens = NextTokens(self.kv, self._end, clock=lambda: self.now_s)
         self.heard: dict[Sequence, list] = {}
 
     def admit(self, num_prompt: int, **fields) -> Sequence:
@@ -105,3 +106,35 @@ def test_pages_of_sound_sequences_are_reused():
     desk = Desk()
     desk.advance((desk.admit(9), 9), logits=[row(1)])
     assert desk.kv.admit(range(9), expect_tokens=9).num_cached == 8
+
+
+def test_a_prompt_of_many_steps_tells_how_much_is_computed_now_and_then():
+    desk = Desk()
+    sequence = desk.admit(12)
+    for _ in range(5):  # two tokens a step, and 0.4 of the period
+        desk.advance((sequence, 2), logits=[row(3)])
+        desk.now_s += 0.4 * PROGRESS_S
+    told = [PromptProgress(num_done=num_done, num_total=12) for num_done in (8,)]
+    assert desk.heard[sequence] == told
+    desk.advance((sequence, 2), logits=[row(3)])
+    assert kinds(desk.heard[sequence]) == [PromptProgress, PromptDone, TokenChosen]
+
+
+def test_a_prompt_that_takes_no_longer_than_the_period_tells_nothing():
+    desk = Desk()
+    sequence = desk.admit(8)
+    for _ in range(3):
+        desk.advance((sequence, 2), logits=[row(3)])
+        desk.now_s += 0.3 * PROGRESS_S
+    assert not desk.heard[sequence]
+
+
+def test_what_is_computed_again_after_the_prompt_was_done_is_no_progress():
+    desk = Desk()
+    sequence = desk.admit(4)
+    desk.advance((sequence, 4), logits=[row(3)])
+    sequence.pages = desk.kv.admit(sequence.ids, expect_tokens=9, use_cached=False, chain=BlockChain(4))
+    for _ in range(2):
+        desk.advance((sequence, 2), logits=[row(3)])
+        desk.now_s += 2 * PROGRESS_S
+    assert kinds(desk.heard[sequence]) == [PromptDone, TokenChosen]

@@ -9,14 +9,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Hello(_message.Message):
-    __slots__ = ("router_id", "model_fingerprint", "shared_memory")
+    __slots__ = ("router_id", "model_fingerprint", "shared_memory", "stands_back")
     ROUTER_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    STANDS_BACK_FIELD_NUMBER: _ClassVar[int]
     router_id: str
     model_fingerprint: str
     shared_memory: SharedMemory
-    def __init__(self, router_id: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., shared_memory: _Optional[_Union[SharedMemory, _Mapping]] = ...) -> None: ...
+    stands_back: bool
+    def __init__(self, router_id: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., shared_memory: _Optional[_Union[SharedMemory, _Mapping]] = ..., stands_back: bool = ...) -> None: ...
 
 class SharedMemory(_message.Message):
     __slots__ = ("pid", "fd", "nonce", "num_bytes")

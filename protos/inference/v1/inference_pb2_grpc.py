@@ -74,7 +74,9 @@ class InferenceServiceServicer(object):
         """Generates a continuation of a prompt and streams it.
 
         The first response is sent as soon as the request is admitted and carries `started`; then one response per
-        token or few tokens of each choice with `delta`; the last message of a finished call carries `finished`.
+        token or few tokens of each choice with `delta`; the last message of a finished call carries `finished`. A
+        request that waits for room, or whose prompt takes more than a second, is told so with `progress` about once a
+        second until its first token, before `started` as well. Clients pass over messages they do not know.
         Cancelling the call or letting its deadline pass stops the generation and frees its memory.
         Not retry-safe unless `seed` is set or temperature is 0: then a retry answers the same.
         Errors: INVALID_ARGUMENT (what is wrong with the request), NOT_FOUND (no such model), RESOURCE_EXHAUSTED

@@ -1,0 +1,163 @@
+"""The line of one length class in a front door: who waits for room at a router, in which order, and for how long.
+
+    join ... waiting, first in rank first --> a router accepts --> running ... leave
+
+Only the first in line asks routers; while they are full it asks again whenever a sequence has left, and every so often,
+for other front doors have sequences there, too. How long the line may get is what the class's Admission says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from bisect import insort
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
+
+from cluster.expected_start import RunningSequence, expected_start_s
+from cluster.replay import Generate
+from protos.errors import Overloaded
+from router.request import EngineEvent, GenerationRequest
+
+ASK_AGAIN_S = 0.5
+"""Seconds after which full routers are asked again though no sequence of this front door has left."""
+_REMEMBER = 0.7
+"""Share of a past measure in the next one."""
+
+
+class ClassQueue:
+    """Belongs to one event loop.
+
+    Args:
+        generate: asks a router of the class's pool; see RouterClient.
+        ask_again_s: seconds after which full routers are asked again.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self, generate: Generate, *, ask_again_s: float = ASK_AGAIN_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._generate = generate
+        self._ask_again_s = ask_again_s
+        self._clock = clock
+        self._waiting: list[Turn] = []
+        self._running: list[Turn] = []
+        self._num_joined = 0
+        self._seconds_per_token: float | None = None
+        self._changed = asyncio.Event()
+
+    def join(self, request: GenerationRequest) -> Turn:
+        """Queue a sequence; whoever does must `leave` with what it gets."""
+        self._num_joined += 1
+        turn = Turn(self, len(request.prompt_ids), (request.priority, self._num_joined))
+        insort(self._waiting, turn, key=lambda each: each.rank)
+        return turn
+
+    def position(self, turn: Turn) -> int:
+        """Return a sequence's place in line, 1 being the next; 0: it does not wait."""
+        return self._waiting.index(turn) + 1 if turn in self._waiting else 0
+
+    def expected_start_s(self, turn: Turn) -> float | None:
+        """Return the seconds until a sequence that waits gets room; None: not known."""
+        now = self._clock()
+        ahead = self._waiting[: self.position(turn) - 1]
+        return expected_start_s(
+            [
+                RunningSequence(
+                    num_prompt_tokens=each.num_prompt_tokens, num_done=each.num_done, elapsed_s=now - each.started_s
+                )
+                for each in self._running
+            ],
+            [each.num_prompt_tokens for each in ahead],
+            self._seconds_per_token,
+        )
+
+    async def generate(self, turn: Turn, request: GenerationRequest) -> AsyncGenerator[list[EngineEvent], None]:
+        """Generate once it is a sequence's turn and a router has room; one that had room before does not wait again."""
+        while turn in self._waiting:
+            if self._waiting[0] is not turn:
+                await self._changed.wait()
+                continue
+            async with aclosing(self._generate(request)) as batches:
+                try:
+                    first = await anext(batches)
+                except Overloaded:
+                    await self._wait_for_change()
+                    continue
+                self._start(turn)
+                yield first
+                async for batch in batches:
+                    yield batch
+                return
+        async with aclosing(self._generate(request)) as batches:
+            async for batch in batches:
+                yield batch
+
+    def leave(self, turn: Turn) -> None:
+        """Forget a sequence, wherever it is."""
+        if turn in self._waiting:
+            self._waiting.remove(turn)
+        else:
+            self._running.remove(turn)
+            if turn.is_complete:
+                self._measure((self._clock() - turn.started_s) / turn.num_prompt_tokens)
+        self._tell_all()
+
+    def _start(self, turn: Turn) -> None:
+        self._waiting.remove(turn)
+        turn.started_s = self._clock()
+        self._running.append(turn)
+        self._tell_all()
+
+    def _measure(self, seconds_per_token: float) -> None:
+        known = self._seconds_per_token
+        new = seconds_per_token
+        self._seconds_per_token = new if known is None else _REMEMBER * known + (1 - _REMEMBER) * new
+
+    async def _wait_for_change(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._ask_again_s):
+                await self._changed.wait()
+
+    def _tell_all(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+class Turn:
+    """One sequence's place, from joining to leaving.
+
+    Args:
+        queue: it belongs to.
+        num_prompt_tokens: of the sequence.
+        rank: who is served first; the lower number.
+    """
+
+    def __init__(self, queue: ClassQueue, num_prompt_tokens: int, rank: tuple[int, int]) -> None:
+        self._queue = queue
+        self.num_prompt_tokens = num_prompt_tokens
+        self.rank = rank
+        self.started_s = 0.0
+        """When it got room."""
+        self.num_done = 0
+        """Prompt tokens computed."""
+        self.is_complete = False
+        """Whether it came to its end: one that was cancelled tells nothing of how long others take."""
+
+    @property
+    def position(self) -> int:
+        """Return its place in line; see ClassQueue."""
+        return self._queue.position(self)
+
+    @property
+    def expected_start_s(self) -> float | None:
+        """Return the seconds until it gets room; see ClassQueue."""
+        return self._queue.expected_start_s(self)
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[list[EngineEvent], None]:
+        """Generate when it is its turn; see ClassQueue."""
+        return self._queue.generate(self, request)
+
+    def leave(self) -> None:
+        """Give the place back."""
+        self._queue.leave(self)

@@ -1,0 +1,183 @@
+"""What the routers of each length class take on, from the settings, the model and the machine. Pure arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from cluster.autoscaling import Bounds
+from cluster.byte_text import format_bytes
+from cluster.config import ClusterConfig
+from cluster.machine import Machine
+from models.config import ModelConfig
+from protos.errors import BadConfig, NotEnoughMemory
+from router.kv_cache.codec import dtype_name
+from router.kv_cache.layout import CacheLayout
+from router.limits import EngineLimits
+
+MAX_KV_SHARE = 0.25
+"""Largest part of the free memory that a derived KV cache takes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoolPlan:
+    """Routers of one length class."""
+
+    engine_limits: EngineLimits
+    """What one of them takes on."""
+    threads: int
+    """CPU threads of one of them."""
+    replicas: int
+    """How many there are at first."""
+    bounds: Bounds
+    """How many there may be."""
+
+
+def context_bytes(settings: ClusterConfig, machine: Machine) -> int:
+    """Return the bytes of keys and values of one context shard; 0: there are none."""
+    context = settings.context
+    if not context.shards:
+        return 0
+    return context.kv_bytes or int(machine.free_bytes * MAX_KV_SHARE) // context.shards
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _PoolRequest:
+    """What settings ask of one pool of routers."""
+
+    section: str
+    """Of its settings."""
+    context_length: int | None
+    context_setting: str
+    """The setting that says so."""
+    slots: int
+    max_waiting: int
+    step_tokens: int
+    kv_bytes: int | None
+    on_shards: bool
+    idle_priority: bool = False
+
+
+def _standard_request(settings: ClusterConfig, config: ModelConfig) -> _PoolRequest:
+    """Return what is asked of the routers for everything, or for all but long requests."""
+    asked, long_from, router = settings.model.context_length, settings.long.from_tokens, settings.router
+    if long_from is not None:
+        asked = min(long_from - 1, asked or config.max_positions)
+    return _PoolRequest(
+        section="router",
+        context_length=asked,
+        context_setting="model.context_length" if long_from is None else "long.from_tokens",
+        slots=router.slots,
+        max_waiting=router.max_waiting,
+        step_tokens=router.step_tokens,
+        kv_bytes=router.kv_bytes,
+        on_shards=settings.context.shards > 0 and long_from is None,
+    )
+
+
+def standard_limits(settings: ClusterConfig, config: ModelConfig, dtype: torch.dtype, machine: Machine) -> EngineLimits:
+    """Return what one router for everything, or for all but long requests, takes on.
+
+    Raises:
+        BadConfig: the context is longer than the model's.
+        NotEnoughMemory: not one context has room.
+    """
+    return _engine_limits(_standard_request(settings, config), settings, config, dtype, machine)
+
+
+def long_pool(settings: ClusterConfig, config: ModelConfig, dtype: torch.dtype, machine: Machine) -> PoolPlan | None:
+    """Return the routers for long requests; None: there are none.
+
+    Raises:
+        BadConfig: no request could be long, or the context is longer than the model's.
+        NotEnoughMemory: not one context has room.
+    """
+    long = settings.long
+    if long.from_tokens is None:
+        return None
+    request = _PoolRequest(
+        section="long",
+        context_length=long.context_length or settings.model.context_length,
+        context_setting="long.context_length",
+        slots=long.slots,
+        max_waiting=0,  # the line is in the front door, where a router that has room may take the next
+        step_tokens=long.step_tokens,
+        kv_bytes=long.kv_bytes,
+        on_shards=settings.context.shards > 0,
+        idle_priority=long.priority == "idle",
+    )
+    limits = _engine_limits(request, settings, config, dtype, machine)
+    if long.from_tokens > limits.context_length:
+        raise BadConfig(
+            f"long.from_tokens: expected at most {limits.context_length}, the longest context there is, found "
+            f"{long.from_tokens}; lower it, or raise long.context_length or long.kv_bytes"
+        )
+    return PoolPlan(
+        engine_limits=limits,
+        threads=long.threads or max(1, machine.cores // long.replicas),
+        replicas=long.replicas,
+        bounds=long.bounds(),
+    )
+
+
+def _engine_limits(
+    request: _PoolRequest, settings: ClusterConfig, config: ModelConfig, dtype: torch.dtype, machine: Machine
+) -> EngineLimits:
+    router = settings.router
+    stored = dtype_name(dtype) if router.kv_dtype == "auto" else router.kv_dtype
+    layout = CacheLayout(config, stored, router.page_tokens)
+    asked, most = request.context_length, config.max_positions
+    if asked is not None and asked > most:
+        raise BadConfig(
+            f"{request.context_setting}: expected at most the model's {most} tokens, found {asked}; lower it"
+        )
+    if request.on_shards:
+        context_length, kv_bytes = _on_shards(request, settings, layout, machine)
+    else:
+        context_length, kv_bytes = _in_own_cache(request, layout, machine)
+    swap_bytes = kv_bytes // 4 if router.swap_bytes is None else router.swap_bytes
+    return EngineLimits(
+        context_length=context_length,
+        kv_bytes=kv_bytes,
+        kv_dtype=stored,
+        page_tokens=router.page_tokens,
+        prefix_cache=router.prefix_cache and not request.on_shards,
+        swap_bytes=0 if request.on_shards else swap_bytes,
+        on_shards=request.on_shards,
+        slots=request.slots,
+        max_waiting=request.max_waiting,
+        step_tokens=request.step_tokens,
+        prefill_stretch=router.prefill_stretch,
+        idle_priority=request.idle_priority,
+    )
+
+
+def _in_own_cache(request: _PoolRequest, layout: CacheLayout, machine: Machine) -> tuple[int, int]:
+    """Return the context length of routers that hold all keys and values, and the bytes of their cache."""
+    asked, section = request.context_length, request.section
+    full_bytes = request.slots * layout.sequence_bytes(asked or layout.config.max_positions)
+    kv_bytes = request.kv_bytes or min(full_bytes, int(machine.free_bytes * MAX_KV_SHARE))
+    least_bytes = layout.sequence_bytes(asked or 2)
+    if least_bytes > kv_bytes:
+        raise NotEnoughMemory(
+            f"expected a KV cache that holds one context of {asked or 2} tokens, {format_bytes(least_bytes)}, found "
+            f"room for {format_bytes(kv_bytes)}; lower {request.context_setting}, raise {section}.kv_bytes or free "
+            "memory"
+        )
+    return asked or layout.longest_sequence(layout.plan(kv_bytes, request.slots)), kv_bytes
+
+
+def _on_shards(
+    request: _PoolRequest, settings: ClusterConfig, layout: CacheLayout, machine: Machine
+) -> tuple[int, int]:
+    """Return the same of routers whose own cache is for local layers alone."""
+    num_tokens = settings.context.shards * context_bytes(settings, machine) // layout.global_token_bytes
+    asked, most = request.context_length, min(layout.config.max_positions, num_tokens)
+    if (asked or 2) > most:
+        raise NotEnoughMemory(
+            f"expected {settings.context.shards} context shards that hold {asked or 2} tokens, found room for "
+            f"{num_tokens}; lower {request.context_setting}, raise context.kv_bytes or context.shards"
+        )
+    chunks_bytes = request.slots * layout.pages_bytes(0, layout.num_pages(layout.chunk or 0)[1])
+    return asked or most, request.kv_bytes or min(chunks_bytes, int(machine.free_bytes * MAX_KV_SHARE))
