@@ -86,7 +86,8 @@ class DeploymentPlan:
     @property
     def needed_bytes(self) -> int:
         """Estimate the memory all processes take, with as many as there may be."""
-        kv_bytes = self.engine_limits.kv_bytes * self.router_bounds.max_replicas
+        limits = self.engine_limits
+        kv_bytes = (limits.kv_bytes + limits.host_kv_bytes) * self.router_bounds.max_replicas
         doors = self.settings.scaling.front_doors().max_replicas
         processes = (self.num_replicas + doors) * PROCESS_BYTES + RAY_BYTES
         return self.weight_bytes + kv_bytes + processes
@@ -171,7 +172,9 @@ def _engine_limits(settings: ClusterConfig, config: ModelConfig, dtype: torch.dt
         kv_dtype=stored,
         page_tokens=router.page_tokens,
         prefix_cache=router.prefix_cache,
-        swap_bytes=kv_bytes // 4 if router.swap_bytes is None else router.swap_bytes,
+        host_kv_bytes=kv_bytes // 4 if router.host_kv_bytes is None else router.host_kv_bytes,
+        disk_kv_bytes=router.disk_kv_bytes,
+        kv_folder=None if router.kv_folder is None else Path(router.kv_folder).absolute(),
         slots=router.slots,
         max_waiting=router.max_waiting,
         step_tokens=router.step_tokens,
@@ -238,9 +241,11 @@ def _spare_bytes(plan: DeploymentPlan, checkpoint: Checkpoint, machine: Machine)
 def _check_memory(plan: DeploymentPlan, machine: Machine) -> None:
     if plan.needed_bytes <= machine.free_bytes:
         return
+    limits = plan.engine_limits
     raise NotEnoughMemory(
         f"expected about {format_bytes(plan.needed_bytes)} of free memory ({format_bytes(plan.weight_bytes)} weights "
-        f"in {plan.dtype_name}, {format_bytes(plan.engine_limits.kv_bytes)} KV cache for each of "
-        f"{plan.router_bounds.max_replicas} router(s), the rest processes), found {format_bytes(machine.free_bytes)}; "
-        "free memory, set router.dtype=bfloat16, lower router.kv_bytes, or use a larger machine"
+        f"in {plan.dtype_name}, {format_bytes(limits.kv_bytes)} KV cache and {format_bytes(limits.host_kv_bytes)} for "
+        f"pages beside it for each of {plan.router_bounds.max_replicas} router(s), the rest processes), found "
+        f"{format_bytes(machine.free_bytes)}; free memory, set router.dtype=bfloat16, lower router.kv_bytes or "
+        "router.host_kv_bytes, or use a larger machine"
     )

@@ -70,7 +70,8 @@ class Router:
             progress=lambda done, total: self._report.loading(checkpoint.bytes_read, checkpoint.router_bytes),
         )
         self._wait_for_experts(range(plan.config.num_experts))
-        self._engine = Engine(decoder, self._transport, plan.engine_limits)
+        model = f"{plan.fingerprint} {plan.settings.model.quantize}"
+        self._engine = Engine(decoder, self._transport, plan.engine_limits, model=model)
         self._engine.start()
         self._watch = StepWatch(self._engine, settings.stuck_after_s)
         self._sender = CarrierSender(self._engine, self._watch, self._replica_id)

@@ -324,7 +324,7 @@ def test_the_end_of_a_prefix_is_evicted_before_its_beginning():
     assert found(kv, IDS[:24]) == 20
 
 
-# What is wanted before a start, and what is put back after a swap.
+# What is wanted before a start.
 
 
 def test_a_sequence_wants_pages_for_all_of_it_and_one_chunk():
@@ -342,31 +342,6 @@ def test_pages_that_another_sequence_holds_are_not_wanted_and_kept_ones_are():
     assert kv.num_wanted(IDS[:14], use_cached=False) == (4, 4)
     kv.release(pages)
     assert kv.num_wanted(IDS[:14]) == (4, 4)
-
-
-@pytest.mark.parametrize("plan", [PLAN, GLOBAL_ONLY, LOCAL_ONLY])
-@pytest.mark.parametrize("num_tokens", [3, 16, 22, 32, 39])
-@pytest.mark.parametrize("in_cache", [0, 6, 18])
-def test_a_restored_sequence_is_as_if_it_had_just_computed(plan, num_tokens, in_cache):
-    kv = paged(plan)
-    cache(kv, IDS[:in_cache])
-    pages = admit(kv, IDS[:40])
-    if num_tokens > pages.num_tokens:
-        kv.restore(pages, IDS, num_tokens)
-        kv.check()
-        assert (pages.num_tokens, pages.num_reserved) == (num_tokens, -(-num_tokens // 4) * 4)
-    compute(kv, pages, IDS[:40])
-
-
-@pytest.mark.parametrize("short", ["num_global_pages", "num_local_pages"])
-def test_a_sequence_that_cannot_be_restored_stays_as_it_was_admitted(short):
-    kv = paged(**{short: 3})
-    cache(kv, IDS[:4])
-    pages = admit(kv, IDS[:40])
-    with pytest.raises(OutOfPages):
-        kv.restore(pages, IDS, 15)
-    kv.check()
-    assert (pages.num_tokens, kv.num_used_pages()) == (4, (1, 1))
 
 
 # What is worth waiting for.
