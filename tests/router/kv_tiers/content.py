@@ -19,8 +19,8 @@ CHUNK, PAGE, NUM_PAGES = 8, 4, 12
 
 def tiny_cache(kv_dtype="float32", **changes) -> tuple[CacheLayout, KvStorage, PageBytes]:
     """Return a cache of random bytes with one global and three local layers, unless changed."""
-    layout = CacheLayout(replace(TINY, attention_chunk=CHUNK, **changes), kv_dtype, PAGE)
-    plan = PagingPlan(PAGE, layout.chunk, bool(layout.global_layers), NUM_PAGES, NUM_PAGES)
+    layout = CacheLayout(replace(TINY, **{"attention_chunk": CHUNK} | changes), kv_dtype, PAGE)
+    plan = PagingPlan(layout.page_tokens, layout.chunk, bool(layout.global_layers), NUM_PAGES, NUM_PAGES)
     storage = KvStorage(layout, plan, torch.float32, torch.device("cpu"))
     for part in all_parts(storage):
         part.view(torch.uint8).random_(0, 256)

@@ -27,6 +27,18 @@ def test_pages_come_back_to_other_places_bit_by_bit(kv_dtype, changes):
             assert torch.equal(pages.view(torch.uint8), old_pages.view(torch.uint8))
 
 
+def test_parts_that_are_no_whole_words_come_back_too():
+    _, storage, page_bytes = tiny_cache("int8", num_kv_heads=1, num_heads=1, head_size=2, attention_chunk=3)
+    assert page_bytes.word == torch.uint8
+    expected = [part[:1].clone() for part in storage.parts(False)]
+    rows = page_bytes.read(False, [0])
+    for part in storage.parts(False):
+        part.zero_()
+    page_bytes.write(False, [0], rows)
+    for part, before in zip(storage.parts(False), expected, strict=True):
+        assert torch.equal(part[:1].view(torch.uint8), before.view(torch.uint8))
+
+
 def test_writing_pages_of_one_kind_leaves_the_other_alone():
     _, storage, page_bytes = tiny_cache()
     before = [part.view(torch.uint8).clone() for part in storage.parts(False)]
