@@ -210,7 +210,7 @@ class PagedKv:
         return Gap(tuple(keys[:num_blocks]), num_found, tuple(missing))
 
     def refill(self, gap: Gap) -> Refill:
-        """Hold a page for each block of a gap, and those the prefix has anyhow; announce what is missing.
+        """Hold a page for each block of a gap, and those the prefix has anyhow; announce what will be found.
 
         Nobody finds the new pages before `finish_refill`, which must follow whatever happens.
 
@@ -237,11 +237,12 @@ class PagedKv:
             is_local: iter(pool.take(sum(block[0] == is_local for block in gap.missing)))
             for is_local, pool in ((False, self.global_pool), (True, self.local_pool))
         }
-        refill = Refill({block: next(fresh[block[0]]) for block in gap.missing}, held)
+        pages = {block: next(fresh[block[0]]) for block in gap.missing}
+        refill = Refill(pages, gap.keys[gap.num_found :], held)
         for block in blocks:
             page = self._pool(block).find(block[1])
             held[block[0]].append(refill.pages[block] if page is None else page)
-        self._announced.update(key for _, key in gap.missing)
+        self._announced.update(refill.announced)
         self._refills.add(refill)
         return refill
 
@@ -249,7 +250,7 @@ class PagedKv:
         """Let nobody wait for a refill any longer: nothing of it will be published. Again is no harm."""
         if refill.is_current:
             refill.is_current = False
-            for _, key in refill.pages:
+            for key in refill.announced:
                 self._unannounce(key)
 
     def finish_refill(self, refill: Refill, lost: Container[Block]) -> None:
@@ -419,7 +420,7 @@ class PagedKv:
             self._check_sequence(pages)
             announced.update(pages.announced)
         for refill in self._refills:
-            announced.update(key for _, key in refill.pages if refill.is_current)
+            announced.update(refill.announced if refill.is_current else ())
         assert announced == self._announced, "announced keys do not belong to live sequences"
         tables = [(pages.global_table.pages(), pages.local_table.pages()) for pages in self._live]
         tables += [refill.held for refill in self._refills]

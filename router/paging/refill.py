@@ -34,6 +34,8 @@ class Refill:
 
     pages: dict[Block, int]
     """The page each missing block's content is to be written to."""
+    announced: tuple[bytes, ...]
+    """Keys of the blocks that will be found, for others to wait for."""
     held: tuple[list[int], list[int]]
     """(global, local) pages held until the end, those the cache had included, in the order of their blocks."""
     is_current: bool = True
