@@ -269,8 +269,9 @@ class Engine:
             self._changed.wait(_PAUSE_S)
 
     def _has_work(self) -> bool:
-        scheduler = self._scheduler
-        return bool(self._stopping or self._submitted or self._cancelled or scheduler.running or scheduler.waiting)
+        if self._stopping or self._submitted or self._cancelled or self._tiers.is_busy:
+            return True
+        return bool(self._scheduler.running or self._scheduler.waiting)
 
     def _take_orders(self) -> None:
         """Take what was submitted and cancelled, and end what is late."""

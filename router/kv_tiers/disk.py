@@ -90,6 +90,12 @@ class DiskTier:
         with self._lock:
             return self._books.find(block) is not None
 
+    def place(self, block: Block) -> tuple[bool, int]:
+        """Return what to sort blocks by to read them in the order they lie in: kind, then place."""
+        with self._lock:
+            slots = self._books.find(block)
+        return block[0], -1 if slots is None else slots[0]
+
     def put(self, block: Block, row: Tensor) -> None:
         """Write a page.
 

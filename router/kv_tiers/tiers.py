@@ -136,12 +136,10 @@ class KvTiers:
 
     def counts(self) -> TierCounts:
         """Return what the tiers hold and did."""
-        return replace(
-            self._counts,
-            host_bytes=self._host.used_bytes,
-            disk_bytes=0 if self._disk is None else self._disk.used_bytes,
-            num_damaged=self._counts.num_damaged if self._disk is None else self._disk.num_damaged,
-        )
+        counts, disk = replace(self._counts, host_bytes=self._host.used_bytes), self._disk
+        if disk is None:
+            return counts
+        return replace(counts, disk_bytes=disk.used_bytes, num_damaged=disk.num_damaged)
 
     def save_evicted(self) -> None:
         """Copy what was evicted out of the cache: to be called before anything is written to it. Cost: one copy."""
@@ -162,8 +160,8 @@ class KvTiers:
             keys: of its pages.
             tokens_per_s: how fast prompts are computed; 0: not known, then everything is restored.
         """
-        if not self._is_on:
-            return None
+        if not self._is_on or any(restore.is_settled for restore in self._under_way):
+            return None  # what was given up still holds its pages: more of that would leave none to compute with
         self.save_evicted()
         gap = self._choose_gap(ids, keys, tokens_per_s)
         if not gap.missing:
@@ -214,9 +212,9 @@ class KvTiers:
             return
         for restore in list(self._under_way):
             self._finish(restore)
+        if self._disk is not None and self._is_kept:
+            self._keep()
         if self._disk is not None:
-            if self._is_kept:
-                self._keep()
             self._disk.close()
             self._disk = None
 
@@ -227,8 +225,8 @@ class KvTiers:
             AssertionError: says what is wrong. This is our bug.
         """
         self._host.check()
-        if self._disk is not None:
-            self._disk.check()
+        if (disk := self._disk) is not None:
+            disk.check()
 
     def _choose_gap(self, ids: Sequence[int], keys: BlockChain, tokens_per_s: float) -> Gap:
         """Return the gap that restoring closes sooner than computing, by most: all of it, or what memory has of it."""
@@ -333,7 +331,7 @@ class KvTiers:
         if self._disk is not None:
             try:
                 self._disk.put(block, row)
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001 whatever it is, the mover must live and requests go on
                 self._switch_disk_off(error)
 
     def _next_move(self) -> Restore | tuple[Block, Tensor] | None:
@@ -360,7 +358,9 @@ class KvTiers:
             num_bytes += rows.nbytes
         self._count("host", num_bytes, time.perf_counter() - started_s)
         started_s, num_bytes = time.perf_counter(), 0
-        for is_local, blocks in self._batches(restore.from_disk, lambda block: block):
+        disk = self._disk
+        in_order = restore.from_disk if disk is None else sorted(restore.from_disk, key=disk.place)
+        for is_local, blocks in self._batches(in_order, lambda block: block):
             if self._stopping or not restore.refill.is_current:
                 return
             num_bytes += self._restore_from_disk(restore, is_local, blocks)
@@ -414,7 +414,7 @@ class KvTiers:
             _LOG.warning("no pages go to disk, for its file cannot be used: %s", error)
             return None
 
-    def _switch_disk_off(self, error: OSError) -> None:
+    def _switch_disk_off(self, error: Exception) -> None:
         """Go on without a disk that is full or broken."""
         disk = self._disk
         if disk is None:

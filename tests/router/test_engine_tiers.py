@@ -121,6 +121,7 @@ def test_a_prompt_that_leaves_while_its_pages_come_back_leaves_nothing():
         for number in range(20):
             local.ask((*DOCUMENT, 5), 4, f"r{number}")
             local.engine.cancel(f"r{number}")
+        local.wait_for(local.is_empty)
         assert local.ask((*DOCUMENT, 5), 4, "last").tokens() == tokens_alone((*DOCUMENT, 5), 4)
 
 

@@ -141,6 +141,7 @@ def test_nobody_waits_for_a_disk_that_hangs_and_what_it_gives_at_last_is_not_use
     cache.tiers.settle()
     assert restore.is_settled
     assert not cache.kv.is_coming(IDS)
+    assert cache.bring_back(IDS, tokens_per_s=1e9) is None, "more pages are held for a disk that does not answer"
     cache.kv.check()
     HungDisk.answers.set()
     cache.settle()
