@@ -94,7 +94,14 @@ class PagedKvMachine(RuleBasedStateMachine):
         self.cancel(sequence)
         return self.admitted(sequence.ids, expect)
 
-    @rule(prefix=st.sampled_from(PREFIXES), length=st.integers(1, 45))
+    @rule(share=st.sampled_from([0.3, 0.6, 1.0]), is_local=st.booleans())
+    def need_the_memory_for_a_moment(self, share: float, is_local: bool) -> None:
+        """Take pages, so that kept ones are evicted."""
+        pool = self.pool(is_local)
+        for page in pool.take(int(pool.num_available * share)):
+            pool.give_back(page)
+
+    @rule(prefix=st.sampled_from(PREFIXES), length=st.integers(20, 45))
     def begin_to_refill(self, prefix: list[int], length: int) -> None:
         """Hold pages for what was evicted of a prefix."""
         ids = prefix[:length]
