@@ -49,15 +49,11 @@ METRICS = (
     Metric("herd_kv_used_bytes", "gauge", "Bytes of a router's KV cache in use.", ("replica",)),
     Metric("herd_kv_total_bytes", "gauge", "Bytes of a router's KV cache.", ("replica",)),
     Metric("herd_kv_cached_bytes", "gauge", "Bytes of KV cache kept for prompts that begin alike.", ("replica",)),
-    Metric(
-        "herd_kv_host_bytes", "gauge", "Bytes of memory with pages the KV cache had no room for.", ("replica",)
-    ),
+    Metric("herd_kv_host_bytes", "gauge", "Bytes of memory with pages the KV cache had no room for.", ("replica",)),
     Metric("herd_kv_disk_bytes", "gauge", "Bytes on disk with pages this memory had no room for.", ("replica",)),
     Metric("herd_kv_restored_host_bytes", "gauge", "Bytes of pages that came back from memory.", ("replica",)),
     Metric("herd_kv_restored_disk_bytes", "gauge", "Bytes of pages that came back from disk.", ("replica",)),
-    Metric(
-        "herd_kv_restore_host_seconds", "gauge", "Seconds it took to bring them back from memory.", ("replica",)
-    ),
+    Metric("herd_kv_restore_host_seconds", "gauge", "Seconds it took to bring them back from memory.", ("replica",)),
     Metric("herd_kv_restore_disk_seconds", "gauge", "Seconds it took to bring them back from disk.", ("replica",)),
     Metric("herd_kv_damaged_pages", "gauge", "Pages on disk that were not what had been written.", ("replica",)),
     Metric("herd_prefix_queried_tokens", "gauge", "Prompt tokens a router looked for in its cache.", ("replica",)),
