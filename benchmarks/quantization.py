@@ -13,6 +13,8 @@ import argparse
 import json
 import math
 import queue
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from models.checkpoint import Checkpoint, open_checkpoint
 from models.linear import Quantization
 from models.llama4.decoder import load_decoder
 from router.engine import Engine
+from router.kv_cache.layout import KvDtype
 from router.limits import EngineLimits
 from router.request import Ended, GenerationRequest, PromptDone
 from router.transport.local import LocalTransport
@@ -57,10 +60,12 @@ class Variant:
 
     dtype: torch.dtype
     quantize: Quantization | None
+    kv_dtype: KvDtype | None = None
+    """What keys and values are stored in; None: as they are computed."""
 
     @property
     def name(self) -> str:
-        """For example "int8, computed in float32"."""
+        """For example "int8, rest float32"."""
         dtype = str(self.dtype).removeprefix("torch.")
         return f"{self.quantize}, rest {dtype}" if self.quantize else dtype
 
@@ -79,21 +84,28 @@ VARIANTS = tuple(
 )
 
 
-def read(checkpoint: Checkpoint, variant: Variant, windows: list[list[int]]) -> Reading:
-    """Read windows of token ids with one variant."""
+@contextmanager
+def running(checkpoint: Checkpoint, variant: Variant) -> Iterator[tuple[Engine, int]]:
+    """Run an engine with one variant; yield it and the bytes of its weights."""
     decoder = load_decoder(checkpoint, dtype=variant.dtype, quantize=variant.quantize)
     experts = ExpertWeights.load(
         checkpoint, range(checkpoint.config.num_experts), variant.dtype, quantize=variant.quantize
     )
-    limits = EngineLimits(context_length=2 * WINDOW, kv_bytes=2**26, prefix_cache=False)
+    limits = EngineLimits(context_length=2 * WINDOW, kv_bytes=2**26, kv_dtype=variant.kv_dtype, prefix_cache=False)
     engine = Engine(decoder, LocalTransport(experts.run), limits)
     engine.start()
     try:
-        tokens = [token for window in windows for token in _read_window(engine, window)]
+        yield engine, decoder.weight_bytes() + experts.weight_bytes
     finally:
         engine.stop()
+
+
+def read(checkpoint: Checkpoint, variant: Variant, windows: list[list[int]]) -> Reading:
+    """Read windows of token ids with one variant."""
+    with running(checkpoint, variant) as (engine, weight_bytes):
+        tokens = [token for window in windows for token in _read_window(engine, window)]
     nats, likeliest = zip(*tokens, strict=True)
-    return Reading(decoder.weight_bytes() + experts.weight_bytes, torch.tensor(nats), torch.tensor(likeliest))
+    return Reading(weight_bytes, torch.tensor(nats), torch.tensor(likeliest))
 
 
 def _read_window(engine: Engine, ids: list[int]) -> list[tuple[float, int]]:

@@ -99,9 +99,14 @@ class RouterSettings:
     """Most tokens per page of the KV cache, at least 1; pages divide the model's attention chunk."""
     prefix_cache: bool = True
     """Keep computed pages after a request, for prompts that begin alike."""
-    swap_bytes: int | None = None
-    """Bytes of memory for sequences that have to leave the KV cache for a while; 0: they are computed again. None: a
-    quarter of `kv_bytes`, taken only when needed."""
+    host_kv_bytes: int | None = None
+    """Bytes of memory of one router for pages that the KV cache has no room for; 0: none. They come back where that is
+    quicker than computing them again. None: a quarter of `kv_bytes`, taken only when needed."""
+    disk_kv_bytes: int = 0
+    """Bytes on disk of one router for pages that this memory has no room for; 0: none."""
+    kv_folder: str | None = None
+    """Folder on each router's machine that keeps these pages over restarts, readable by its user alone. None: a
+    nameless file in the system's temporary folder, gone with the process."""
     answer_timeout_s: float = 20.0
     """Seconds one expert replica has to answer before another one is asked; positive."""
     patience_s: float = 600.0
@@ -116,7 +121,8 @@ class RouterSettings:
         for name in ("replicas", "threads", "slots", "kv_bytes"):
             check_floor(f"router.{name}", getattr(self, name), 1)
         check_floor("router.max_waiting", self.max_waiting, 0)
-        check_floor("router.swap_bytes", self.swap_bytes, 0)
+        check_floor("router.host_kv_bytes", self.host_kv_bytes, 0)
+        check_floor("router.disk_kv_bytes", self.disk_kv_bytes, 0)
         check_floor("router.page_tokens", self.page_tokens, 1)
         check_floor("router.prefill_stretch", self.prefill_stretch, 1)
         if self.step_tokens < self.slots:

@@ -109,7 +109,8 @@ class DeploymentPlan:
     @property
     def needed_bytes(self) -> int:
         """Estimate the memory all processes take, with as many as there may be."""
-        kv_bytes = sum(pool.engine_limits.kv_bytes * pool.bounds.max_replicas for pool in self.pools.values())
+        limits = [(pool.engine_limits, pool.bounds.max_replicas) for pool in self.pools.values()]
+        kv_bytes = sum((each.kv_bytes + each.host_kv_bytes) * replicas for each, replicas in limits)
         doors = self.settings.scaling.front_doors().max_replicas
         shards = self.settings.context.shards
         spares = self.settings.experts.warm_spares
@@ -245,12 +246,14 @@ def _check_memory(plan: DeploymentPlan, machine: Machine) -> None:
     if plan.needed_bytes <= machine.free_bytes:
         return
     caches = ", ".join(
-        f"{format_bytes(pool.engine_limits.kv_bytes)} KV cache for each of {pool.bounds.max_replicas} {name}(s)"
+        f"{format_bytes(pool.engine_limits.kv_bytes)} KV cache and "
+        f"{format_bytes(pool.engine_limits.host_kv_bytes)} for pages beside it for each of "
+        f"{pool.bounds.max_replicas} {name}(s)"
         for name, pool in (("router", plan.pools[ROUTER]), ("long router", plan.long))
         if pool is not None
     )
     raise NotEnoughMemory(
         f"expected about {format_bytes(plan.needed_bytes)} of free memory ({format_bytes(plan.weight_bytes)} weights "
         f"in {plan.dtype_name}, {caches}, the rest processes), found {format_bytes(machine.free_bytes)}; "
-        "free memory, set router.dtype=bfloat16, lower router.kv_bytes, or use a larger machine"
+        "free memory, set router.dtype=bfloat16, lower router.kv_bytes or router.host_kv_bytes, or use a larger machine"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -136,14 +137,16 @@ def _engine_limits(
         context_length, kv_bytes = _on_shards(request, settings, layout, machine)
     else:
         context_length, kv_bytes = _in_own_cache(request, layout, machine)
-    swap_bytes = kv_bytes // 4 if router.swap_bytes is None else router.swap_bytes
+    host_kv_bytes = kv_bytes // 4 if router.host_kv_bytes is None else router.host_kv_bytes
     return EngineLimits(
         context_length=context_length,
         kv_bytes=kv_bytes,
         kv_dtype=stored,
         page_tokens=router.page_tokens,
         prefix_cache=router.prefix_cache and not request.on_shards,
-        swap_bytes=0 if request.on_shards else swap_bytes,
+        host_kv_bytes=0 if request.on_shards else host_kv_bytes,
+        disk_kv_bytes=0 if request.on_shards else router.disk_kv_bytes,
+        kv_folder=None if router.kv_folder is None else Path(router.kv_folder).absolute(),
         on_shards=request.on_shards,
         slots=request.slots,
         max_waiting=request.max_waiting,

@@ -81,7 +81,8 @@ class Router:
         self._wait_for_experts(range(plan.config.num_experts))
         while self._shards is not None and not self._shards.wait_ready(1, _WAIT_STEP_S):
             self._report.waiting("a context shard")
-        self._engine = Engine(decoder, self._transport, pool.engine_limits, self._shards)
+        model = f"{plan.fingerprint} {plan.settings.model.quantize}"
+        self._engine = Engine(decoder, self._transport, pool.engine_limits, self._shards, model=model)
         self._engine.start()
         self._watch = StepWatch(self._engine, settings.stuck_after_s)
         self._sender = CarrierSender(self._engine, self._watch, self._replica_id)

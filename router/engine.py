@@ -22,7 +22,7 @@ from router.context_shards.shards import ContextShards, ShardFailed
 from router.forward import Forward
 from router.kv_cache.codec import dtype_name
 from router.kv_cache.storage import KvStorage
-from router.kv_cache.swap import SwapSpace
+from router.kv_tiers.tiers import KvTiers
 from router.limits import EngineLimits
 from router.next_tokens import NextTokens
 from router.overlap import Overlap
@@ -60,15 +60,22 @@ class Engine:
         transport: the way to the experts; the engine does not close it.
         limits: what to take on.
         shards: the way to context shards, given if and only if `limits.on_shards`; the engine does not close it.
+        model: names the weights and how they are computed: pages that another model left on disk are not used.
     """
 
     def __init__(
-        self, decoder: Decoder, transport: Transport, limits: EngineLimits, shards: ContextShards | None = None
+        self,
+        decoder: Decoder,
+        transport: Transport,
+        limits: EngineLimits,
+        shards: ContextShards | None = None,
+        *,
+        model: str = "",
     ) -> None:
         assert limits.on_shards == (shards is not None), "limits.on_shards and shards go together"
         if shards is not None:
             # What local layers have computed is of no use without what global ones have of the same tokens.
-            limits = replace(limits, prefix_cache=False, swap_bytes=0)
+            limits = replace(limits, prefix_cache=False)
         self.config = decoder.config
         self.limits = limits
         self.layout = limits.layout(decoder.config, dtype_name(decoder.dtype))
@@ -79,7 +86,6 @@ class Engine:
         self._longest = min(self.layout.longest_sequence(plan), limits.context_length)
         self._kv = PagedKv(plan)
         self._storage = KvStorage(self.layout, plan, decoder.dtype, decoder.device)
-        self._swap = SwapSpace(self._storage, self.layout, limits.swap_bytes)
         self._forward = Forward(decoder, transport, shards, probe=lambda layer, hidden_TD: self._give_sign())
         self._shards = shards
         self._left_on_shards: list[SequenceSegments] = []
@@ -95,8 +101,7 @@ class Engine:
             self.layout,
             self._kv,
             self._budget,
-            make_way=self._make_way,
-            come_back=self._come_back,
+            bring_back=self._bring_back,
             shards=shards,
         )
         self._next_tokens = NextTokens(self._kv, self._end, publishes=limits.prefix_cache)
@@ -110,6 +115,16 @@ class Engine:
         self._cancelled: set[str] = set()
         self._num_accepted = 0
         self._stopping = False
+        self._tiers = KvTiers(
+            self._kv,
+            self._storage,
+            self.layout,
+            host_bytes=limits.host_kv_bytes if limits.prefix_cache else 0,
+            disk_bytes=limits.disk_kv_bytes if limits.prefix_cache else 0,
+            folder=limits.kv_folder,
+            model=f"{model} {decoder.config!r} {decoder.dtype}",
+            wake=self._wake,
+        )
         self._load = self._measure_load()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -144,6 +159,7 @@ class Engine:
             self._thread.join()
         else:
             self._end_all()
+        self._tiers.close()
 
     def submit(self, request: GenerationRequest, emit: Emit) -> None:
         """Accept a request.
@@ -214,6 +230,7 @@ class Engine:
             while self._wait_for_work():
                 self._give_sign()
                 self._take_orders()
+                self._tiers.settle()
                 self._scheduler.admit()
                 self._publish_load()
                 self._repair()
@@ -221,7 +238,7 @@ class Engine:
                 self._step(work)
                 self._leave_shards()
                 self._publish_load()
-                if self._shards is not None and not work:
+                if not work and (self._shards is not None or self._tiers.is_busy):
                     self._pause()
         finally:
             # However the loop ends: nobody must wait for a thread that is gone.
@@ -246,14 +263,19 @@ class Engine:
             assert self._shards is not None
             self._shards.release(self._left_on_shards.pop())
 
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify()
+
     def _pause(self) -> None:
-        """Wait a moment for context shards: with none, or with full ones, sequences wait that no step can serve."""
+        """Wait a moment for context shards or pages: without them, sequences wait that no step can serve."""
         with self._changed:
             self._changed.wait(_PAUSE_S)
 
     def _has_work(self) -> bool:
-        scheduler = self._scheduler
-        return bool(self._stopping or self._submitted or self._cancelled or scheduler.running or scheduler.waiting)
+        if self._stopping or self._submitted or self._cancelled or self._tiers.is_busy:
+            return True
+        return bool(self._scheduler.running or self._scheduler.waiting)
 
     def _take_orders(self) -> None:
         """Take what was submitted and cancelled, and end what is late."""
@@ -343,6 +365,7 @@ class Engine:
         return logits_BV
 
     def _logits(self, parts: list[list[Span]]) -> Tensor:
+        self._tiers.save_evicted()  # before the step writes where it was
         for_kernel = self._forward.wants_readings(self._storage)
         batches = [Batch.of(spans, self.layout, self._device, for_kernel=for_kernel) for spans in parts]
         return self._forward(batches, self._storage)
@@ -357,28 +380,10 @@ class Engine:
         num_logits = len(ids) if sequence.wants_prompt_logits else 1
         return Span(sequence.pages, start, ids, num_logits, sequence.segments)
 
-    def _make_way(self, sequence: Sequence) -> None:
-        """Save what a preempted sequence has computed if a copy is cheaper than computing it again."""
-        assert sequence.pages is not None
-        if not self._swap.is_worth(sequence.pages, self._budget.prompt_tokens_per_s):
-            return
-        try:
-            sequence.swapped = self._swap.save(sequence.pages)
-        except RuntimeError:  # torch's name for no memory; computing again always works
-            _LOG.warning("no memory to save %d tokens: they are computed again", sequence.num_computed)
-
-    def _come_back(self, sequence: Sequence) -> None:
-        """Put back what was saved of a sequence, as far as the prefix cache does not have it."""
-        saved, pages = sequence.swapped, sequence.pages
-        assert saved is not None
-        assert pages is not None
-        sequence.swapped = None
-        start = pages.num_tokens
-        if start >= saved.num_tokens:
-            self._swap.drop(saved)
-            return
-        self._kv.restore(pages, sequence.ids, saved.num_tokens)
-        self._swap.restore(saved, pages, start)
+    def _bring_back(self, sequence: Sequence) -> bool:
+        """Begin to restore what a sequence begins with, if that is away; tell whether to wait for it."""
+        sequence.restore = self._tiers.bring_back(sequence.ids, sequence.chain, self._budget.prompt_tokens_per_s)
+        return sequence.restore is not None
 
     def _drop(self, request_ids: set[str]) -> None:
         if not request_ids:
@@ -432,9 +437,6 @@ class Engine:
         if self._shards is not None and self._repairs is not None and sequence.segments is not None:
             self._repairs.drop(sequence)
             self._left_on_shards.append(sequence.segments)  # a step under way may still write there
-        if sequence.swapped is not None:
-            self._swap.drop(sequence.swapped)
-            sequence.swapped = None
         load = self._measure_load()
         with self._changed:
             self._num_accepted -= 1
@@ -456,7 +458,7 @@ class Engine:
             slots=self.limits.slots,
             generated_tokens=self._next_tokens.num_chosen,
             kv_cached_bytes=self.layout.pages_bytes(*self._kv.num_kept_pages()),
-            kv_swapped_bytes=self._swap.used_bytes,
+            kv_tiers=self._tiers.counts(),
             prompt_tokens=self._scheduler.num_prompt_tokens,
             cached_tokens=self._scheduler.num_cached_tokens,
             preemptions=self._scheduler.num_preemptions,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from models.config import ModelConfig
 from router.kv_cache.layout import CacheLayout, KvDtype
@@ -23,11 +24,15 @@ class EngineLimits:
     """Tokens per page of the cache; the greatest divisor it shares with the attention chunk is taken."""
     prefix_cache: bool = True
     """Keep computed pages after their sequence ends, for prompts that begin alike."""
-    swap_bytes: int = 0
-    """Bytes of memory outside the cache for sequences that had to make room; 0: compute them again instead."""
+    host_kv_bytes: int = 0
+    """Bytes of host memory for pages the prefix cache has no room for; 0: they go to disk at once, or are dropped."""
+    disk_kv_bytes: int = 0
+    """Size of a file for pages that host memory has no room for; 0: none."""
+    kv_folder: Path | None = None
+    """Where that file is kept over restarts; None: a nameless one in the system's temporary folder."""
     on_shards: bool = False
     """Whether keys and values of global layers are on context shards: then the cache is for local layers alone, and
-    nothing of it is kept or saved for later."""
+    nothing of it is kept for later, here or in host memory or on disk."""
     slots: int = 16
     """Most sequences that generate at once."""
     max_waiting: int = 256

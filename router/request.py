@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from protos.errors import ServingError
+from router.kv_tiers.counts import TierCounts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,8 +131,8 @@ class EngineLoad:
     """Tokens generated since the start."""
     kv_cached_bytes: int = 0
     """Bytes of cache that nobody holds and that are kept for prompts that begin alike; free for whoever needs them."""
-    kv_swapped_bytes: int = 0
-    """Bytes outside the cache that sequences which made room will take back."""
+    kv_tiers: TierCounts = field(default_factory=TierCounts)
+    """What host memory and disk hold of pages that left the cache, and gave back."""
     prompt_tokens: int = 0
     """Prompt tokens of sequences that got a slot since the start."""
     cached_tokens: int = 0

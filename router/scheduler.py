@@ -23,10 +23,8 @@ from router.step_budget import StepBudget
 _MOST_LOGITS = 512
 """Tokens of a step that one sequence may want logits of: a row has 0.8 MB with a vocabulary of 200,000."""
 
-MakeWay = Callable[[Sequence], None]
-"""Takes a running sequence's pages, and saves their content if that is worth it."""
-ComeBack = Callable[[Sequence], None]
-"""Puts saved content back into the pages of a sequence that runs again."""
+BringBack = Callable[[Sequence], bool]
+"""Begins to put what a sequence begins with back into the cache, if that is elsewhere, and tells whether to wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +43,7 @@ class Scheduler:
         layout: of the cache.
         kv: the cache's books.
         budget: how many prompt tokens a step may take.
-        make_way: called for a sequence that is preempted, before it waits again.
-        come_back: called for a sequence that gets a slot again after its content was saved.
+        bring_back: called once for a sequence that could get a slot now.
         shards: where keys and values of global layers are, if not in the cache.
     """
 
@@ -57,16 +54,14 @@ class Scheduler:
         kv: PagedKv,
         budget: StepBudget,
         *,
-        make_way: MakeWay,
-        come_back: ComeBack,
+        bring_back: BringBack = lambda sequence: False,
         shards: ContextShards | None = None,
     ) -> None:
         self._limits = limits
         self._layout = layout
         self._kv = kv
         self._budget = budget
-        self._make_way = make_way
-        self._come_back = come_back
+        self._bring_back = bring_back
         self._shards = shards
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
@@ -103,7 +98,8 @@ class Scheduler:
     def admit(self) -> None:
         """Give waiting sequences slots, as long as there are pages for all they have to compute.
 
-        One whose prompt begins like another's that is being computed waits for that, and lets others pass. A sequence
+        One whose prompt begins like another's that is being computed waits for that, and lets others pass; so does one
+        whose pages are on their way back into the cache. A sequence
         of better priority takes the slot or the pages of the last in rank, if that is enough for it to start.
         """
         index = 0
@@ -112,9 +108,12 @@ class Scheduler:
             stays = [other for other in self._running if other.request.priority <= sequence.request.priority]
             if len(stays) >= self._limits.slots:
                 return  # nor does anybody behind it find a slot: so a full engine costs nothing to look at
-            if self._waits_for_prefix(sequence, stays):
+            if sequence.waits_for_pages or self._waits_for_prefix(sequence, stays):
                 index += 1
             elif self._can_start(sequence, self._running):
+                if sequence.restore is None and self._shares_prefix(sequence) and self._bring_back(sequence):
+                    index += 1
+                    continue
                 self._start(sequence)
                 del self._waiting[index]
             elif len(stays) < len(self._running) and self._can_start(sequence, stays):
@@ -206,11 +205,10 @@ class Scheduler:
             sequence.num_cached = sequence.pages.num_cached
             self.num_prompt_tokens += len(sequence.request.prompt_ids)
             self.num_cached_tokens += sequence.num_cached
-        if not sequence.prompt_is_done and sequence.swapped is None:  # else what was reported on comes back, too
+        if not sequence.prompt_is_done:
             sequence.prompt_logprobs.clear()
+        sequence.restore = None
         insort(self._running, sequence, key=_rank)
-        if sequence.swapped is not None:
-            self._come_back(sequence)
 
     def _shares_prefix(self, sequence: Sequence) -> bool:
         return self._limits.prefix_cache and not sequence.wants_prompt_logits
@@ -234,7 +232,6 @@ class Scheduler:
         work.append(Work(sequence, num_tokens))
 
     def _preempt(self, sequence: Sequence) -> None:
-        self._make_way(sequence)
         self._running.remove(sequence)
         self._free(sequence)
         self.num_preemptions += 1

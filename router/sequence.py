@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from protos.errors import DeadlineExceeded
 from router.context_shards.segments import SequenceSegments
-from router.kv_cache.swap import SwappedSequence
+from router.kv_tiers.tiers import Restore
 from router.paging.blocks import BlockChain
 from router.paging.sequence_pages import SequencePages
 from router.request import EngineEvent, GenerationRequest, TokenLogprob
@@ -43,8 +43,8 @@ class Sequence:
     """Its part of the cache; set while it holds a slot."""
     segments: SequenceSegments | None = None
     """Its keys and values on context shards, if those of global layers are there; kept while it waits, too."""
-    swapped: SwappedSequence | None = None
-    """What it had computed, if that was saved when it made room for others."""
+    restore: Restore | None = None
+    """Pages on their way back into the cache that it waits for, or did."""
     has_left: bool = False
     """True once it ended or was cancelled: nothing more is computed for it."""
     is_deaf: bool = False
@@ -104,6 +104,11 @@ class Sequence:
     def is_broken(self) -> bool:
         """Tell whether keys and values of it were lost and are to be computed again."""
         return self.segments is not None and bool(self.segments.lost)
+
+    @property
+    def waits_for_pages(self) -> bool:
+        """Tell whether pages are on their way back that it begins with."""
+        return self.restore is not None and not self.restore.is_settled
 
     @property
     def is_prefilling(self) -> bool:

@@ -188,7 +188,7 @@ def load_response(loads: Sequence[RouterLoad]) -> pb.GetLoadResponse:
                 slots=each.load.slots,
                 generated_tokens=each.load.generated_tokens,
                 kv_cached_bytes=each.load.kv_cached_bytes,
-                kv_swapped_bytes=each.load.kv_swapped_bytes,
+                kv_swapped_bytes=each.load.kv_tiers.host_bytes + each.load.kv_tiers.disk_bytes,
                 prompt_tokens=each.load.prompt_tokens,
                 cached_tokens=each.load.cached_tokens,
                 preemptions=each.load.preemptions,

@@ -90,7 +90,7 @@ SWAP_SHARE = Assumption(
     0.25,
     "",
     "setting",
-    "router.swap_bytes's default; on a GPU's host, not counted there",
+    "router.host_kv_bytes's default; on a GPU's host, not counted there",
 )
 STEP_TOKENS = Assumption("prompt tokens of a step", 8192, "", "setting", "router.step_tokens")
 CPU_STEP_TOKENS = Assumption("prompt tokens of a step", 2048, "", "setting", "router.step_tokens's default")

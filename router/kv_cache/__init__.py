@@ -7,7 +7,6 @@
 layout       which layers keep what, and the bytes of it
 storage      the tensors, written and read by slot
 codec        how they are stored: as they are, in another float, or in 8 bits
-swap         pages of sequences that made room, outside the cache
 
-Which page belongs to whom is router/paging's: plain integers.
+Which page belongs to whom is router/paging's: plain integers. What leaves the cache is router/kv_tiers'.
 """

@@ -131,6 +131,10 @@ class PagePool:
         """Return the page published under `key`, held or kept."""
         return self._page_of.get(key)
 
+    def kept(self) -> list[tuple[int, bytes]]:
+        """Return (page, key) of every kept page, least recently used first."""
+        return [(page, self._key_of[page]) for page in self._kept]
+
     def clear_kept(self) -> None:
         """Free every kept page."""
         for page in self._kept:

@@ -11,7 +11,7 @@ can be found. Positions are absolute, and so are keys: a page is reused only whe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain as joined
 
@@ -20,6 +20,7 @@ from router.paging.blocks import BlockChain
 from router.paging.chunks import chunk_start
 from router.paging.page_pool import OutOfPages, PagePool
 from router.paging.page_table import PageTable
+from router.paging.refill import Block, Gap, Refill
 from router.paging.sequence_pages import SequencePages
 
 _EXPECT_AHEAD_TOKENS = 2048
@@ -66,9 +67,14 @@ class PagedKv:
 
     def __init__(self, plan: PagingPlan) -> None:
         self.plan = plan
-        self.global_pool = PagePool(plan.num_global_pages if plan.has_global else 0)
-        self.local_pool = PagePool(plan.num_local_pages if plan.chunk is not None else 0)
+        self.on_evict: Callable[[Block, int], None] = lambda block, page: None
+        """Called with a kept page that is dropped; its content stays until the page is written."""
+        num_global = plan.num_global_pages if plan.has_global else 0
+        num_local = plan.num_local_pages if plan.chunk is not None else 0
+        self.global_pool = PagePool(num_global, lambda page, key: self.on_evict((False, key), page))
+        self.local_pool = PagePool(num_local, lambda page, key: self.on_evict((True, key), page))
         self._live: set[SequencePages] = set()
+        self._refills: set[Refill] = set()
         self._announced: Counter[bytes] = Counter()
 
     @property
@@ -186,36 +192,98 @@ class PagedKv:
         self._live.add(pages)
         return pages
 
-    def restore(self, pages: SequencePages, ids: Sequence[int], num_tokens: int) -> None:
-        """Hold pages for tokens that were computed before and whose content the caller puts back at once.
-
-        Afterwards the sequence is as if it had just computed `num_tokens`: of local layers it holds the current chunk.
+    def gap(self, ids: Sequence[int], chain: BlockChain, has: Callable[[Block], bool]) -> Gap:
+        """Return what a prompt could share if what is elsewhere came back; empty if that is no more than now.
 
         Args:
-            pages: of the sequence, just admitted.
-            ids: its tokens.
-            num_tokens: how many are restored; more than the cache had.
+            ids: as for `admit`.
+            chain: as for `is_coming`.
+            has: whether a block's content is elsewhere.
+        """
+        keys = self._chain(ids, chain).keys
+        num_found = self._num_reusable(keys, len(ids))
+        num_blocks = self._num_reusable(keys, len(ids), has)
+        if num_blocks <= num_found:
+            return Gap((), 0, ())
+        blocks = self._blocks(keys[:num_blocks])
+        missing = (block for block in blocks if self._pool(block).find(block[1]) is None)
+        return Gap(tuple(keys[:num_blocks]), num_found, tuple(missing))
+
+    def refill(self, gap: Gap) -> Refill:
+        """Hold a page for each block of a gap, and those the prefix has anyhow; announce what will be found.
+
+        Nobody finds the new pages before `finish_refill`, which must follow whatever happens.
+
+        Args:
+            gap: found a moment ago, nothing was changed since.
 
         Raises:
             OutOfPages: a pool has too few; nothing was changed.
         """
+        blocks = self._blocks(gap.keys)
+        wanted = [0, 0]
+        for block in blocks:
+            page = self._pool(block).find(block[1])
+            wanted[block[0]] += page is None or not self._pool(block).num_holders(page)
+        available = self.global_pool.num_available, self.local_pool.num_available
+        if wanted[0] > available[0] or wanted[1] > available[1]:
+            raise OutOfPages(f"expected {wanted} global and local pages, found {available}: release a sequence")
+        held: tuple[list[int], list[int]] = ([], [])
+        for is_local, key in blocks:  # first: else taking pages could evict them
+            page = self._pool((is_local, key)).find(key)
+            if page is not None:
+                self._pool((is_local, key)).share(page)
+        fresh = {
+            is_local: iter(pool.take(sum(block[0] == is_local for block in gap.missing)))
+            for is_local, pool in ((False, self.global_pool), (True, self.local_pool))
+        }
+        pages = {block: next(fresh[block[0]]) for block in gap.missing}
+        refill = Refill(pages, gap.keys[gap.num_found :], held)
+        for block in blocks:
+            page = self._pool(block).find(block[1])
+            held[block[0]].append(refill.pages[block] if page is None else page)
+        self._announced.update(refill.announced)
+        self._refills.add(refill)
+        return refill
+
+    def give_up_refill(self, refill: Refill) -> None:
+        """Let nobody wait for a refill any longer: nothing of it will be published. Again is no harm."""
+        if refill.is_current:
+            refill.is_current = False
+            for key in refill.announced:
+                self._unannounce(key)
+
+    def finish_refill(self, refill: Refill, lost: Container[Block]) -> None:
+        """Publish the pages that got their content, and keep them: whoever begins alike finds them now.
+
+        Args:
+            refill: under way.
+            lost: blocks whose page was not written, or not with what it should have got.
+        """
+        self._refills.remove(refill)
+        if refill.is_current:
+            for block, page in refill.pages.items():
+                if block not in lost:
+                    self._pool(block).publish(page, block[1])
+            self.give_up_refill(refill)
+        _give_back(self.global_pool, refill.held[False])
+        _give_back(self.local_pool, refill.held[True])
+
+    def kept_blocks(self) -> list[tuple[Block, int]]:
+        """Return (block, page) of every kept page, global ones first, each kind least recently used first."""
+        pools = ((False, self.global_pool), (True, self.local_pool))
+        return [((is_local, key), page) for is_local, pool in pools for page, key in pool.kept()]
+
+    def _blocks(self, keys: Sequence[bytes]) -> list[Block]:
+        """Return what a prefix of these blocks consists of."""
         size = self.plan.page_tokens
-        first_local = chunk_start(num_tokens, self.plan.chunk) // size
-        num_pages = -(-num_tokens // size)
-        held_local = pages.local_table.num_pages if pages.local_table.first == first_local else first_local
-        num_global = num_pages - pages.global_table.num_pages if self.plan.has_global else 0
-        num_local = num_pages - held_local if self.plan.chunk is not None else 0
-        if num_global > self.global_pool.num_available or num_local > self.local_pool.num_available:
-            raise OutOfPages(f"expected {num_global} global and {num_local} local pages: release a sequence")
-        if pages.local_table.first != first_local:
-            _give_back(self.local_pool, pages.local_table.pages())
-            pages.local_table = PageTable(size, first_local)
-        _extend(self.global_pool, pages.global_table, num_global, 0)
-        _extend(self.local_pool, pages.local_table, num_local, 0)
-        pages.num_tokens, pages.num_reserved = num_tokens, num_pages * size
-        # Not published: what was computed before is findable still, or was never to be found.
-        pages.chain.extend(ids, num_tokens)
-        self._withdraw(pages, pages.chain.keys[: num_tokens // size])
+        blocks = [(False, key) for key in keys] if self.plan.has_global else []
+        if self.plan.chunk is not None:
+            blocks += [(True, key) for key in keys[chunk_start(len(keys) * size, self.plan.chunk) // size :]]
+        return blocks
+
+    def _pool(self, block: Block) -> PagePool:
+        return self.local_pool if block[0] else self.global_pool
 
     def _num_held(self, pool: PagePool, keys: Sequence[bytes]) -> int:
         return sum(pool.num_holders(page) > 0 for key in keys if (page := pool.find(key)) is not None)
@@ -336,6 +404,8 @@ class PagedKv:
         for pages in self._live:
             pages.is_current = False
             self._withdraw(pages, list(pages.announced))
+        for refill in self._refills:
+            self.give_up_refill(refill)
 
     def check(self) -> None:
         """Verify every invariant of the books.
@@ -349,9 +419,13 @@ class PagedKv:
         for pages in self._live:
             self._check_sequence(pages)
             announced.update(pages.announced)
+        for refill in self._refills:
+            announced.update(refill.announced if refill.is_current else ())
         assert announced == self._announced, "announced keys do not belong to live sequences"
-        self._check_holders(self.global_pool, [pages.global_table for pages in self._live])
-        self._check_holders(self.local_pool, [pages.local_table for pages in self._live])
+        tables = [(pages.global_table.pages(), pages.local_table.pages()) for pages in self._live]
+        tables += [refill.held for refill in self._refills]
+        self._check_holders(self.global_pool, [held for held, _ in tables])
+        self._check_holders(self.local_pool, [held for _, held in tables])
 
     def _check_sequence(self, pages: SequencePages) -> None:
         size = self.plan.page_tokens
@@ -367,8 +441,8 @@ class PagedKv:
                 assert not pool.is_published(page), f"{kind} page {page} is published and will be written"
 
     @staticmethod
-    def _check_holders(pool: PagePool, tables: list[PageTable]) -> None:
-        holders = Counter(joined.from_iterable(table.pages() for table in tables))
+    def _check_holders(pool: PagePool, tables: list[list[int]]) -> None:
+        holders = Counter(joined.from_iterable(tables))
         for page in range(pool.num_pages):
             counted = pool.num_holders(page)
             assert counted == holders[page], f"page {page} is in {holders[page]} tables, {counted} holders are counted"
@@ -392,19 +466,23 @@ class PagedKv:
         """Return how many blocks a prefix may have that leaves a token to compute."""
         return max(0, num_tokens - 1) // self.plan.page_tokens
 
-    def _num_reusable(self, keys: Sequence[bytes], num_tokens: int) -> int:
-        """Return how many blocks can be reused."""
+    def _num_reusable(
+        self, keys: Sequence[bytes], num_tokens: int, has: Callable[[Block], bool] = lambda block: False
+    ) -> int:
+        """Return how many blocks can be reused, those included that something else `has`."""
         most = self._most_blocks(num_tokens)
-        num_blocks = self._num_found(self.global_pool, keys, 0, most) if self.plan.has_global else most
+        num_blocks = self._num_found(False, keys, 0, most, has) if self.plan.has_global else most
         if self.plan.chunk is None:
             return num_blocks
         start = chunk_start(num_blocks * self.plan.page_tokens, self.plan.chunk) // self.plan.page_tokens
-        return self._num_found(self.local_pool, keys, start, num_blocks)
+        return self._num_found(True, keys, start, num_blocks, has)
 
-    @staticmethod
-    def _num_found(pool: PagePool, keys: Sequence[bytes], start: int, stop: int) -> int:
-        """Return the first index in [start, stop) whose key is not published, else `stop`."""
-        while start < stop and pool.find(keys[start]) is not None:
+    def _num_found(
+        self, is_local: bool, keys: Sequence[bytes], start: int, stop: int, has: Callable[[Block], bool]
+    ) -> int:
+        """Return the first index in [start, stop) whose key is neither published nor elsewhere, else `stop`."""
+        pool = self.local_pool if is_local else self.global_pool
+        while start < stop and (pool.find(keys[start]) is not None or has((is_local, keys[start]))):
             start += 1
         return start
 
@@ -425,9 +503,12 @@ class PagedKv:
         for key in keys:
             if key in pages.announced:
                 pages.announced.remove(key)
-                self._announced[key] -= 1
-                if not self._announced[key]:
-                    del self._announced[key]
+                self._unannounce(key)
+
+    def _unannounce(self, key: bytes) -> None:
+        self._announced[key] -= 1
+        if not self._announced[key]:
+            del self._announced[key]
 
 
 def _share(pool: PagePool, table: PageTable, found: Iterator[int]) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from protos import errors
 from router.engine import Engine
+from router.kv_tiers.rate import Rate
 from router.limits import EngineLimits
 from router.request import Ended, GenerationRequest, PromptDone, SamplingParams, TokenChosen
 from router.transport.local import LocalTransport
@@ -97,6 +98,13 @@ class Stream:
         return self._events.empty()
 
 
+class FreeRate(Rate):
+    """A tier that is always quicker than computing, however long either took."""
+
+    def seconds(self, num_bytes: int) -> float:
+        return 0.0
+
+
 class LocalEngine:
     """An engine, its transport, and what is asked of it."""
 
@@ -139,7 +147,7 @@ class LocalEngine:
     def is_empty(self) -> bool:
         """Tell whether nobody holds anything."""
         load = self.engine.load()
-        return (load.running, load.waiting, load.kv_used_bytes, load.kv_swapped_bytes) == (0, 0, 0, 0)
+        return (load.running, load.waiting, load.kv_used_bytes) == (0, 0, 0)
 
 
 @functools.cache
@@ -151,12 +159,14 @@ def tiny_model(**changes: object):
 
 
 @contextmanager
-def local_engine(model_changes: dict | None = None, **limits) -> Iterator[LocalEngine]:
-    """Run an engine until the block ends; then nobody may hold any page."""
+def local_engine(model_changes: dict | None = None, *, model: str = "", **limits) -> Iterator[LocalEngine]:
+    """Run an engine until the block ends; then nobody may hold any page. What tiers have always comes back."""
     decoder, weights = tiny_model(**(model_changes or {}))
     transport = WatchedTransport(weights)
     fields = {"context_length": 128, "kv_bytes": 10_000_000, "slots": 4, "step_tokens": 16} | limits
-    local = LocalEngine(Engine(decoder, transport, EngineLimits(**fields)), transport)
+    local = LocalEngine(Engine(decoder, transport, EngineLimits(**fields), model=model), transport)
+    local.engine._tiers.rates = {"host": FreeRate(), "disk": FreeRate()}
+    local.engine._tiers.least_wait_s = WAIT_S
     local.engine.start()
     try:
         yield local
@@ -164,6 +174,7 @@ def local_engine(model_changes: dict | None = None, **limits) -> Iterator[LocalE
         transport.gate.set()
         local.engine.stop()
     local.engine._kv.check()
+    local.engine._tiers.check()
     assert local.is_empty()
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from router.kv_cache.layout import CacheLayout
-from router.kv_cache.swap import SwappedSequence
+from router.kv_tiers.tiers import Restore
 from router.limits import EngineLimits
 from router.paging.blocks import BlockChain
+from router.paging.page_pool import OutOfPages
 from router.paging.paged_kv import PagedKv, PagingPlan
+from router.paging.refill import Block
 from router.request import GenerationRequest
 from router.sampling import SamplingState
 from router.scheduler import Scheduler, Work
@@ -26,12 +28,20 @@ class Simulation:
         num_global: pages for global layers.
         num_local: pages for local layers.
         chunk: attention chunk.
-        saves: whether preempted sequences save what they had computed.
+        restore_steps: steps after which evicted pages that are wanted are back; None: they are lost.
+        loses: whether every third page is lost on the way.
         limits: of the engine.
     """
 
     def __init__(
-        self, *, num_global: int = 64, num_local: int = 64, chunk: int | None = 8, saves: bool = False, **limits
+        self,
+        *,
+        num_global: int = 64,
+        num_local: int = 64,
+        chunk: int | None = 8,
+        restore_steps: int | None = None,
+        loses: bool = False,
+        **limits,
     ) -> None:
         self.layout = CacheLayout(replace(TINY, attention_chunk=chunk), "float32", PAGE_TOKENS)
         plan = PagingPlan(PAGE_TOKENS, self.layout.chunk, True, num_global, num_local)
@@ -39,16 +49,23 @@ class Simulation:
         self.longest = min(self.layout.longest_sequence(plan), 256)
         self.kv = PagedKv(plan)
         self.budget = StepBudget(step_tokens=self.limits.step_tokens, stretch=2.0, least_tokens=PAGE_TOKENS)
-        self.scheduler = Scheduler(
-            self.limits, self.layout, self.kv, self.budget, make_way=self._make_way, come_back=self._come_back
-        )
+        self.scheduler = Scheduler(self.limits, self.layout, self.kv, self.budget, bring_back=self._bring_back)
         self.finished: list[Sequence] = []
         self.preempted: list[Sequence] = []
         self.work: list[Work] = []
         self.num_computed = 0
-        self._saves = saves
+        self.num_restored = 0
+        self._restore_steps = restore_steps
+        self._loses = loses
+        self._restores: list[tuple[int, Restore]] = []
         self._num_requests = 0
         self._content: dict[tuple[bool, int], tuple[int, ...]] = {}
+        self._away: dict[Block, list[tuple[int, ...]]] = {}
+        self.kv.on_evict = self._take_away
+
+    @property
+    def is_restoring(self) -> bool:
+        return bool(self._restores)
 
     def add(self, prompt, max_tokens: int = 1, priority: int = 0, **fields) -> Sequence:
         request = GenerationRequest(
@@ -76,8 +93,11 @@ class Simulation:
 
     def step(self) -> dict[Sequence, int]:
         """Run a step; return the tokens computed of each sequence."""
+        self._settle()
+        ran = self.scheduler.running
         self.scheduler.admit()
         self.work = self.scheduler.next_step()
+        self.preempted += [sequence for sequence in self.scheduler.waiting if sequence in ran]
         num_generating = sum(not item.sequence.is_prefilling for item in self.work)
         for item in self.work:
             self._compute(item)
@@ -127,25 +147,40 @@ class Simulation:
                 found = self._content.get((is_local, table.slot(seen)))
                 assert found == tuple(sequence.ids[: seen + 1]), f"position {seen} is not what was computed there"
 
-    def _make_way(self, sequence: Sequence) -> None:
-        self.preempted.append(sequence)
-        if self._saves and sequence.num_computed:
-            chunk = self.layout.chunk
-            start = sequence.num_computed // chunk * chunk if chunk else 0
-            sequence.swapped = SwappedSequence(sequence.num_computed, start, (), ())
+    def _take_away(self, block: Block, page: int) -> None:
+        if self._restore_steps is not None:
+            self._away[block] = [self._content[block[0], slot] for slot in slots_of(page)]
 
-    def _come_back(self, sequence: Sequence) -> None:
-        saved, sequence.swapped = sequence.swapped, None
-        pages = sequence.pages
-        start = pages.num_tokens
-        if start >= saved.num_tokens:
-            return
-        self.kv.restore(pages, sequence.ids, saved.num_tokens)
-        for position in range(start, saved.num_tokens):
-            content = tuple(sequence.ids[: position + 1])
-            self._content[False, pages.global_table.slot(position)] = content
-            if self.layout.chunk and position >= saved.local_start:
-                self._content[True, pages.local_table.slot(position)] = content
+    def _bring_back(self, sequence: Sequence) -> bool:
+        gap = self.kv.gap(sequence.ids, sequence.chain, self._away.__contains__)
+        if not gap.missing:
+            return False
+        content = {block: self._away[block] for block in gap.missing}
+        try:
+            refill = self.kv.refill(gap)
+        except OutOfPages:
+            return False
+        lost = set(gap.missing[::3] if self._loses else ())
+        for block, page in refill.pages.items():
+            for slot, tokens in zip(slots_of(page), content[block], strict=True):
+                self._content[block[0], slot] = () if block in lost else tokens
+        sequence.restore = Restore(refill, [], [], 0.0, lost)
+        self._restores.append((self._restore_steps or 0, sequence.restore))
+        self.num_restored += 1
+        return True
+
+    def _settle(self) -> None:
+        """Finish what is back."""
+        waiting = [(left - 1, restore) for left, restore in self._restores if left]
+        for left, restore in self._restores:
+            if not left:
+                self.kv.finish_refill(restore.refill, restore.lost)
+                restore.is_settled = True
+        self._restores = waiting
+
+
+def slots_of(page: int) -> range:
+    return range(page * PAGE_TOKENS, (page + 1) * PAGE_TOKENS)
 
 
 def tokens_alone(prompt, max_tokens: int) -> list[int]:

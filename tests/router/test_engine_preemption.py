@@ -29,12 +29,12 @@ def random_requests(seed: int, num: int) -> list[tuple[tuple[int, ...], int, Sam
     return requests
 
 
-@pytest.mark.parametrize("swap_bytes", [0, PLENTY], ids=["recompute", "swap"])
+@pytest.mark.parametrize("host_kv_bytes", [0, PLENTY], ids=["recompute", "host"])
 @pytest.mark.parametrize("prefix_cache", [False, True])
 @pytest.mark.parametrize("num_pages", [9, 13])
-def test_sequences_that_make_room_get_the_tokens_they_get_alone(num_pages, prefix_cache, swap_bytes):
+def test_sequences_that_make_room_get_the_tokens_they_get_alone(num_pages, prefix_cache, host_kv_bytes):
     requests = random_requests(seed=num_pages, num=9)
-    limits = {"kv_bytes": cache_bytes(num_pages, num_local=4), "context_length": 64, "swap_bytes": swap_bytes}
+    limits = {"kv_bytes": cache_bytes(num_pages, num_local=4), "context_length": 64, "host_kv_bytes": host_kv_bytes}
     with local_engine(prefix_cache=prefix_cache, **limits) as local:
         local.transport.gate.clear()
         streams = [
@@ -48,7 +48,7 @@ def test_sequences_that_make_room_get_the_tokens_they_get_alone(num_pages, prefi
 
 
 def test_the_more_urgent_request_comes_first_and_the_other_goes_on_where_it_was():
-    with local_engine(slots=1, swap_bytes=PLENTY) as local:
+    with local_engine(slots=1, host_kv_bytes=PLENTY) as local:
         first, urgent = preempt(local)
         local.transport.gate.set()
         assert urgent.tokens() == tokens_alone(URGENT, 4)
@@ -74,8 +74,8 @@ def test_scores_of_a_prompt_that_made_room_half_way_are_complete():
     with local_engine() as local:
         alone = local.ask(prompt, 1, prompt_logprobs=0)
         alone.tokens()
-    for swap_bytes in (0, PLENTY):
-        with local_engine(slots=1, swap_bytes=swap_bytes) as local:
+    for host_kv_bytes in (0, PLENTY):
+        with local_engine(slots=1, host_kv_bytes=host_kv_bytes) as local:
             local.transport.gate.clear()
             scored = local.ask(prompt, 1, "scored", prompt_logprobs=0)
             assert local.transport.waits.wait(WAIT_S)
@@ -88,21 +88,19 @@ def test_scores_of_a_prompt_that_made_room_half_way_are_complete():
             assert found == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("swap_bytes", [0, PLENTY], ids=["recompute", "swap"])
+@pytest.mark.parametrize("host_kv_bytes", [0, PLENTY], ids=["recompute", "host"])
 @pytest.mark.parametrize("leaves", ["cancelled", "late"])
-def test_a_sequence_that_leaves_after_it_made_room_leaves_nothing(leaves, swap_bytes):
-    with local_engine(slots=1, swap_bytes=swap_bytes) as local:
+def test_a_sequence_that_leaves_after_it_made_room_leaves_nothing(leaves, host_kv_bytes):
+    with local_engine(slots=1, host_kv_bytes=host_kv_bytes) as local:
         first, urgent = preempt(local)
         load = local.engine.load()
         assert (load.running, load.waiting) == (1, 1)
-        assert (load.kv_swapped_bytes > 0) == (swap_bytes > 0)
         if leaves == "cancelled":
             local.engine.cancel("first")
         else:
             (sequence,) = local.engine._scheduler.waiting
             sequence.deadline = 0.0
         local.wait_for(lambda: local.engine.load().waiting == 0)
-        assert local.engine.load().kv_swapped_bytes == 0
         local.transport.gate.set()
         assert urgent.tokens() == tokens_alone(URGENT, 4)
         if leaves == "late":
@@ -110,7 +108,7 @@ def test_a_sequence_that_leaves_after_it_made_room_leaves_nothing(leaves, swap_b
 
 
 def test_stopping_ends_a_sequence_that_made_room():
-    with local_engine(slots=1, swap_bytes=PLENTY) as local:
+    with local_engine(slots=1, host_kv_bytes=PLENTY) as local:
         first, urgent = preempt(local)
         local.engine.stop()
         assert isinstance(first.error(), errors.ReplicaUnavailable)
@@ -118,7 +116,7 @@ def test_stopping_ends_a_sequence_that_made_room():
 
 
 def test_a_failed_step_spares_the_sequence_that_made_room_for_it():
-    with local_engine(slots=1, swap_bytes=PLENTY) as local:
+    with local_engine(slots=1, host_kv_bytes=PLENTY) as local:
         first, urgent = preempt(local)
         local.transport.failure = errors.NoReplica("no replica holds expert 3: start one")
         local.transport.gate.set()

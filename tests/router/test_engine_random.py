@@ -96,17 +96,19 @@ def start_engine(**changes) -> Engine:
 @pytest.mark.timeout(900)
 def test_a_thousand_random_requests_end_as_they_would_alone_and_leave_every_page_free():
     callers = random_callers(seed=0)
-    # There is room to save some of the sequences that have to make way; the others are computed again.
-    crowded = start_engine(kv_bytes=6 * LAYOUT.sequence_bytes(CONTEXT), slots=24, step_tokens=48, swap_bytes=20_000)
+    # There is room for some of the pages that have to make way; the others are computed again.
+    tiers = {"host_kv_bytes": 20_000, "disk_kv_bytes": 60_000}
+    crowded = start_engine(kv_bytes=6 * LAYOUT.sequence_bytes(CONTEXT), slots=24, step_tokens=48, **tiers)
     for caller in callers:
         caller.start(crowded)
     outcomes = [caller.done.get(timeout=WAIT_S) for caller in callers]
     crowded.stop()
     load = crowded.load()
     crowded._kv.check()
-    assert (load.running, load.waiting, load.kv_used_bytes, load.kv_swapped_bytes) == (0, 0, 0, 0)
+    assert (load.running, load.waiting, load.kv_used_bytes) == (0, 0, 0)
     assert load.preemptions > 0
     assert load.cached_tokens > 0
+    assert load.kv_tiers.restored_host_bytes > 0
     for caller, outcome in zip(callers, outcomes, strict=True):
         check_stream(caller, outcome)
     alone = start_engine(kv_bytes=10_000_000, slots=1, step_tokens=CONTEXT, prefix_cache=False)

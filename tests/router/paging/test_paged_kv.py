@@ -11,6 +11,7 @@ from protos.errors import BadConfig
 from router.paging.blocks import BlockChain
 from router.paging.page_pool import OutOfPages
 from router.paging.paged_kv import PageCopy, PagedKv, PagingPlan
+from router.paging.refill import Block, Gap
 from router.paging.sequence_pages import SequencePages
 
 PLAN = PagingPlan(page_tokens=4, chunk=16, has_global=True, num_global_pages=64, num_local_pages=32)
@@ -324,7 +325,7 @@ def test_the_end_of_a_prefix_is_evicted_before_its_beginning():
     assert found(kv, IDS[:24]) == 20
 
 
-# What is wanted before a start, and what is put back after a swap.
+# What is wanted before a start.
 
 
 def test_a_sequence_wants_pages_for_all_of_it_and_one_chunk():
@@ -344,29 +345,98 @@ def test_pages_that_another_sequence_holds_are_not_wanted_and_kept_ones_are():
     assert kv.num_wanted(IDS[:14]) == (4, 4)
 
 
-@pytest.mark.parametrize("plan", [PLAN, GLOBAL_ONLY, LOCAL_ONLY])
-@pytest.mark.parametrize("num_tokens", [3, 16, 22, 32, 39])
-@pytest.mark.parametrize("in_cache", [0, 6, 18])
-def test_a_restored_sequence_is_as_if_it_had_just_computed(plan, num_tokens, in_cache):
+# What comes back after it was evicted.
+
+
+def gap(kv: PagedKv, ids: list[int], away: set[Block]) -> Gap:
+    return kv.gap(ids, BlockChain(4), away.__contains__)
+
+
+def everything(ids: list[int]) -> set[Block]:
+    """Return every block there may be of a prompt."""
+    return {(is_local, key) for is_local in (False, True) for key in BlockChain(4, ids).keys}
+
+
+@pytest.mark.parametrize(("plan", "num_missing"), [(PLAN, 9 + 1), (GLOBAL_ONLY, 9), (LOCAL_ONLY, 1)])
+def test_what_is_away_is_found_once_it_is_back(plan, num_missing):
     kv = paged(plan)
-    cache(kv, IDS[:in_cache])
-    pages = admit(kv, IDS[:40])
-    if num_tokens > pages.num_tokens:
-        kv.restore(pages, IDS, num_tokens)
-        kv.check()
-        assert (pages.num_tokens, pages.num_reserved) == (num_tokens, -(-num_tokens // 4) * 4)
-    compute(kv, pages, IDS[:40])
+    refill = kv.refill(gap(kv, IDS[:40], everything(IDS)))
+    kv.check()
+    assert len(refill.pages) == num_missing
+    assert found(kv, IDS[:40]) == (32 if plan is LOCAL_ONLY else 0), "local layers need nothing at a chunk's boundary"
+    kv.finish_refill(refill, set())
+    kv.check()
+    assert found(kv, IDS[:40]) == 36
+    assert kv.num_used_pages() == (0, 0)
+
+
+def test_only_what_the_cache_lacks_is_refilled_and_what_it_has_stays():
+    kv = paged(GLOBAL_ONLY, num_global_pages=9)
+    cache(kv, IDS[:17])
+    wanted = gap(kv, IDS[:40], everything(IDS))
+    assert (wanted.num_found, wanted.num_blocks) == (4, 5)
+    kv.finish_refill(kv.refill(wanted), set())
+    assert found(kv, IDS[:40]) == 36
+
+
+@pytest.mark.parametrize("lost", [0, 3, 8])
+def test_what_was_lost_on_the_way_is_not_found_nor_what_follows_it(lost):
+    kv = paged(GLOBAL_ONLY)
+    refill = kv.refill(gap(kv, IDS[:40], everything(IDS)))
+    kv.finish_refill(refill, {(False, BlockChain(4, IDS).keys[lost])})
+    kv.check()
+    assert found(kv, IDS[:40]) == 4 * lost
+
+
+def test_a_prefix_reaches_as_far_as_something_has_it():
+    kv = paged()
+    away = everything(IDS) - {(False, BlockChain(4, IDS).keys[6])}
+    assert len(gap(kv, IDS[:40], away).keys) == 6
+    away -= {(True, BlockChain(4, IDS).keys[5])}
+    assert len(gap(kv, IDS[:40], away).keys) == 5
+    assert gap(kv, IDS[:40], set()).missing == ()
 
 
 @pytest.mark.parametrize("short", ["num_global_pages", "num_local_pages"])
-def test_a_sequence_that_cannot_be_restored_stays_as_it_was_admitted(short):
+def test_a_refill_that_does_not_fit_changes_nothing(short):
     kv = paged(**{short: 3})
-    cache(kv, IDS[:4])
-    pages = admit(kv, IDS[:40])
+    holder = admit(kv, IDS[50:60])
+    kv.grow(holder, 10)
     with pytest.raises(OutOfPages):
-        kv.restore(pages, IDS, 15)
+        kv.refill(gap(kv, IDS[:32], everything(IDS)))
     kv.check()
-    assert (pages.num_tokens, kv.num_used_pages()) == (4, (1, 1))
+    assert kv.num_used_pages() == (3, 3)
+
+
+def test_what_is_refilled_is_coming_until_it_is_there_or_given_up():
+    kv = paged()
+    refill = kv.refill(gap(kv, IDS[:40], everything(IDS)))
+    assert kv.is_coming(IDS[:40])
+    kv.give_up_refill(refill)
+    kv.give_up_refill(refill)
+    kv.check()
+    assert not kv.is_coming(IDS[:40])
+    kv.finish_refill(refill, set())
+    kv.check()
+    assert (found(kv, IDS[:40]), kv.num_kept_pages()) == (0, (0, 0))
+
+
+def test_a_refill_that_began_before_the_cache_was_cleared_is_not_used():
+    kv = paged()
+    refill = kv.refill(gap(kv, IDS[:40], everything(IDS)))
+    kv.clear_cache()
+    kv.finish_refill(refill, set())
+    kv.check()
+    assert found(kv, IDS[:40]) == 0
+
+
+def test_evicted_pages_are_told_of_by_their_block():
+    kv = paged(GLOBAL_ONLY, num_global_pages=9)
+    evicted = []
+    kv.on_evict = lambda block, page: evicted.append(block)
+    cache(kv, IDS[:36])
+    run(kv, IDS[40:49])
+    assert evicted == [(False, key) for key in BlockChain(4, IDS[:36]).keys[:-4:-1]]
 
 
 # What is worth waiting for.

@@ -18,13 +18,16 @@ from hypothesis.stateful import (
     initialize,
     invariant,
     multiple,
+    precondition,
     rule,
     run_state_machine_as_test,
 )
 
+from router.paging.blocks import BlockChain
 from router.paging.page_pool import OutOfPages, PagePool
 from router.paging.page_table import PageTable
 from router.paging.paged_kv import PagedKv, PagingPlan
+from router.paging.refill import Block, Gap, Refill
 from router.paging.sequence_pages import SequencePages
 
 PAGE = 4
@@ -60,6 +63,8 @@ class PagedKvMachine(RuleBasedStateMachine):
         self.written: dict[tuple[bool, int], int] = {}
         self.running: list[Running] = []
         self.num_admitted = 0
+        self.away: dict[Block, list[int]] = {}
+        self.refills: list[tuple[list[int], Gap, Refill]] = []
 
     @initialize(
         kinds=st.sampled_from([(CHUNK, True), (CHUNK, True), (None, True), (CHUNK, False)]),
@@ -69,6 +74,7 @@ class PagedKvMachine(RuleBasedStateMachine):
     )
     def start(self, kinds: tuple[int | None, bool], num_global: int, num_local: int, uses_cache: bool) -> None:
         self.kv = PagedKv(PagingPlan(PAGE, *kinds, num_global, num_local))
+        self.kv.on_evict = self.take_away
         self.uses_cache = uses_cache
 
     # What a scheduler does.
@@ -88,26 +94,53 @@ class PagedKvMachine(RuleBasedStateMachine):
         self.cancel(sequence)
         return self.admitted(sequence.ids, expect)
 
-    @rule(target=sequences, sequence=consumes(sequences))
-    def swap_out_and_in(self, sequence: Running) -> object:
-        num_tokens = sequence.pages.num_tokens
-        self.cancel(sequence)
-        again = self.admitted(sequence.ids, 0)
-        start = again.pages.num_tokens
-        if start >= num_tokens:
-            return again
-        before = self.state(again)
+    @rule(share=st.sampled_from([0.3, 0.6, 1.0]), is_local=st.booleans())
+    def need_the_memory_for_a_moment(self, share: float, is_local: bool) -> None:
+        """Take pages, so that kept ones are evicted."""
+        pool = self.pool(is_local)
+        for page in pool.take(int(pool.num_available * share)):
+            pool.give_back(page)
+
+    @rule(prefix=st.sampled_from(PREFIXES), length=st.integers(20, 45))
+    def begin_to_refill(self, prefix: list[int], length: int) -> None:
+        """Hold pages for what was evicted of a prefix."""
+        ids = prefix[:length]
+        gap = self.kv.gap(ids, BlockChain(PAGE), self.away.__contains__)
+        if not gap.missing:
+            return
+        held, content = self.kv.num_used_pages(), {block: self.away[block] for block in gap.missing}
         try:
-            self.kv.restore(again.pages, again.ids, num_tokens)
+            refill = self.kv.refill(gap)
         except OutOfPages:
-            assert self.state(again) == before
-            return again
-        for is_local, table in self.kinds(again):
-            first = max(start, num_tokens // CHUNK * CHUNK) if is_local else start
-            for position, slot in zip(range(first, num_tokens), table.slots(first, num_tokens), strict=True):
-                assert self.pool(is_local).num_holders(slot // PAGE) == 1
-                self.written[is_local, slot] = again.content(position)
-        return again
+            assert self.kv.num_used_pages() == held
+            return
+        for (is_local, key), page in refill.pages.items():
+            assert self.pool(is_local).num_holders(page) == 1
+            for offset, number in enumerate(content[is_local, key]):
+                self.written[is_local, page * PAGE + offset] = number
+        self.refills.append((ids, gap, refill))
+
+    @precondition(lambda self: self.refills)
+    @rule(loses=st.booleans(), index=st.integers(0, 9))
+    def finish_a_refill(self, loses: bool, index: int) -> None:
+        ids, gap, refill = self.refills.pop(index % len(self.refills))
+        lost = set(list(refill.pages)[::2]) if loses else set()
+        for is_local, key in lost:
+            for offset in range(PAGE):
+                self.written[is_local, refill.pages[is_local, key] * PAGE + offset] = 0
+        was_current = refill.is_current
+        self.kv.finish_refill(refill, lost)
+        if was_current and not lost and self.uses_cache:
+            found = self.kv.gap(ids, BlockChain(PAGE), lambda block: False)
+            assert not found.missing
+            pages = self.kv.admit(ids, expect_tokens=0)
+            assert pages.num_cached == len(gap.keys) * PAGE
+            self.kv.release(pages)
+
+    @precondition(lambda self: self.refills)
+    @rule(index=st.integers(0, 9))
+    def give_up_a_refill(self, index: int) -> None:
+        self.kv.give_up_refill(self.refills[index % len(self.refills)][2])
 
     @rule(prefix=st.sampled_from(PREFIXES), length=st.integers(1, 45), step=st.integers(1, 24))
     def start_with_as_many_pages_as_wanted(self, prefix: list[int], length: int, step: int) -> None:
@@ -188,6 +221,7 @@ class PagedKvMachine(RuleBasedStateMachine):
     @rule()
     def clear_cache(self) -> None:
         self.kv.clear_cache()
+        self.away.clear()
         assert self.kv.num_kept_pages() == (0, 0)
 
     # What must hold after each step.
@@ -212,6 +246,8 @@ class PagedKvMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         for sequence in self.running:
             self.kv.release(sequence.pages)
+        for _, _, refill in self.refills:
+            self.kv.finish_refill(refill, set())
         if hasattr(self, "kv"):
             self.kv.check()
             assert self.kv.num_used_pages() == (0, 0)
@@ -223,6 +259,9 @@ class PagedKvMachine(RuleBasedStateMachine):
             assert self.kv.local_pool.num_available == self.kv.local_pool.num_pages
 
     # The tensors.
+
+    def take_away(self, block: Block, page: int) -> None:
+        self.away[block] = [self.written[block[0], page * PAGE + offset] for offset in range(PAGE)]
 
     def pool(self, is_local: bool) -> PagePool:
         return self.kv.local_pool if is_local else self.kv.global_pool
