@@ -10,8 +10,8 @@ from benchmarks.chaos.application import Application
 
 @contextmanager
 def served(*settings: str, model: str | None = None) -> Iterator[Application]:
-    """Serve inside the context; after it, Ctrl-C has to end everything."""
-    with Application(settings, model=model) as application:
+    """Serve inside the context, without spare processes unless asked for; after it, Ctrl-C has to end everything."""
+    with Application(("experts.warm_spares=0", *settings), model=model) as application:
         yield application
         assert application.end() == 0, application.output
         assert application.leftovers() == []

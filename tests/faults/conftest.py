@@ -18,6 +18,7 @@ from tests.faults.trial import Trial
 STREAMS = 16
 REQUESTS = make_requests(20, max_tokens=48)
 SETTINGS = (
+    "experts.warm_spares=0",
     "experts.replicas_per_group=2",
     "experts.lease_s=3",  # how long a replica that hangs is waited for at most
     "model.context_length=256",
@@ -28,7 +29,7 @@ SETTLE_S = 60
 @pytest.fixture(scope="module")
 def herd() -> Iterator[Application]:
     """`herd serve` with the demo model and two routers."""
-    with served("router.replicas=2") as application:
+    with served("router.replicas=2", "experts.lease_s=60") as application:
         yield application
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.chaos.application import Application
 from benchmarks.chaos.processes import Part, processes_of
+from tests.e2e.demo_engine import greedy_tokens
 from tests.e2e.served import served
 from tests.faults.streams import Streams
 from tests.faults.trial import wait_until
@@ -42,9 +43,9 @@ def undisturbed(herd) -> list[list[int]]:
         return [each.ids for each in streams.wait()]
 
 
-def test_tokens_are_those_of_a_herd_without_shards(undisturbed):
-    with served("limits.health_timeout_s=20") as alone, Streams(alone.grpc_address, REQUESTS) as streams:
-        assert [each.ids for each in streams.wait()] == undisturbed
+def test_greedy_tokens_are_those_of_an_engine_without_shards(demo_dir, undisturbed):
+    prompts = [request["token_ids"]["ids"] for request in REQUESTS[1:]]
+    assert greedy_tokens(demo_dir, prompts, MAX_TOKENS) == undisturbed[1:]
 
 
 def test_a_shard_that_is_killed_costs_no_token_and_its_segments_alone(herd, undisturbed):
