@@ -87,12 +87,24 @@ class Forward:
         if batch.readings:
             return (yield from self._layers_by_kernel(batch, storage, hidden_TD, tables))
         for index, layer in enumerate(decoder.layers):
-            normed_TD = decoder.normed(hidden_TD, layer.attn_norm)
-            hidden_TD = hidden_TD + (yield from self._attention(index, layer, normed_TD, tables, batch, storage))
-            normed_TD = decoder.normed(hidden_TD, layer.ffn_norm)
-            hidden_TD = hidden_TD + (yield from self._feed_forward(index, layer, normed_TD))
+            hidden_TD = yield from self._layer(index, layer, hidden_TD, tables, batch, storage)
             self.probe(index, hidden_TD)
         return hidden_TD[batch.logit_rows]
+
+    def _layer(
+        self,
+        index: int,
+        layer: DecoderLayer,
+        hidden_TD: Tensor,
+        tables: PositionTables,
+        batch: Batch,
+        storage: KvStorage,
+    ) -> Generator[None, None, Tensor]:
+        """Return the residual stream after a layer, computed by torch's operators."""
+        normed_TD = self.decoder.normed(hidden_TD, layer.attn_norm)
+        hidden_TD = hidden_TD + (yield from self._attention(index, layer, normed_TD, tables, batch, storage))
+        normed_TD = self.decoder.normed(hidden_TD, layer.ffn_norm)
+        return hidden_TD + (yield from self._feed_forward(index, layer, normed_TD))
 
     def _layers_by_kernel(
         self, batch: Batch, storage: KvStorage, hidden_TD: Tensor, tables: PositionTables
@@ -105,10 +117,8 @@ class Forward:
         )
         for index, layer in enumerate(self.decoder.layers):
             if batch.on_shards and not self.decoder.config.is_local(index):
-                normed_TD = self.decoder.normed(hidden_TD, layer.attn_norm)
-                hidden_TD += yield from self._attention(index, layer, normed_TD, tables, batch, storage)
-                normed_TD = self.decoder.normed(hidden_TD, layer.ffn_norm)
-                hidden_TD += yield from self._feed_forward(index, layer, normed_TD)
+                # In place: the step names this memory.
+                hidden_TD.copy_((yield from self._layer(index, layer, hidden_TD, tables, batch, storage)))
                 self.probe(index, hidden_TD)
                 continue
             normed_TD = step.attend(index)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -12,11 +11,8 @@ from dataclasses import dataclass
 import grpc
 
 from protos import errors
-from protos.channel import channel_options
 from protos.context.v1 import context_pb2, context_pb2_grpc
-
-_LOG = logging.getLogger(__name__)
-_FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.05, 2.0
+from router.transport.reconnecting import ReconnectingStream
 
 Answer = Future[context_pb2.StepResult]
 _Outbox = queue.SimpleQueue["context_pb2.AttendRequest | None"]
@@ -32,7 +28,7 @@ class ShardHolder:
     """host:port."""
 
 
-class ShardStream:
+class ShardStream(ReconnectingStream):
     """Keeps a stream to one shard open until closed.
 
     One thread reads answers and reconnects; gRPC's own thread sends. Sending never blocks.
@@ -56,14 +52,12 @@ class ShardStream:
         """Our segments that it had when the stream opened the last time."""
         self.failure: errors.ServingError | None = None
         """Why the stream broke or did not open the last time; None at first."""
+        super().__init__(f"context-{holder.shard_id}")
         self._hello = context_pb2.Hello(router_id=router_id, model_fingerprint=fingerprint)
         self._on_change = on_change
         self._lock = threading.Lock()
         self._pending: dict[int, Answer] = {}
         self._outbox: _Outbox | None = None
-        self._call: grpc.Call | None = None
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"context-{holder.shard_id}", daemon=True)
         self._thread.start()
 
     @property
@@ -96,41 +90,13 @@ class ShardStream:
             if self._outbox is not None:
                 self._outbox.put(context_pb2.AttendRequest(release=context_pb2.Release(segment_ids=segment_ids)))
 
-    def reset(self) -> None:
-        """Break a stream that no longer answers, so that it is opened anew."""
-        call = self._call
-        if call is not None:
-            call.cancel()
-
-    def close(self) -> None:
-        """Close for good and fail what is pending. Idempotent; returns when the thread has ended."""
-        self._closing.set()
-        self.reset()
-        if threading.current_thread() is not self._thread:
-            self._thread.join(timeout=5)
-
     @property
     def peer(self) -> str:
         """Return how messages call the shard."""
         return f"context shard {self.holder.shard_id} at {self.holder.address}"
 
-    def _run(self) -> None:
-        backoff_s = _FIRST_BACKOFF_S
-        while not self._closing.is_set():
-            failure: errors.ServingError = errors.ReplicaUnavailable(f"{self.peer} closed the stream")
-            try:
-                with grpc.insecure_channel(self.holder.address, options=channel_options()) as channel:
-                    self._session(channel)
-            except grpc.RpcError as error:
-                failure = errors.from_rpc_error(error, self.peer)
-            except Exception:  # noqa: BLE001 the process boundary: whatever a shard sent, this thread must live on
-                _LOG.exception("stream to %s failed", self.peer)
-                failure = errors.ReplicaUnavailable(f"{self.peer} sent what cannot be read: see the router's log")
-            was_ready = self._break(failure)
-            backoff_s = _FIRST_BACKOFF_S if was_ready else min(backoff_s * 2, _LONGEST_BACKOFF_S)
-            if not self._closing.is_set():
-                _LOG.info("stream to %s %s: %s", self.peer, "broke" if was_ready else "did not open", failure)
-                self._closing.wait(backoff_s)
+    def _target(self) -> str:
+        return self.holder.address
 
     def _session(self, channel: grpc.Channel) -> None:
         """Run one stream to its end: returns when the shard ended it, raises grpc.RpcError when it broke."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import queue
 import socket
 import threading
@@ -15,14 +14,11 @@ from typing import NamedTuple
 import grpc
 
 from protos import errors
-from protos.channel import channel_options
 from protos.expert.v1 import expert_pb2, expert_pb2_grpc
 from protos.shared_memory import SharedSegment
 from router.placement import ExpertHolder
+from router.transport.reconnecting import ReconnectingStream
 from router.transport.slots import Slot, Slots
-
-_LOG = logging.getLogger(__name__)
-_FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.05, 2.0
 
 MOST_OWED_BYTES = 128 * 1024 * 1024
 """Most bytes of dispatches that a replica may owe answers to, forgotten ones included: while it does not read, they lie
@@ -42,7 +38,7 @@ class Answered(NamedTuple):
 Answer = Future[Answered]
 
 
-class ReplicaStream:
+class ReplicaStream(ReconnectingStream):
     """Keeps a stream to one replica open until closed.
 
     One thread reads answers and reconnects; gRPC's own thread sends. Sending never blocks: a stream that is not
@@ -57,6 +53,8 @@ class ReplicaStream:
         stands_back: let the dispatches of other routers pass.
     """
 
+    ended = "closed the stream: try another"
+
     def __init__(
         self,
         holder: ExpertHolder,
@@ -67,6 +65,7 @@ class ReplicaStream:
         shares_memory: bool = True,
         stands_back: bool = False,
     ) -> None:
+        super().__init__(f"dispatch-{holder.replica_id}")
         self.holder = holder
         self._hello = expert_pb2.Hello(router_id=router_id, model_fingerprint=fingerprint, stands_back=stands_back)
         self._on_change = on_change
@@ -82,10 +81,7 @@ class ReplicaStream:
         self.last_answer_at = 0.0
         """Monotonic second of the last answer to anything: a sign of life."""
         self._outbox: queue.SimpleQueue[expert_pb2.DispatchRequest | None] | None = None
-        self._call: grpc.Call | None = None
         self._failure: errors.ServingError | None = None
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"dispatch-{holder.replica_id}", daemon=True)
         self._thread.start()
 
     @property
@@ -153,37 +149,6 @@ class ReplicaStream:
         """Drop whatever answer may still come; without effect if it came."""
         with self._lock:
             self._pending.pop(dispatch_id, None)
-
-    def reset(self) -> None:
-        """Break a stream that no longer answers, so that it is opened anew."""
-        call = self._call
-        if call is not None:
-            call.cancel()
-
-    def close(self) -> None:
-        """Close for good and fail what is pending. Idempotent; returns when the thread has ended."""
-        self._closing.set()
-        self.reset()
-        if threading.current_thread() is not self._thread:
-            self._thread.join(timeout=5)
-
-    def _run(self) -> None:
-        backoff_s = _FIRST_BACKOFF_S
-        while not self._closing.is_set():
-            failure: errors.ServingError = errors.ReplicaUnavailable(f"{self._peer} closed the stream: try another")
-            try:
-                with grpc.insecure_channel(self._target(), options=channel_options()) as channel:
-                    self._session(channel)
-            except grpc.RpcError as error:
-                failure = _as_retryable(errors.from_rpc_error(error, self._peer))
-            except Exception:  # noqa: BLE001 the process boundary: whatever a replica sent, this thread must live on
-                _LOG.exception("stream to %s failed", self._peer)
-                failure = errors.ReplicaUnavailable(f"{self._peer} sent what cannot be read: see the router's log")
-            was_ready = self._break(failure)
-            backoff_s = _FIRST_BACKOFF_S if was_ready else min(backoff_s * 2, _LONGEST_BACKOFF_S)
-            if not self._closing.is_set():
-                _LOG.info("stream to %s %s: %s", self._peer, "broke" if was_ready else "did not open", failure)
-                self._closing.wait(backoff_s)
 
     def _session(self, channel: grpc.Channel) -> None:
         """Run one stream to its end: returns when the replica ended it, raises grpc.RpcError when it broke."""
@@ -269,8 +234,12 @@ class ReplicaStream:
         return not self._target().startswith("unix:")
 
     @property
-    def _peer(self) -> str:
+    def peer(self) -> str:
+        """Return how messages call the replica."""
         return f"expert replica {self.holder.replica_id} at {self.holder.address}"
+
+    def _explain(self, error: grpc.RpcError) -> errors.ServingError:
+        return _as_retryable(super()._explain(error))
 
     def _target(self) -> str:
         """Prefer the Unix socket on our own host: it saves the TCP stack twice per dispatch."""
