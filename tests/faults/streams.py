@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from tests.e2e.reflected_client import ReflectedClient, to_dict
@@ -35,21 +35,36 @@ class Streams:
 
     def __init__(self, address: str, requests: list[dict[str, object]]) -> None:
         self.heard = [Heard() for _ in requests]
+        self._progress = threading.Condition()
         self._client = ReflectedClient(address)
         self._pool = ThreadPoolExecutor(len(requests))
         self._running = [self._pool.submit(self._follow, *each) for each in zip(requests, self.heard, strict=True)]
-        self._progress = threading.Condition()
+        for each in self._running:
+            each.add_done_callback(self._wake)
 
     def wait_for_tokens(self, count: int, timeout_s: float = 120) -> None:
-        """Wait until every stream has so many tokens."""
+        """Wait until every stream has so many tokens; raise what a stream ended with before."""
         with self._progress:
-            assert self._progress.wait_for(lambda: all(len(each.ids) >= count for each in self.heard), timeout_s)
+            waited = self._progress.wait_for(lambda: self._failed() or self._all_have(count), timeout_s)
+            for each in self._failed():
+                each.result()
+            assert waited, [len(each.ids) for each in self.heard]
 
     def wait(self, timeout_s: float = 240) -> list[Heard]:
         """Return what was heard once every stream has ended; raise what one of them failed with."""
         for each in self._running:
             each.result(timeout_s)
         return self.heard
+
+    def _all_have(self, count: int) -> bool:
+        return all(len(each.ids) >= count for each in self.heard)
+
+    def _failed(self) -> list[Future[None]]:
+        return [each for each in self._running if each.done() and each.exception()]
+
+    def _wake(self, _: Future[None]) -> None:
+        with self._progress:
+            self._progress.notify()
 
     def _follow(self, fields: dict[str, object], heard: Heard) -> None:
         last_s = None
