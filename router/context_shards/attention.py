@@ -24,7 +24,7 @@ _MOST_STEP_BYTES = MAX_MESSAGE_BYTES // 2
 """Most bytes of tensors in a step's message."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ContextSpan:
     """Rows [row_start, row_stop) of a batch: consecutive tokens of one sequence."""
 
@@ -33,6 +33,19 @@ class ContextSpan:
     row_stop: int
     start: int
     """Position of the first token; all before it are on shards."""
+    views: dict[str, list[context_pb2.View]] = field(init=False)
+    """What the first token's past is on each shard: worked out once, for a long past has a thousand segments."""
+
+    def __post_init__(self) -> None:
+        self.views = {}
+        for segment, num_tokens in self.segments.before(self.start):
+            view = context_pb2.View(segment_id=segment.segment_id, num_tokens=num_tokens)
+            self.views.setdefault(segment.shard_id, []).append(view)
+
+    @property
+    def stop(self) -> int:
+        """Return the position after the last token's."""
+        return self.start + self.row_stop - self.row_start
 
 
 @dataclass(slots=True)
@@ -126,13 +139,12 @@ class _NewKeys:
 class _Queries:
     span: int
     queries_THC: Tensor
-    views: Sequence[tuple[int, int]]
+    views: Sequence[context_pb2.View]
 
     def into(self, sent: _Sent) -> None:
         query = sent.step.queries.add()
         write_tensor(query.queries, self.queries_THC)
-        for segment_id, num_tokens in self.views:
-            query.views.add(segment_id=segment_id, num_tokens=num_tokens)
+        query.views.extend(self.views)
         sent.spans.append(self.span)
 
 
@@ -142,20 +154,16 @@ def _parts(
     """Yield (shard, bytes, what to send there), none larger than a message may be."""
     most_rows = max(_MOST_STEP_BYTES // (q_THC[0].numel() * q_THC.itemsize), 1)
     for index, span in enumerate(spans):
-        stop = span.start + span.row_stop - span.row_start
-        for segment, low, high in span.segments.between(span.start, stop):
+        for segment, low, high in span.segments.between(span.start, span.stop):
             for first in range(low, high, most_rows):
                 last = min(first + most_rows, high)
                 rows = slice(span.row_start + first - span.start, span.row_start + last - span.start)
                 keys = _NewKeys(segment.segment_id, first - segment.start, k_TGC[rows], v_TGC[rows])
                 yield segment.shard_id, 2 * keys.keys_TGC.nbytes, keys
-        views: dict[str, list[tuple[int, int]]] = {}
-        for segment, num_tokens in span.segments.before(span.start):
-            views.setdefault(segment.shard_id, []).append((segment.segment_id, num_tokens))
-        for shard_id, seen in views.items():
+        for shard_id, views in span.views.items():
             for first in range(span.row_start, span.row_stop, most_rows):
                 queries_THC = q_THC[first : min(first + most_rows, span.row_stop)]
-                yield shard_id, queries_THC.nbytes, _Queries(index, queries_THC, seen)
+                yield shard_id, queries_THC.nbytes, _Queries(index, queries_THC, views)
 
 
 def _joined(pieces: Sequence[Partial]) -> Partial:

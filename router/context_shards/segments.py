@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 
@@ -45,19 +45,23 @@ class SequenceSegments:
 
     def before(self, position: int) -> Iterator[tuple[Segment, int]]:
         """Yield each segment that begins before a position, and how many of its tokens lie before it."""
-        for segment in self.segments:
-            if segment.start >= position:
-                return
-            yield segment, min(segment.stop, position) - segment.start
+        for segment, low, high in self.between(0, position):
+            yield segment, high - low
 
     def between(self, start: int, stop: int) -> Iterator[tuple[Segment, int, int]]:
         """Yield each segment that has some of the positions [start, stop), and the first and the end of those."""
-        for segment in self.segments:
-            low, high = max(start, segment.start), min(stop, segment.stop)
-            if low < high:
-                yield segment, low, high
+        last = -(-stop // self.segment_tokens)
+        for segment in self.segments[start // self.segment_tokens : last]:
+            yield segment, max(start, segment.start), min(stop, segment.stop)
 
-    def lose(self, segment_ids: Collection[int]) -> None:
-        """Take note that segments are gone."""
-        for segment in self.segments:
-            segment.is_lost = segment.is_lost or segment.segment_id in segment_ids
+    def cut_unplaced(self) -> list[Segment]:
+        """Forget segments from the first that lost its place before it was written to; return those that have one.
+
+        Nothing is written after it either, and segments have no gaps.
+        """
+        for index, segment in enumerate(self.segments):
+            if not segment.shard_id and not segment.is_lost:
+                cut = self.segments[index + 1 :]
+                del self.segments[index:]
+                return [each for each in cut if each.shard_id]
+        return []

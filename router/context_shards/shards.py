@@ -208,8 +208,7 @@ class ContextShards:
                     self.num_lost_tokens += max(min(segment.stop, segments.num_tokens) - segment.start, 0)
                     segment.is_lost = segment.start < segments.num_tokens
                     segment.shard_id = ""
-            # What nobody has written to is lost by losing its place.
-            segments.segments[:] = [each for each in segments.segments if each.shard_id or each.is_lost]
+            self._drop(segments.cut_unplaced())
 
     def _drop(self, dropped: Iterable[Segment]) -> None:
         by_shard: dict[str, list[int]] = {}
