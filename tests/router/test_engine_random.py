@@ -12,7 +12,15 @@ from protos.errors import DeadlineExceeded
 from router.engine import Engine
 from router.kv_cache.layout import CacheLayout
 from router.limits import EngineLimits
-from router.request import Ended, EngineEvent, GenerationRequest, PromptDone, SamplingParams, TokenChosen
+from router.request import (
+    Ended,
+    EngineEvent,
+    GenerationRequest,
+    PromptDone,
+    PromptProgress,
+    SamplingParams,
+    TokenChosen,
+)
 from router.transport.local import LocalTransport
 from tests.tiny import TINY, tiny_decoder
 
@@ -124,7 +132,8 @@ def test_a_thousand_random_requests_end_as_they_would_alone_and_leave_every_page
 
 def check_stream(caller: Caller, outcome: str) -> None:
     """Check that events came in order and nothing came twice."""
-    kinds = [type(event) for event in caller.events]
+    # How often a prompt's progress is told depends on how long it takes.
+    kinds = [type(event) for event in caller.events if not isinstance(event, PromptProgress)]
     assert kinds.count(Ended) <= 1
     if outcome == "ended":
         end = caller.events[-1]
