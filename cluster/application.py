@@ -17,7 +17,7 @@ from cluster.front_door import FrontDoor
 from cluster.names import CONTEXT, FRONT_DOOR, ROUTER, experts_deployment
 from cluster.plan import DeploymentPlan
 from cluster.router_deployment import Router
-from cluster.serve_scaling import experts_replicas, front_door_replicas, router_replicas
+from cluster.serve_scaling import context_replicas, experts_replicas, front_door_replicas, router_replicas
 
 _UNLIMITED = 1_000_000
 """For limits that Herd has itself, nearer to what they protect."""
@@ -82,8 +82,8 @@ def build_application(plan: DeploymentPlan) -> Application:
             serve.deployment(
                 Context,
                 name=CONTEXT,
-                num_replicas=plan.settings.context.shards,
                 ray_actor_options=actor,
+                **context_replicas(plan),
                 **common,
             ).bind(plan)
         )

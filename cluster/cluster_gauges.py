@@ -31,6 +31,7 @@ _OF_ROUTER: dict[str, Callable[[RouterLoad], float]] = {
     "herd_preemptions": lambda each: each.load.preemptions,
     "herd_context_repaired_tokens": lambda each: each.load.repaired_tokens,
     "herd_context_free_tokens": lambda each: each.load.context_free_tokens or 0,
+    "herd_context_wanted_tokens": lambda each: each.load.context_wanted_tokens,
 }
 _OF_DISPATCHES: dict[str, Callable[[TransportHealth], float]] = {
     "herd_dispatch_shares": lambda each: each.counts.shares,

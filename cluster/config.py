@@ -174,10 +174,13 @@ class ContextSettings:
     """The processes that hold keys and values of global layers, where a router's own memory is too small."""
 
     shards: int = 0
-    """Context shards; at least 0. 0: routers hold all keys and values themselves."""
+    """Context shards there are at first, and at least; 0: routers hold all keys and values themselves."""
+    max_shards: int | None = None
+    """Most of them; at least `shards`. More are started while sequences want more tokens than there is room for; none
+    goes before no sequence has any. None: `shards`."""
     kv_bytes: int | None = None
     """Bytes of keys and values of one shard; at least 1. None: a quarter of the memory that is free when Herd starts,
-    shared by all shards."""
+    shared by as many as there may be."""
     segment_tokens: int | None = None
     """Tokens of a sequence that lie together on one shard; whole attention chunks. None: one chunk. Smaller ones spread
     sooner, and less is computed again when a shard dies."""
@@ -194,6 +197,26 @@ class ContextSettings:
         for name in ("kv_bytes", "segment_tokens", "threads"):
             check_floor(f"context.{name}", getattr(self, name), 1)
         check_seconds("context.lease_s", self.lease_s)
+        if self.max_shards is not None and self.max_shards < max(self.shards, 1):
+            raise BadConfig(
+                f"context.max_shards: expected at least context.shards, {self.shards}, and 1, found {self.max_shards}; "
+                "raise it"
+            )
+        if self.max_shards is not None and not self.shards:
+            raise BadConfig(
+                f"context.shards: expected at least 1 where there may be {self.max_shards}, found 0; a router's keys "
+                "and values are on shards or not from its start"
+            )
+
+    @property
+    def bounds(self) -> Bounds:
+        """Return how many shards there may be."""
+        return Bounds(min_replicas=self.shards, max_replicas=self.most_shards)
+
+    @property
+    def most_shards(self) -> int:
+        """Return how many shards there are at most; 0: none."""
+        return self.shards if self.max_shards is None else self.max_shards
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

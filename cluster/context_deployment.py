@@ -57,6 +57,7 @@ class Context:
         )
         self._server = ContextServer(shard, host=settings.host or ray.util.get_node_ip_address())
         self._server.start()
+        self._total_tokens = store.total_tokens
         replica = ContextReplica(
             holder=ShardHolder(shard_id, self._server.address),
             total_tokens=store.total_tokens,
@@ -66,6 +67,10 @@ class Context:
         self._registration = Registration(ContextMember(replica), app=APP, deployment=ROUTER, period_s=_BEAT_S)
         self._registration.start()
         _LOG.info("context shard %s holds %d tokens at %s", shard_id, store.total_tokens, self._server.address)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tell Ray Serve what ContextPolicy wants to know."""
+        return {"total_tokens": self._total_tokens}
 
     def __del__(self) -> None:
         """Leave the directory, end: Ray Serve calls this when the replica is stopped."""

@@ -72,6 +72,12 @@ METRICS = (
         "Tokens that further sequences of a router may have on context shards; 0 without shards.",
         ("replica",),
     ),
+    Metric(
+        "herd_context_wanted_tokens",
+        "gauge",
+        "Tokens that a router's sequences may get on context shards, those that wait for room included.",
+        ("replica",),
+    ),
     Metric("herd_preemptions", "gauge", "Times a sequence made room for another in a router.", ("replica",)),
     Metric("herd_dispatch_shares", "gauge", "Shares of dispatches a router sent since its start.", ("replica",)),
     Metric("herd_dispatch_hedges", "gauge", "Shares it sent elsewhere as well, for an answer was late.", ("replica",)),

@@ -97,7 +97,8 @@ class DeploymentPlan:
     def is_scaled(self) -> bool:
         """Tell whether any number of replicas may change."""
         routers = [pool.bounds for pool in self.pools.values()]
-        bounds = (*routers, self.expert_bounds, self.settings.scaling.front_doors())
+        shards = self.settings.context.bounds
+        bounds = (*routers, self.expert_bounds, shards, self.settings.scaling.front_doors())
         return any(each.max_replicas > each.min_replicas for each in bounds)
 
     @property
@@ -112,7 +113,7 @@ class DeploymentPlan:
         limits = [(pool.engine_limits, pool.bounds.max_replicas) for pool in self.pools.values()]
         kv_bytes = sum((each.kv_bytes + each.host_kv_bytes) * replicas for each, replicas in limits)
         doors = self.settings.scaling.front_doors().max_replicas
-        shards = self.settings.context.shards
+        shards = self.settings.context.most_shards
         spares = self.settings.experts.warm_spares
         processes = (self.num_replicas + doors + shards + spares) * PROCESS_BYTES + RAY_BYTES
         return self.weight_bytes + kv_bytes + shards * self.context_bytes + processes
@@ -213,12 +214,14 @@ def _check_budget(plan: DeploymentPlan) -> None:
     first = (
         sum(pool.replicas for pool in plan.pools.values())
         + len(plan.expert_groups) * settings.experts.replicas_per_group
+        + settings.context.shards
     )
     budget = settings.scaling.budget
     if budget is not None and first > budget:
         raise BadConfig(
-            f"scaling.budget: expected at least {first}, the routers and expert replicas there are at first, found "
-            f"{budget}; raise it, or lower router.replicas, long.replicas or experts.replicas_per_group"
+            f"scaling.budget: expected at least {first}, the routers, expert replicas and context shards there are at "
+            f"first, found {budget}; raise it, or lower router.replicas, long.replicas, experts.replicas_per_group or "
+            "context.shards"
         )
 
 

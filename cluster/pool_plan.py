@@ -40,7 +40,7 @@ def context_bytes(settings: ClusterConfig, machine: Machine) -> int:
     context = settings.context
     if not context.shards:
         return 0
-    return context.kv_bytes or int(machine.free_bytes * MAX_KV_SHARE) // context.shards
+    return context.kv_bytes or int(machine.free_bytes * MAX_KV_SHARE) // context.most_shards
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,12 +175,13 @@ def _on_shards(
     request: _PoolRequest, settings: ClusterConfig, layout: CacheLayout, machine: Machine
 ) -> tuple[int, int]:
     """Return the same of routers whose own cache is for local layers alone."""
-    num_tokens = settings.context.shards * context_bytes(settings, machine) // layout.global_token_bytes
+    num_shards = settings.context.most_shards
+    num_tokens = num_shards * context_bytes(settings, machine) // layout.global_token_bytes
     asked, most = request.context_length, min(layout.config.max_positions, num_tokens)
     if (asked or 2) > most:
         raise NotEnoughMemory(
-            f"expected {settings.context.shards} context shards that hold {asked or 2} tokens, found room for "
-            f"{num_tokens}; lower {request.context_setting}, raise context.kv_bytes or context.shards"
+            f"expected {num_shards} context shards that hold {asked or 2} tokens, found room for "
+            f"{num_tokens}; lower {request.context_setting}, raise context.kv_bytes or the number of shards"
         )
     chunks_bytes = request.slots * layout.pages_bytes(0, layout.num_pages(layout.chunk or 0)[1])
     return asked or most, request.kv_bytes or min(chunks_bytes, int(machine.free_bytes * MAX_KV_SHARE))

@@ -67,7 +67,10 @@ class Router:
         self._shards = None
         if pool.engine_limits.on_shards:
             self._shards = ContextShards(
-                router_id=self._replica_id, fingerprint=plan.fingerprint, segment_tokens=plan.segment_tokens
+                router_id=self._replica_id,
+                fingerprint=plan.fingerprint,
+                segment_tokens=plan.segment_tokens,
+                patience_s=settings.patience_s,
             )
         self._feed = PlacementFeed(self._transport.update, self._shards.update if self._shards else lambda shards: None)
         self._feed.start()
@@ -130,7 +133,7 @@ class Router:
         )
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Tell Ray Serve what RouterPolicy wants to know."""
+        """Tell Ray Serve what RouterPolicy and ContextPolicy want to know."""
         load = self._engine.load()
         return {
             "kv_share": load.kv_used_bytes / max(load.kv_total_bytes, 1),
@@ -139,6 +142,7 @@ class Router:
             "queued_prompt_tokens": load.queued_prompt_tokens,
             "prompt_tokens_per_s": self._prompt_meter.read(load.prompt_tokens - load.cached_tokens, time.monotonic()),
             "prefill_tokens_per_s": load.prefill_tokens_per_s,
+            "context_wanted_tokens": load.context_wanted_tokens,
         }
 
     async def describe(self) -> PlacementInfo:

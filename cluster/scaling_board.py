@@ -27,6 +27,8 @@ class Entry:
     """Time to the first token that clients have seen lately; None: not known here."""
     activities: Activities | None = None
     """Of all front doors; None: not known here."""
+    context_tokens: float | None = None
+    """Tokens that the sequences of its routers may get on context shards; None: it has none, or they are not known."""
     absent_at: float = -math.inf
     """When none of its replicas ran, last, if it may have none."""
 

@@ -158,6 +158,19 @@ def experts_need(stats: Sequence[ExpertStats], targets: Targets, now: float) -> 
     return Need(demand=demand, lateness=sum(each.queue_s for each in stats) / len(stats) / targets.queue_s)
 
 
+def context_need(tokens: Sequence[float | None], shard_tokens: float) -> Need | None:
+    """Return what context shards need: room for every token that sequences may get.
+
+    Args:
+        tokens: that those of each deployment of routers may get; None: not known.
+        shard_tokens: that one shard holds; positive.
+    """
+    known = [each for each in tokens if each is not None]
+    if not known or len(known) < len(tokens):
+        return None
+    return Need(demand=sum(known) / shard_tokens)
+
+
 def _are_fresh(times: Sequence[float], targets: Targets, now: float) -> bool:
     """Tell whether there are reports and none is old."""
     return bool(times) and all(now - at_s <= targets.stale_s for at_s in times)

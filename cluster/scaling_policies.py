@@ -22,6 +22,7 @@ from cluster.scaling_needs import (
     FrontDoorStats,
     RouterStats,
     Targets,
+    context_need,
     experts_need,
     front_door_need,
     long_router_need,
@@ -78,7 +79,7 @@ class ScalingPolicy:
             history=dataclasses.replace(history, grew_at=max(history.grew_at, absent_at)),
             now=context.current_time,
         )
-        wanted = self.allow(wanted, present)
+        wanted = self.allow(wanted, present, need)
         if not least:
             doors = board.entry(FRONT_DOOR)
             activity = self.concerns(doors.activities) if doors and doors.activities else None
@@ -88,6 +89,7 @@ class ScalingPolicy:
             lateness=need.lateness if need else 0.0,
             ttft_s=self.ttft_s(context),
             activities=self.activities(context),
+            context_tokens=self.context_tokens(context),
             absent_at=absent_at,
         )
         board.note(context.deployment_name, entry)
@@ -104,7 +106,7 @@ class ScalingPolicy:
         """Return what the deployment needs; None: not known."""
         raise NotImplementedError
 
-    def allow(self, wanted: int, present: int) -> int:
+    def allow(self, wanted: int, present: int, need: Need | None) -> int:
         """Return what is possible of what is wanted."""
         return wanted
 
@@ -114,6 +116,10 @@ class ScalingPolicy:
 
     def activities(self, context: AutoscalingContext) -> Activities | None:
         """Return what clients ask for, where the deployment's replicas know."""
+        return None
+
+    def context_tokens(self, context: AutoscalingContext) -> float | None:
+        """Return what the deployment's sequences may get on context shards; None: not known here."""
         return None
 
     def concerns(self, activities: Activities) -> Activity:
@@ -138,7 +144,7 @@ class FrontDoorPolicy(ScalingPolicy):
         stats = [FrontDoorStats(**each) for each in read_stats(context, ("sequences", "queued_prompt_tokens"))]
         return front_door_need(stats, self._targets, context.current_time)
 
-    def allow(self, wanted: int, present: int) -> int:
+    def allow(self, wanted: int, present: int, need: Need | None) -> int:
         """Keep every front door: streams end with theirs, and nobody moves clients away before."""
         return max(wanted, present)
 
@@ -176,6 +182,14 @@ class RouterPolicy(ScalingPolicy):
             experts_are_late=any(self._is_late(entry, context.current_time) for entry in experts),
         )
 
+    def context_tokens(self, context: AutoscalingContext) -> float | None:
+        """Return what its sequences may get there, nothing where no router runs."""
+        if not context.running_replicas:
+            return 0.0
+        known = read_stats(context, ("context_wanted_tokens",))
+        is_fresh = known and all(context.current_time - each["at_s"] <= self._targets.stale_s for each in known)
+        return sum(each["context_wanted_tokens"] for each in known) if is_fresh else None
+
     def concerns(self, activities: Activities) -> Activity:
         """Return all but long requests, which have routers of their own."""
         return activities.standard
@@ -187,7 +201,7 @@ class RouterPolicy(ScalingPolicy):
         return experts.lateness > 1 or now - experts.absent_at < self._pace.late_again_s
 
 
-class LongRouterPolicy(ScalingPolicy):
+class LongRouterPolicy(RouterPolicy):
     """Routers for long requests: KV, and sequences over slots, those in line in front doors included."""
 
     def need(self, context: AutoscalingContext, board: ScalingBoard) -> Need | None:
@@ -220,6 +234,22 @@ class ExpertsPolicy(ScalingPolicy):
         names = ("tokens_per_s", "capacity_tokens_per_s", "queue_s")
         stats = [ExpertStats(**each) for each in read_stats(context, names)]
         return experts_need(stats, self._targets, context.current_time)
+
+
+class ContextPolicy(ScalingPolicy):
+    """Context shards: room for the tokens that routers' sequences may get."""
+
+    def need(self, context: AutoscalingContext, board: ScalingBoard) -> Need | None:
+        """Return what the shards need."""
+        entries = [board.entry(name) for name in self._sharing if is_router(name)]
+        held = [each["total_tokens"] for each in read_stats(context, ("total_tokens",))]
+        if not held:
+            return None
+        return context_need([each.context_tokens if each else None for each in entries], min(held))
+
+    def allow(self, wanted: int, present: int, need: Need | None) -> int:
+        """Keep every shard while a sequence has tokens on any: those of one that goes would be computed again."""
+        return wanted if need is not None and not need.demand else max(wanted, present)
 
 
 def read_stats(context: AutoscalingContext, names: Sequence[str]) -> list[dict[str, float]]:

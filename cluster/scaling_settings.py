@@ -28,8 +28,8 @@ class ScalingSettings:
     experts_max_replicas: int | None = None
     """Most replicas of each expert group; at least the fewest. None: `experts.replicas_per_group`."""
     budget: int | None = None
-    """Most routers and expert replicas together, shared out by need; at least as many as there are at first.
-    None: what the maxima add up to."""
+    """Most routers, expert replicas and context shards together, shared out by need; at least as many as there are at
+    first. None: what the maxima add up to."""
     router_use: float = 0.7
     """Part of KV, slots and prompt tokens/s that routers aim at; above 0, at most 0.85. Smaller: more routers."""
     experts_use: float = 0.6

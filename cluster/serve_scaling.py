@@ -9,13 +9,15 @@ from typing import Any
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from cluster.autoscaling import Bounds, Pace
-from cluster.names import ROUTER, experts_deployment
+from cluster.names import CONTEXT, ROUTER, experts_deployment
 from cluster.plan import DeploymentPlan
 
 _REPORT_S = 0.5
 """Seconds between two reports of a replica."""
 _LOOK_BACK_S = 2.0
 """Seconds of reports that a decision is made from."""
+_SHARDS_USE = 0.85
+"""Part of their room that context shards aim to fill."""
 
 
 def front_door_replicas(plan: DeploymentPlan) -> dict[str, Any]:
@@ -38,6 +40,12 @@ def experts_replicas(plan: DeploymentPlan) -> dict[str, Any]:
     return _replicas(plan, "ExpertsPolicy", replicas, plan.expert_bounds, scaling.pace(scaling.experts_use))
 
 
+def context_replicas(plan: DeploymentPlan) -> dict[str, Any]:
+    """Return the same of the Context deployment."""
+    context = plan.settings.context
+    return _replicas(plan, "ContextPolicy", context.shards, context.bounds, plan.settings.scaling.pace(_SHARDS_USE))
+
+
 def _replicas(plan: DeploymentPlan, policy: str, first: int, bounds: Bounds, pace: Pace) -> dict[str, Any]:
     """Return a fixed number, or once anything is scaled, bounds and policy: policies know of each other."""
     if not plan.is_scaled:
@@ -48,7 +56,7 @@ def _replicas(plan: DeploymentPlan, policy: str, first: int, bounds: Bounds, pac
         "pace": dataclasses.asdict(pace),
         "targets": dataclasses.asdict(scaling.targets),
         "zero_after_s": scaling.zero_after_s,
-        "sharing": [*plan.pools, *groups],
+        "sharing": [*plan.pools, *groups, *([CONTEXT] if plan.segment_tokens else [])],
         "budget": scaling.budget,
     }
     with warnings.catch_warnings():

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import count
 
@@ -89,7 +90,7 @@ class Engine:
         self._forward = Forward(decoder, transport, shards, probe=lambda layer, hidden_TD: self._give_sign())
         self._shards = shards
         self._left_on_shards: list[SequenceSegments] = []
-        self._repairs = Repairs(shards, self._kv, limits.step_tokens) if shards is not None else None
+        self._repairs = Repairs(self._kv, limits.step_tokens) if shards is not None else None
         self._budget = StepBudget(
             step_tokens=limits.step_tokens,
             stretch=limits.prefill_stretch,
@@ -233,12 +234,14 @@ class Engine:
                 self._tiers.settle()
                 self._scheduler.admit()
                 self._publish_load()
-                self._repair()
-                work = self._scheduler.next_step()
+                has_repaired = self._repair()
+                work = [item for item in self._scheduler.next_step() if self._has_place(item.sequence, item.num_tokens)]
                 self._step(work)
                 self._leave_shards()
                 self._publish_load()
-                if not work and (self._shards is not None or self._tiers.is_busy):
+                if not (work or has_repaired):
+                    self._make_room_on_shards()
+                if not (work or has_repaired) and (self._shards is not None or self._tiers.is_busy):
                     self._pause()
         finally:
             # However the loop ends: nobody must wait for a thread that is gone.
@@ -293,7 +296,7 @@ class Engine:
         self._give_sign()
         self._take_orders()
         if lacking := self._transport.lacking:
-            self._end_hopeless(lacking)
+            self._end_hopeless([item.sequence for item in self._work], lacking)
         self._publish_load()
         if self._stopping or all(item.sequence.has_left for item in self._work):
             raise StepAbandoned
@@ -317,11 +320,40 @@ class Engine:
         finally:
             self._work = []
 
-    def _repair(self) -> None:
-        """Compute the next tokens again whose keys and values were lost with their shard."""
-        if self._repairs is None:
+    def _has_place(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Tell whether context shards have a place for a sequence's next tokens; if not, it waits while it has time."""
+        if self._shards is None or sequence.segments is None:
+            return True
+        try:
+            if self._shards.extend(sequence.segments, sequence.num_computed + num_tokens):
+                return True
+        except errors.NoReplica as error:
+            self._end(sequence, Ended(reason="error", error=error))
+        else:
+            assert self._shards.lacking is not None
+            self._end_hopeless([sequence], self._shards.lacking)
+        return False
+
+    def _make_room_on_shards(self) -> None:
+        """Have the last sequence begin anew where all that run wait for room that only one of them could give up."""
+        if self._shards is None or not self._shards.is_at_standstill or len(self._scheduler.running) < 2:
             return
-        broken = [sequence for sequence in self._scheduler.running if sequence.is_broken]
+        sequence = self._scheduler.preempt_last()
+        self._leave_places(sequence)
+        sequence.segments = None
+
+    def _leave_places(self, sequence: Sequence) -> None:
+        """Give up what a sequence has on shards, once no step writes there any more."""
+        if self._repairs is not None and sequence.segments is not None:
+            self._repairs.drop(sequence)
+            self._left_on_shards.append(sequence.segments)
+
+    def _repair(self) -> bool:
+        """Compute the next tokens again whose keys and values were lost with their shard; tell if there were any."""
+        if self._repairs is None:
+            return False
+        lost = [sequence for sequence in self._scheduler.running if sequence.is_broken]
+        broken = [sequence for sequence in lost if self._has_place(sequence, 0)]
         try:
             if (found := self._repairs.next_span(broken)) is not None:
                 sequence, span = found
@@ -329,6 +361,7 @@ class Engine:
                 self._logits([[span]])
                 if not sequence.has_left:
                     self._repairs.advance(sequence, span)
+                return True
         except ShardFailed as failed:
             self._settle(failed)
         except StepAbandoned:
@@ -338,6 +371,7 @@ class Engine:
                 self._end(sequence, Ended(reason="error", error=error.with_traceback(None)))
         finally:
             self._work = []
+        return False
 
     def _settle(self, failed: ShardFailed) -> None:
         assert self._shards is not None
@@ -374,8 +408,6 @@ class Engine:
         sequence = item.sequence
         assert sequence.pages is not None
         start = sequence.num_computed
-        if self._shards is not None and sequence.segments is not None:
-            self._shards.extend(sequence.segments, start + item.num_tokens)
         ids = sequence.ids[start : start + item.num_tokens]
         num_logits = len(ids) if sequence.wants_prompt_logits else 1
         return Span(sequence.pages, start, ids, num_logits, sequence.segments)
@@ -400,18 +432,18 @@ class Engine:
             elif late := sequence.lateness(now):
                 self._end(sequence, Ended(reason="error", error=late))
 
-    def _end_hopeless(self, lacking: errors.NoReplica) -> None:
+    def _end_hopeless(self, sequences: Iterable[Sequence], lacking: errors.NoReplica) -> None:
         """End sequences whose time is nearly up with what it was spent on, before somebody else can only say: late."""
         now = time.monotonic()
-        for item in self._work:
-            deadline, timeout_s = item.sequence.deadline, item.sequence.request.timeout_s
+        for sequence in sequences:
+            deadline, timeout_s = sequence.deadline, sequence.request.timeout_s
             if deadline is None or timeout_s is None or now < deadline - min(_TELL_BEFORE_S, timeout_s / 4):
                 continue
             error = errors.NoReplica(
                 f"expected to finish within {timeout_s:g} s, found no time left to wait: {lacking.message}",
                 retry_after_ms=1000,
             )
-            self._end(item.sequence, Ended(reason="error", error=error))
+            self._end(sequence, Ended(reason="error", error=error))
 
     def _fail(self, work: list[Work], error: errors.ServingError) -> None:
         for item in work:
@@ -434,9 +466,7 @@ class Engine:
     def _release(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence)
         sequence.has_left = True
-        if self._shards is not None and self._repairs is not None and sequence.segments is not None:
-            self._repairs.drop(sequence)
-            self._left_on_shards.append(sequence.segments)  # a step under way may still write there
+        self._leave_places(sequence)
         load = self._measure_load()
         with self._changed:
             self._num_accepted -= 1
@@ -464,5 +494,6 @@ class Engine:
             preemptions=self._scheduler.num_preemptions,
             repaired_tokens=0 if self._repairs is None else self._repairs.num_tokens,
             context_free_tokens=None if self._shards is None else self._shards.free_tokens,
+            context_wanted_tokens=0 if self._shards is None else sum(s.most_tokens for s in (*running, *waiting)),
             prefill_tokens_per_s=self._budget.prompt_tokens_per_s,
         )

@@ -141,6 +141,8 @@ class EngineLoad:
     """Tokens computed again since the start because a context shard was lost."""
     context_free_tokens: int | None = None
     """Tokens that further sequences may have on context shards; None: there are none."""
+    context_wanted_tokens: int = 0
+    """Tokens that all sequences may get there, those that wait for room included."""
     preemptions: int = 0
     """Times a running sequence made room for another since the start."""
     prefill_tokens_per_s: float = 0.0

@@ -95,6 +95,12 @@ class Scheduler:
         else:
             self._waiting.remove(sequence)
 
+    def preempt_last(self) -> Sequence:
+        """Make the last in rank of those that run wait again; return it."""
+        last = self._running[-1]
+        self._preempt(last)
+        return last
+
     def admit(self) -> None:
         """Give waiting sequences slots, as long as there are pages for all they have to compute.
 
@@ -183,21 +189,21 @@ class Scheduler:
         return max(num_global - held_global, 0), max(num_local - held_local, 0)
 
     def _has_room_on_shards(self, sequence: Sequence) -> bool:
-        if self._shards is None or sequence.segments is not None or _longest(sequence) <= self._shards.free_tokens:
+        if self._shards is None or sequence.segments is not None or sequence.most_tokens <= self._shards.free_tokens:
             return True
         self._shards.refresh()
         return False
 
     def _start(self, sequence: Sequence) -> None:
         if self._shards is not None and sequence.segments is None:
-            sequence.segments = self._shards.promise(_longest(sequence))
+            sequence.segments = self._shards.promise(sequence.most_tokens)
         if sequence.segments is not None and sequence.segments.num_tokens:
             # Of local layers it lost the current chunk; everything before is still on the shards.
             sequence.pages = self._kv.begin_at(chunk_start(sequence.segments.num_tokens, self._layout.chunk))
         else:
             sequence.pages = self._kv.admit(
                 sequence.ids,
-                expect_tokens=_longest(sequence),
+                expect_tokens=sequence.most_tokens,
                 use_cached=self._shares_prefix(sequence),
                 chain=sequence.chain,
             )
@@ -254,11 +260,6 @@ class Scheduler:
         if chunk < self._limits.step_tokens and self._kv.can_grow(sequence.pages, num_tokens):
             return num_tokens
         return min(num_tokens, chunk - sequence.num_computed % chunk)
-
-
-def _longest(sequence: Sequence) -> int:
-    """Return the tokens a sequence has at most."""
-    return len(sequence.request.prompt_ids) + sequence.request.max_tokens
 
 
 def _held(sequence: Sequence) -> tuple[int, int]:

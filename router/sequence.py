@@ -96,6 +96,11 @@ class Sequence:
         return len(self.ids) - len(self.request.prompt_ids)
 
     @property
+    def most_tokens(self) -> int:
+        """Return the tokens it has in the end, at most."""
+        return len(self.request.prompt_ids) + self.request.max_tokens
+
+    @property
     def num_uncomputed(self) -> int:
         """Return the ids not in the cache."""
         return len(self.ids) - self.num_computed

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from router.batch import Span
 from router.context_shards.segments import Segment
-from router.context_shards.shards import ContextShards
 from router.paging.paged_kv import PagedKv
 from router.paging.sequence_pages import SequencePages
 from router.sequence import Sequence
@@ -31,30 +30,25 @@ class Repairs:
     """What is to be computed again, a step at a time.
 
     Args:
-        shards: where segments are.
         kv: the cache of local layers.
         step_tokens: most tokens of a step.
     """
 
-    def __init__(self, shards: ContextShards, kv: PagedKv, step_tokens: int) -> None:
+    def __init__(self, kv: PagedKv, step_tokens: int) -> None:
         self.num_tokens = 0
         """Tokens computed again since the start."""
-        self._shards = shards
         self._kv = kv
         self._step_tokens = step_tokens
         self._under_way: dict[Sequence, _Repair] = {}
 
-    def next_span(self, running: Iterable[Sequence]) -> tuple[Sequence, Span] | None:
-        """Return the next tokens to compute again, of the first sequence that needs it; None if nobody does.
+    def next_span(self, broken: Iterable[Sequence]) -> tuple[Sequence, Span] | None:
+        """Return the next tokens to compute again, of the first sequence there are pages for; None if nobody's.
 
-        Raises:
-            NoReplica: no shard has room for a lost segment.
+        Args:
+            broken: sequences whose lost segments have a place again.
         """
-        for sequence in running:
-            if not sequence.is_broken:
-                continue
+        for sequence in broken:
             assert sequence.segments is not None
-            self._shards.extend(sequence.segments, 0)
             repair = self._repair_of(sequence)
             start = repair.pages.num_tokens
             num_tokens = self._num_next(repair, min(repair.segment.stop, sequence.segments.num_tokens) - start)

@@ -43,6 +43,10 @@ class SequenceSegments:
         """Return the segments to be computed again, in order."""
         return [segment for segment in self.segments if segment.is_lost]
 
+    def most_in(self, start: int) -> int:
+        """Return the tokens that the segment which begins at a position gets at most."""
+        return max(min(start + self.segment_tokens, self.promised) - start, 0)
+
     def before(self, position: int) -> Iterator[tuple[Segment, int]]:
         """Yield each segment that begins before a position, and how many of its tokens lie before it."""
         for segment, low, high in self.between(0, position):

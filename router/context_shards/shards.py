@@ -18,6 +18,9 @@ _ANSWER_S = 600.0
 _WAIT_STEP_S = 0.25
 """Seconds between two calls of `on_wait`."""
 _REFRESH_S = 0.5
+_PATIENCE_S = 600.0
+_STANDSTILL_S = 30.0
+"""Longer than a shard takes to start again."""
 _RECONNECT_S = 1.0
 """How long a stream that broke may take to open again before its segments count as lost."""
 
@@ -42,15 +45,30 @@ class ContextShards:
         router_id: who owns the segments.
         fingerprint: of our model.
         segment_tokens: positions of a segment; whole attention chunks.
+        patience_s: seconds that sequences wait for room where shards are full or gone, restarts included.
+        standstill_s: seconds after which sequences that all wait for room make some for each other.
     """
 
-    def __init__(self, *, router_id: str, fingerprint: str, segment_tokens: int) -> None:
+    def __init__(
+        self,
+        *,
+        router_id: str,
+        fingerprint: str,
+        segment_tokens: int,
+        patience_s: float = _PATIENCE_S,
+        standstill_s: float = _STANDSTILL_S,
+    ) -> None:
         self.segment_tokens = segment_tokens
+        self.lacking: NoReplica | None = None
+        """What `extend` did not find last."""
         self.num_lost_tokens = 0
         """Tokens whose keys and values were lost with their shard, since the start."""
         self.on_wait: Callable[[], None] = lambda: None
         """Called every so often while an answer is waited for; what it raises ends the wait."""
         self._router_id = router_id
+        self._patience_s = patience_s
+        self._standstill_s = standstill_s
+        self._lacking_since = 0.0
         self._fingerprint = fingerprint
         self._changed = threading.Condition()
         self._streams: dict[str, ShardStream] = {}
@@ -114,20 +132,41 @@ class ContextShards:
         self._drop(segments.segments)
         segments.segments.clear()
 
-    def extend(self, segments: SequenceSegments, stop: int) -> None:
+    def extend(self, segments: SequenceSegments, stop: int) -> bool:
         """Place segments for every position before `stop`, and anew those whose shard is gone.
 
+        Returns:
+            Whether all have a place. If not, try again: shards start, and other sequences end.
+
         Raises:
-            NoReplica: no shard has room.
+            NoReplica: there was no room for longer than `patience_s`.
         """
-        for segment in segments.lost:
-            if not segment.shard_id:
-                segment.shard_id, segment.segment_id = self._choose(), next(self._segment_ids)
-        while segments.covered < stop:
-            start = segments.covered
-            segments.segments.append(
-                Segment(next(self._segment_ids), self._choose(), start, start + segments.segment_tokens)
-            )
+        try:
+            for segment in segments.lost:
+                if not segment.shard_id:
+                    shard_id = self._choose(segments.most_in(segment.start))
+                    segment.shard_id, segment.segment_id = shard_id, next(self._segment_ids)
+            while segments.covered < stop:
+                start = segments.covered
+                shard_id = self._choose(segments.most_in(start))
+                segments.segments.append(
+                    Segment(next(self._segment_ids), shard_id, start, start + segments.segment_tokens)
+                )
+        except NoReplica as lacking:
+            now = time.monotonic()
+            if self.lacking is None:
+                self._lacking_since = now
+            self.lacking = lacking.with_traceback(None)
+            if now - self._lacking_since >= self._patience_s:
+                raise self.lacking from None
+            self.refresh()
+            return False
+        return True
+
+    @property
+    def is_at_standstill(self) -> bool:
+        """Tell whether there has been no room for so long that sequences should make some for each other."""
+        return self.lacking is not None and time.monotonic() - self._lacking_since >= self._standstill_s
 
     def next_step(self) -> int:
         """Return a new step's id."""
@@ -218,22 +257,27 @@ class ContextShards:
             if (stream := self._streams.get(shard_id)) is not None:
                 stream.release(segment_ids)
 
-    def _choose(self) -> str:
-        """Return the shard with most room, what its segments will yet get taken off."""
+    def _choose(self, num_tokens: int) -> str:
+        """Return the shard with most room, what its segments will yet get taken off.
+
+        Raises:
+            NoReplica: none has room for so many tokens.
+        """
         room: dict[str, int] = {}
         for shard_id, stream in self._ready().items():
             room[shard_id] = stream.free_tokens
             for segments in self._live:
                 for segment in segments.segments:
                     if segment.shard_id == shard_id:
-                        stop = min(segment.stop, max(segments.promised, segment.start))
                         written = 0 if segment.is_lost else max(segments.num_tokens - segment.start, 0)
-                        room[shard_id] -= max(stop - segment.start - written, 0)
-        if not room or max(room.values()) <= 0:
+                        room[shard_id] -= max(segments.most_in(segment.start) - written, 0)
+        if not room or max(room.values()) < num_tokens:
             raise NoReplica(
-                f"expected a context shard with room for more tokens, found {len(room)} that are full: add shards",
+                f"expected a context shard with room for {num_tokens} tokens more, found {len(room)} shards with less: "
+                "add shards or raise context.kv_bytes",
                 retry_after_ms=1000,
             )
+        self.lacking = None
         return max(room, key=lambda shard_id: (room[shard_id], shard_id))
 
     def _ready(self) -> dict[str, ShardStream]:

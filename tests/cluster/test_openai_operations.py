@@ -34,6 +34,7 @@ METRIC_NAMES = [
     "herd_prefix_hit_ratio",
     "herd_context_repaired_tokens",
     "herd_context_free_tokens",
+    "herd_context_wanted_tokens",
     "herd_preemptions",
     "herd_dispatch_shares",
     "herd_dispatch_hedges",

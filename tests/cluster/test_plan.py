@@ -136,6 +136,13 @@ def test_context_shards_belong_to_routers_for_long_requests_where_there_are_some
     assert beside.pools["Router"].engine_limits.prefix_cache
 
 
+def test_contexts_may_be_as_long_as_all_the_shards_there_may_be_hold(checkpoint):
+    two = ("context.shards=2", "context.kv_bytes=1000000", "context.segment_tokens=128")
+    fixed, growing = plan_for(checkpoint, *two), plan_for(checkpoint, *two, "context.max_shards=4")
+    assert growing.context_length == pytest.approx(2 * fixed.context_length, abs=1)
+    assert growing.needed_bytes > fixed.needed_bytes + 2 * 1_000_000
+
+
 def test_routers_for_long_requests_count_as_processes_with_weights_and_caches(checkpoint):
     plain, pooled = plan_for(checkpoint), plan_for(checkpoint, "long.from_tokens=1000", "long.max_replicas=2")
     assert pooled.num_replicas == plain.num_replicas + 2

@@ -362,6 +362,52 @@ def test_long_routers_grow_with_the_line_and_not_with_the_time_of_a_prompt(long_
     assert asked("LongRouterPolicy", "LongRouter", doors, present=1, **slow) == expected
 
 
+SHARDED = {"sharing": ["Router", "LongRouter", "Context"], "pace": dataclasses.asdict(Pace(up_after_s=0.0, high=0.9))}
+
+
+def shards_wanted(
+    present: int, standard: float | None, long: float | None, *, now: float = 100.0, state: dict[str, Any] | None = None
+) -> tuple[int, dict[str, Any]]:
+    """Return how many context shards of a thousand tokens there should be, and the policy's state.
+
+    Args:
+        present: there are.
+        standard: tokens that sequences of the routers want; None: the routers have said nothing.
+        long: of those for long requests; None: none of them runs.
+        now: in seconds.
+        state: as returned last.
+    """
+    wanting = {} if standard is None else {"r": routing(0.1) | {"context_wanted_tokens": standard}}
+    waiting = {"l": routing(0.1) | {"slots": 2.0, "context_wanted_tokens": long}} if long is not None else {}
+    times = {"current_time": now, "measured_at": now}
+    make("RouterPolicy", **SHARDED)(Context("Router", wanting, 1, silent=() if wanting else ("r",), **times))
+    make("LongRouterPolicy", **SHARDED)(Context("LongRouter", waiting, 1, **times))
+    held = {str(number): {"total_tokens": 1000.0} for number in range(present)}
+    context = Context("Context", held, present, policy_state=state or {}, **times)
+    return make("ContextPolicy", **SHARDED)(context)
+
+
+@pytest.mark.parametrize(
+    ("present", "standard", "long", "expected"),
+    [
+        (1, 0.0, None, 1),
+        (1, 800.0, None, 1),
+        (1, 1000.0, None, 2),
+        (2, 500.0, 2000.0, 4),  # at most twice as many at once
+        (2, 0.0, 9000.0, 4),
+        (2, None, 9000.0, 2),
+    ],
+)
+def test_context_shards_come_while_sequences_want_more_than_there_is_room_for(present, standard, long, expected):
+    assert shards_wanted(present, standard, long)[0] == expected
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [(0.0, 2), (1.0, 3)])
+def test_none_of_them_goes_while_any_sequence_has_tokens_there(tokens, expected):
+    _, state = shards_wanted(3, tokens, None)
+    assert shards_wanted(3, tokens, None, now=1000.0, state=state)[0] == expected
+
+
 # How many there are, from the settings.
 
 
@@ -428,9 +474,21 @@ def test_memory_is_planned_for_as_many_as_there_may_be(demo_dir):
         make_plan(load_config(assignments=["scaling.experts_max_replicas=3"]), checkpoint, "demo", small)
 
 
+def test_context_shards_share_the_budget_and_have_bounds(demo_dir):
+    from cluster.serve_scaling import context_replicas
+
+    settings = load_config(assignments=["context.shards=2", "context.max_shards=5", "scaling.budget=20"])
+    found = context_replicas(make_plan(settings, open_checkpoint(demo_dir), "demo", LAPTOP))["autoscaling_config"]
+    assert (found.min_replicas, found.initial_replicas, found.max_replicas) == (2, 2, 5)
+    assert found.policy.policy_function.endswith(":ContextPolicy")
+    assert found.policy.policy_kwargs["sharing"] == ["Router", "Experts-0", "Experts-1", "Context"]
+
+
 def test_a_budget_below_what_starts_is_refused(demo_dir):
     with pytest.raises(BadConfig, match="at least 3"):
         options(demo_dir, "scaling.budget=2")
+    with pytest.raises(BadConfig, match=r"at least 5.*context shards"):
+        options(demo_dir, "context.shards=2", "scaling.budget=4")
 
 
 def test_bounds_default_to_the_number_there_is():

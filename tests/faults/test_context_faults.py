@@ -21,6 +21,8 @@ pytestmark = pytest.mark.timeout(600)
 MAX_TOKENS = 150
 PROMPT_TOKENS = 700
 SEGMENT_TOKENS = 128
+SHARD_BYTES = 9 * SEGMENT_TOKENS * 2048
+"""Of two shards, which hold two of the requests: the third waits for a third shard."""
 REQUESTS = [
     {
         "token_ids": {"ids": [5 + (index * 31 + position * 7) % 200 for position in range(PROMPT_TOKENS)]},
@@ -33,14 +35,21 @@ REQUESTS = [
 
 @pytest.fixture(scope="module")
 def herd() -> Iterator[Application]:
-    with served("context.shards=3", f"context.segment_tokens={SEGMENT_TOKENS}", "limits.health_timeout_s=20") as herd:
+    shards = ("context.shards=2", "context.max_shards=3", f"context.segment_tokens={SEGMENT_TOKENS}")
+    with served(*shards, f"context.kv_bytes={SHARD_BYTES}", "scaling.down_after_s=600") as herd:
         yield herd
 
 
 @pytest.fixture(scope="module")
 def undisturbed(herd) -> list[list[int]]:
+    assert len(processes_of(herd.pid, Part.CONTEXT)) == 2
     with Streams(herd.grpc_address, REQUESTS) as streams:
         return [each.ids for each in streams.wait()]
+
+
+def test_a_shard_is_added_while_sequences_want_more_tokens_than_there_is_room_for(herd, undisturbed):
+    assert [len(ids) for ids in undisturbed] == [MAX_TOKENS] * 3
+    assert len(processes_of(herd.pid, Part.CONTEXT)) == 3
 
 
 def test_greedy_tokens_are_those_of_an_engine_without_shards(demo_dir, undisturbed):

@@ -76,7 +76,7 @@ class Stream:
             self.num_cached, self.logprobs = event.num_cached, event.logprobs
         elif isinstance(event, TokenChosen):
             self.ids.append(event.token_id)
-        else:
+        elif isinstance(event, Ended):
             self.last = event
         return event
 

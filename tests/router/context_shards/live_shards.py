@@ -35,11 +35,13 @@ def holder(server: ContextServer) -> ShardHolder:
 
 @contextmanager
 def sharded_engine(
-    servers: list[ContextServer], segment_tokens: int = 8, **limits
+    servers: list[ContextServer], segment_tokens: int = 8, standstill_s: float = 30.0, **limits
 ) -> Iterator[tuple[LocalEngine, ContextShards]]:
     """Run an engine over shards until the block ends; then nothing may be left on them or in the cache."""
     decoder, weights = tiny_model()
-    shards = ContextShards(router_id="router", fingerprint=FINGERPRINT, segment_tokens=segment_tokens)
+    shards = ContextShards(
+        router_id="router", fingerprint=FINGERPRINT, segment_tokens=segment_tokens, standstill_s=standstill_s
+    )
     shards.update(map(holder, servers))
     assert shards.wait_ready(len(servers), WAIT_S)
     transport = WatchedTransport(weights)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from protos.errors import NoReplica
 from tests.router.context_shards.live_shards import holder, sharded_engine, start_shard
-from tests.router.local_engine import tokens_alone
+from tests.router.local_engine import WAIT_S, tokens_alone
 
 PROMPT = tuple(range(3, 3 + 37))
 
@@ -92,6 +93,47 @@ def test_all_shards_may_die_at_once():
             server.stop()
         assert stream.tokens() == tokens_alone(PROMPT, 40)
         fresh.stop()
+
+
+def test_a_sequence_waits_while_no_shard_lives_and_goes_on_when_one_starts():
+    servers = [start_shard()]
+    with sharded_engine(servers) as (local, shards):
+        stream = local.ask(PROMPT, 40)
+        while len(stream.ids) < 5:
+            stream.take()
+        servers[0].stop()
+        shards.update(())
+        local.wait_for(lambda: shards.lacking is not None)
+        servers.append(start_shard())
+        shards.update([holder(servers[1])])
+        assert stream.tokens() == tokens_alone(PROMPT, 40)
+
+
+def test_sequences_that_all_wait_for_room_make_some_for_each_other():
+    page = 8 * 2 * 2 * 8 * 4  # tokens, of one layer's keys and values, two heads of eight, float32
+    servers = [start_shard(kv_bytes=8 * page), start_shard(kv_bytes=4 * page)]
+    with sharded_engine(servers, standstill_s=0.2) as (local, _):
+        local.hold_when(lambda: local.engine.load().generated_tokens >= 30)
+        streams = [local.ask(PROMPT[:9], 30, request_id=str(number)) for number in range(2)]
+        assert local.transport.waits.wait(WAIT_S)
+        servers.pop().stop()
+        local.transport.gate.set()
+        assert [stream.tokens() for stream in streams] == [tokens_alone(PROMPT[:9], 30)] * 2
+        assert local.engine.load().preemptions > 0
+
+
+def test_a_sequence_whose_time_is_up_says_that_it_waited_for_room():
+    servers = [start_shard()]
+    with sharded_engine(servers) as (local, shards):
+        stream = local.ask(PROMPT, 80, timeout_s=2.0)
+        while len(stream.ids) < 5:
+            stream.take()
+        servers[0].stop()
+        shards.update(())
+        error = stream.error()
+        assert isinstance(error, NoReplica)
+        assert "within 2 s" in error.message
+        assert "add shards" in error.message
 
 
 def test_a_stream_that_breaks_and_comes_back_loses_nothing():
