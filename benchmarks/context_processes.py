@@ -1,4 +1,4 @@
-"""`python -m context`, started by a benchmark."""
+"""`python -m context`, started by a benchmark, and the way there."""
 
 from __future__ import annotations
 
@@ -7,11 +7,18 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
+from models.checkpoint import Checkpoint
+from router.context_shards.shards import ContextShards
 from router.context_shards.stream import ShardHolder
 
+ROUTER = "benchmark"
+"""Whom the segments belong to."""
 _ROOT = Path(__file__).resolve().parent.parent
+_START_S = 60.0
 _END_S = 30.0
 
 
@@ -65,3 +72,32 @@ class ContextProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+@contextmanager
+def open_shards(
+    checkpoint: Checkpoint, number: int, kv_bytes: int, *arguments: str
+) -> Iterator[tuple[ContextShards, list[ContextProcess]]]:
+    """Start context shards, segments being attention chunks, and end them after the block.
+
+    Args:
+        checkpoint: the model's.
+        number: of shards.
+        kv_bytes: memory of each for keys and values.
+        arguments: further ones of `python -m context`.
+
+    Raises:
+        RuntimeError: one did not start, or does not answer.
+    """
+    chunk = checkpoint.config.attention_chunk
+    assert chunk is not None, "context shards are for models with chunk-local layers"
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(closing(ContextProcess(checkpoint.folder, kv_bytes, *arguments))) for _ in range(number)
+        ]
+        shards = ContextShards(router_id=ROUTER, fingerprint=checkpoint.fingerprint, segment_tokens=chunk)
+        stack.enter_context(closing(shards))
+        shards.update(process.holder for process in processes)
+        if not shards.wait_ready(number, _START_S):
+            raise RuntimeError(f"expected every shard to answer within {_START_S:g} s, found some that did not")
+        yield shards, processes

@@ -18,8 +18,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor
 
-from benchmarks.context_processes import ContextProcess
+from benchmarks.context_processes import ContextProcess, open_shards
 from benchmarks.environment import RESULTS, describe_environment
 from benchmarks.random_llama4 import RandomLlama4, write_random_llama4
 from experts.weights import ExpertWeights
@@ -103,22 +102,9 @@ def _forward(checkpoint: Checkpoint, shards: ContextShards | None = None) -> For
     return Forward(load_decoder(checkpoint, dtype=torch.float32), LocalTransport(weights.run), shards)
 
 
-@contextmanager
-def _open_shards(
-    checkpoint: Checkpoint, number: int, num_tokens: int
-) -> Iterator[tuple[ContextShards, list[ContextProcess]]]:
-    token_bytes = CacheLayout(checkpoint.config, "float32").global_token_bytes
-    with ExitStack() as stack:
-        processes = [
-            stack.enter_context(closing(ContextProcess(checkpoint.folder, 2 * num_tokens * token_bytes)))
-            for _ in range(number)
-        ]
-        shards = ContextShards(router_id="benchmark", fingerprint=checkpoint.fingerprint, segment_tokens=CHUNK)
-        stack.enter_context(closing(shards))
-        shards.update(process.holder for process in processes)
-        if not shards.wait_ready(number, 60):
-            raise SystemExit("expected every shard to answer within 60 s, found some that did not")
-        yield shards, processes
+def _kv_bytes(checkpoint: Checkpoint, num_tokens: int) -> int:
+    """Return memory for all of a prompt, and as much again, so that any shard can take over."""
+    return 2 * num_tokens * CacheLayout(checkpoint.config, "float32").global_token_bytes
 
 
 def _compare(
@@ -126,7 +112,7 @@ def _compare(
 ) -> dict[str, Any]:
     """Return how a run over shards differs from one without."""
     started_s = time.perf_counter()
-    with _open_shards(checkpoint, number, num_tokens) as (shards, _):
+    with open_shards(checkpoint, number, _kv_bytes(checkpoint, num_tokens)) as (shards, _):
         found, chosen = _read(_forward(checkpoint, shards), _prompt(num_tokens))
     run = {
         "shards": number,
@@ -155,7 +141,7 @@ def _read(forward: Forward, prompt: Sequence[int]) -> tuple[Tensor, list[int]]:
         kv.grow(pages, stop - start)
         if segments is not None:
             assert forward.shards is not None
-            forward.shards.extend(segments, stop)
+            assert forward.shards.extend(segments, stop)
         span = Span(pages, start, ids[start:stop], segments=segments)
         rows.append(forward([Batch.of([span], layout, torch.device("cpu"))], storage))
         kv.advance(pages, ids, stop - start, publish=False)
@@ -175,10 +161,10 @@ def _read(forward: Forward, prompt: Sequence[int]) -> tuple[Tensor, list[int]]:
 
 def _kill_one(checkpoint: Checkpoint, num_tokens: int) -> dict[str, Any]:
     """Kill one of three shards in mid-decode; return what became of the stream."""
-    prompt = _prompt(num_tokens)
-    with _open_shards(checkpoint, 3, num_tokens) as (shards, _):
+    prompt, kv_bytes = _prompt(num_tokens), _kv_bytes(checkpoint, num_tokens)
+    with open_shards(checkpoint, 3, kv_bytes) as (shards, _):
         expected, _, _ = _generate(checkpoint, shards, prompt, None)
-    with _open_shards(checkpoint, 3, num_tokens) as (shards, processes):
+    with open_shards(checkpoint, 3, kv_bytes) as (shards, processes):
         found, held, repaired = _generate(checkpoint, shards, prompt, processes[0])
     result = {
         "tokens": num_tokens,

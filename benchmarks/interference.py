@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import random
 import statistics
 import sys
@@ -24,10 +23,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 
-from environment import RESULTS, describe_environment
+from environment import describe_environment
 from herd_worker import HerdEngine
+from rounds import write_rounds
 
-from router.request import Ended, EngineEvent, GenerationRequest, PromptDone, SamplingParams, TokenChosen
+from router.request import (
+    Ended,
+    EngineEvent,
+    GenerationRequest,
+    PromptDone,
+    PromptProgress,
+    SamplingParams,
+    TokenChosen,
+)
 
 GOAL = 2.0
 STREAM_PROMPT = 128
@@ -102,7 +110,7 @@ class Streams:
                 self._times[name].append(time.perf_counter())
             elif isinstance(event, Ended):
                 raise RuntimeError(f"{name} ended while it was measured: {event}")
-            assert isinstance(event, TokenChosen | PromptDone)
+            assert isinstance(event, TokenChosen | PromptDone | PromptProgress)
 
         return listen
 
@@ -133,30 +141,6 @@ def measure_round(engine: HerdEngine, options: argparse.Namespace, seed: int) ->
     return found
 
 
-def write(rounds: list[dict[str, float]], options: argparse.Namespace, environment: dict[str, str]) -> str:
-    """Write the result as a table and as JSON; return the table."""
-    lines = [
-        "# Time between tokens beside a long prompt",
-        "",
-        f"Milliseconds between the tokens of {options.streams} streams, without and with a prompt of {options.prompt} "
-        f"tokens beside them, written by `benchmarks/interference.py`. Goal: p99 at most {GOAL:g} times as long.",
-        "",
-        "| | median | least | most |",
-        "|---|---:|---:|---:|",
-    ]
-    for name in rounds[0]:
-        values = [each[name] for each in rounds]
-        lines.append(f"| {name} | {statistics.median(values):.2f} | {min(values):.2f} | {max(values):.2f} |")
-    lines += ["", *(f"- {name}: {value}" for name, value in environment.items())]
-    lines.append(f"- settings: {json.dumps({name: str(value) for name, value in vars(options).items()})}")
-    text = "\n".join(lines) + "\n"
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{options.name}.md").write_text(text)
-    record = {"environment": environment, "options": {k: str(v) for k, v in vars(options).items()}, "rounds": rounds}
-    (RESULTS / f"{options.name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    return text
-
-
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -181,7 +165,11 @@ def main() -> None:
             print(f"round {number + 1} of {options.rounds} ...", file=sys.stderr, flush=True)
             rounds.append(measure_round(engine, options, number))
             print({name: round(value, 2) for name, value in rounds[-1].items()}, file=sys.stderr, flush=True)
-    print(write(rounds, options, environment))
+    explanation = (
+        f"Milliseconds between the tokens of {options.streams} streams, without and with a prompt of {options.prompt} "
+        f"tokens beside them, written by `benchmarks/interference.py`. Goal: p99 at most {GOAL:g} times as long."
+    )
+    print(write_rounds("Time between tokens beside a long prompt", explanation, rounds, options, environment))
 
 
 if __name__ == "__main__":

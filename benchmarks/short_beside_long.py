@@ -12,7 +12,6 @@ The same can be measured without routers of their own for long requests, and wit
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import sys
@@ -25,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import grpc
 
 from benchmarks.chaos.application import Application
-from benchmarks.environment import RESULTS, describe_environment
+from benchmarks.environment import describe_environment
+from benchmarks.rounds import write_rounds
 from protos.channel import channel_options
 from protos.inference.v1 import inference_pb2 as pb
 from protos.inference.v1.inference_pb2_grpc import InferenceServiceStub
@@ -132,33 +132,6 @@ def _percentile(values: list[float], part: float) -> float:
     return sorted(values)[min(int(part * len(values)), len(values) - 1)]
 
 
-def write(rounds: list[dict[str, float]], options: argparse.Namespace) -> str:
-    """Write the result as a table and as JSON, where it has a name; return the table."""
-    environment = describe_environment("torch", "grpcio", "ray")
-    lines = [
-        "# Short requests beside a long prompt",
-        "",
-        f"Milliseconds to the first token of requests with {options.short_tokens} tokens, {options.rate:g} a second, "
-        f"without and with a prompt of {options.tokens} tokens beside them, written by "
-        f"`benchmarks/short_beside_long.py`. Goal: p99 at most {GOAL:g} times as long.",
-        "",
-        "| | median | least | most |",
-        "|---|---:|---:|---:|",
-    ]
-    for name in rounds[0]:
-        values = [each[name] for each in rounds]
-        lines.append(f"| {name} | {statistics.median(values):.2f} | {min(values):.2f} | {max(values):.2f} |")
-    lines += ["", *(f"- {name}: {value}" for name, value in environment.items())]
-    lines.append(f"- settings: {json.dumps({name: str(value) for name, value in vars(options).items()})}")
-    text = "\n".join(lines) + "\n"
-    if options.name:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{options.name}.md").write_text(text)
-        record = {"environment": environment, "options": {k: str(v) for k, v in vars(options).items()}}
-        (RESULTS / f"{options.name}.json").write_text(json.dumps(record | {"rounds": rounds}, indent=1) + "\n")
-    return text
-
-
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -176,7 +149,13 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of Herd; repeatable")
     parser.add_argument("--name", default="short_beside_long", help="of the result's files; empty: none")
     options = parser.parse_args()
-    print(write(measure(options), options))
+    explanation = (
+        f"Milliseconds to the first token of requests with {options.short_tokens} tokens, {options.rate:g} a second, "
+        f"without and with a prompt of {options.tokens} tokens beside them, written by "
+        f"`benchmarks/short_beside_long.py`. Goal: p99 at most {GOAL:g} times as long."
+    )
+    environment = describe_environment("torch", "grpcio", "ray")
+    print(write_rounds("Short requests beside a long prompt", explanation, measure(options), options, environment))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -27,7 +27,7 @@ import grpc
 import torch
 from torch import Tensor
 
-from benchmarks.context_processes import ContextProcess
+from benchmarks.context_processes import ROUTER, ContextProcess, open_shards
 from benchmarks.environment import RESULTS, describe_environment
 from benchmarks.random_llama4 import RandomLlama4, write_random_llama4
 from context.segments import synthetic
@@ -58,7 +58,6 @@ MODEL = RandomLlama4(
     max_positions=2**25,
 )
 CHUNK = MODEL.attention_chunk
-ROUTER = "synthetic"
 MOST_MEMORY = 0.02
 MOST_ERROR = 1e-4
 SHARPNESS = 6.0
@@ -77,15 +76,7 @@ def main() -> int:
         layout = CacheLayout(checkpoint.config, "float32")
         share = (-(-num_tokens // (CHUNK * options.shards)) + 2) * CHUNK * layout.global_token_bytes
         arguments = ("--synthetic", "--threads", "1")
-        processes = [
-            stack.enter_context(closing(ContextProcess(model, share, *arguments))) for _ in range(options.shards)
-        ]
-        shards = stack.enter_context(
-            closing(ContextShards(router_id=ROUTER, fingerprint=checkpoint.fingerprint, segment_tokens=CHUNK))
-        )
-        shards.update(process.holder for process in processes)
-        if not shards.wait_ready(options.shards, 60):
-            raise SystemExit("expected every shard to answer within 60 s, found some that did not")
+        shards, processes = stack.enter_context(open_shards(checkpoint, options.shards, share, *arguments))
         before = [process.resident_bytes for process in processes]
         segments = shards.promise(num_tokens + options.steps)
         assert segments is not None, "the shards have room for exactly this"
@@ -136,7 +127,7 @@ def _fill(
             for shard_id, each in address.items()
         }
         pool = stack.enter_context(ThreadPoolExecutor(len(processes)))
-        shards.extend(segments, num_tokens)
+        assert shards.extend(segments, num_tokens)
         fills = [
             pool.submit(
                 stubs[segment.shard_id].Fill,
@@ -177,7 +168,7 @@ def _errors(
     draw = torch.Generator().manual_seed(1)
     q_THC = torch.randn(1, config.num_heads, config.head_size, generator=draw) * SHARPNESS
     k_TGC, v_TGC = (torch.rand(1, config.num_kv_heads, config.head_size, generator=draw) * 2 - 1 for _ in range(2))
-    shards.extend(segments, num_tokens + 1)
+    assert shards.extend(segments, num_tokens + 1)
     turn = attend(shards, [ContextSpan(segments, 0, 1, num_tokens)], layer, q_THC, k_TGC, v_TGC)
     next(turn)
     try:
@@ -230,7 +221,7 @@ def _decode(
     for position in range(start, start + num_steps):
         started_s = time.perf_counter()
         kv.grow(pages, 1)
-        shards.extend(segments, position + 1)
+        assert shards.extend(segments, position + 1)
         batch = Batch.of([Span(pages, position, [token], segments=segments)], layout, torch.device("cpu"))
         logits_BV = forward([batch], storage)
         assert logits_BV.isfinite().all(), "logits are not numbers"

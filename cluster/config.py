@@ -149,9 +149,10 @@ class ExpertsSettings:
     copy_from_peers: CopyName = "auto"
     """Copy weights from a live replica that holds them instead of reading files: always, never, or, auto, where the
     model's folder is on a network's file system or one of user space (FUSE). What no replica hands out is read."""
-    warm_spares: int = 1
+    warm_spares: int | None = None
     """Idle processes kept on every node with expert replicas, everything imported, for replicas that start next; at
-    least 0. Each takes about 300 MB. 0: a replica that starts imports everything first."""
+    least 0. Each takes about 300 MB. 0: a replica that starts imports everything first. None: 1, or 2 where a group may
+    grow by two replicas or more."""
     host: str | None = "127.0.0.1"
     """Address that replicas listen on and tell the routers. None: their node's, for a Ray cluster of many machines."""
     lease_s: float = 6.0

@@ -61,7 +61,7 @@ class Experts:
         with self._report.failures():
             self._start(plan, group)
         self._report.ready(self._clock.phases)
-        self._spares = SpareProcesses(plan.settings.experts.warm_spares)
+        self._spares = SpareProcesses(plan.warm_spares)
         self._spares.start()
 
     def _start(self, plan: DeploymentPlan, group: int) -> None:

@@ -23,6 +23,8 @@ from router.limits import EngineLimits
 
 PROCESS_BYTES = int(assumptions.PROCESS_BYTES.value)
 RAY_BYTES = int(assumptions.RAY_BYTES.value)
+_MOST_SPARES = 2
+"""Idle processes kept unless settings ask for more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +96,12 @@ class DeploymentPlan:
         return self.settings.scaling.experts(self.settings.experts.replicas_per_group)
 
     @property
+    def warm_spares(self) -> int:
+        """Return how many idle processes each node keeps for replicas that start next."""
+        asked, bounds = self.settings.experts.warm_spares, self.expert_bounds
+        return min(max(bounds.max_replicas - bounds.min_replicas, 1), _MOST_SPARES) if asked is None else asked
+
+    @property
     def is_scaled(self) -> bool:
         """Tell whether any number of replicas may change."""
         routers = [pool.bounds for pool in self.pools.values()]
@@ -114,8 +122,7 @@ class DeploymentPlan:
         kv_bytes = sum((each.kv_bytes + each.host_kv_bytes) * replicas for each, replicas in limits)
         doors = self.settings.scaling.front_doors().max_replicas
         shards = self.settings.context.most_shards
-        spares = self.settings.experts.warm_spares
-        processes = (self.num_replicas + doors + shards + spares) * PROCESS_BYTES + RAY_BYTES
+        processes = (self.num_replicas + doors + shards + self.warm_spares) * PROCESS_BYTES + RAY_BYTES
         return self.weight_bytes + kv_bytes + shards * self.context_bytes + processes
 
 

@@ -12,7 +12,7 @@ from context.servicer import ContextServicer
 from context.shard import Shard
 from protos.channel import server_options
 from protos.context.v1 import context_pb2, context_pb2_grpc
-from protos.errors import PortTaken
+from protos.listening import address_of, listen
 
 SERVICE_NAME: str = context_pb2.DESCRIPTOR.services_by_name["ContextService"].full_name
 
@@ -49,19 +49,16 @@ class ContextServer:
     @property
     def address(self) -> str:
         """host:port listened on."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
+        return address_of(self.host, self.port)
 
     def start(self) -> None:
         """Listen and serve.
 
         Raises:
             PortTaken: another process listens there, or it is no address of this machine.
+            BadConfig: the port is none.
         """
-        try:
-            self.port = self._server.add_insecure_port(self.address)
-        except RuntimeError as error:
-            raise PortTaken(f"{self.address}: expected to listen there, found: {error}: choose another port") from error
+        self.port = listen(self._server, self.host, self.port)
         for name in ("", SERVICE_NAME):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         self._server.start()

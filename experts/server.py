@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from concurrent import futures
 from dataclasses import dataclass, field
@@ -20,12 +19,12 @@ from experts.weights_servicer import WeightsServicer
 from protos.channel import server_options
 from protos.errors import BadConfig, PortTaken
 from protos.expert.v1 import expert_pb2, expert_pb2_grpc
+from protos.listening import address_of, listen
 from protos.weights.v1 import weights_pb2, weights_pb2_grpc
 
 SERVICE_NAME: str = expert_pb2.DESCRIPTOR.services_by_name["ExpertService"].full_name
 WEIGHTS_SERVICE_NAME: str = weights_pb2.DESCRIPTOR.services_by_name["WeightsService"].full_name
 
-_MAX_PORT = 65_535
 # What Linux keeps of a socket's path, in bytes, less the closing zero.
 _MAX_UNIX_PATH_BYTES = 107
 # Threads for calls that are not Dispatch streams: Describe, Drain, Fetch (one at a time), health, reflection.
@@ -95,8 +94,7 @@ class ExpertServer:
     @property
     def address(self) -> str:
         """host:port listened on."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
+        return address_of(self.host, self.port)
 
     @property
     def unix_address(self) -> str | None:
@@ -125,11 +123,7 @@ class ExpertServer:
         self._server.start()
 
     def _listen(self) -> None:
-        _check_port(self.host, self.port)
-        try:
-            self.port = self._server.add_insecure_port(self.address)
-        except RuntimeError as error:
-            raise PortTaken(f"{self.address}: expected to listen there, found: {error}: choose another port") from error
+        self.port = listen(self._server, self.host, self.port)
         if self._unix_path is not None:
             _check_unix_path(self._unix_path)
             self._server.add_insecure_port(f"unix:{self._unix_path}")
@@ -149,23 +143,6 @@ class ExpertServer:
         if self._unix_path is not None and self._has_socket:
             self._unix_path.unlink(missing_ok=True)
         return not remaining
-
-
-def _check_port(host: str, port: int) -> None:
-    """Check that a port can be listened on: gRPC keeps the system's reason to itself, or rather to the log."""
-    if not 0 <= port <= _MAX_PORT:
-        raise BadConfig(f"port: expected 0 to {_MAX_PORT}, found {port}: choose another, or 0 for a free one")
-    try:
-        family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            # As every server does: a port whose last connections are still closing is free.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(place)
-            probe.listen()
-    except OSError as error:
-        raise PortTaken(
-            f"{host}:{port}: expected this machine's address and a free port, found: {error.strerror}: choose another"
-        ) from error
 
 
 def _check_unix_path(path: Path) -> None:

@@ -65,7 +65,7 @@ class Server:
         workspace.capture_output()
         self._console = Console(file=workspace.stdout, highlight=False, soft_wrap=True)
         adopt_orphans()
-        session = RaySession(workspace.folder, keeps_spares=self._settings.experts.warm_spares > 0)
+        session = RaySession(workspace.folder, keeps_spares=self._settings.experts.warm_spares != 0)
         try:
             code = self._run_ray(RayThread(session, plan, self._endpoints, _DRAIN_S), plan.model_name)
             workspace.is_of_use = False

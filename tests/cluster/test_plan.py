@@ -143,6 +143,20 @@ def test_contexts_may_be_as_long_as_all_the_shards_there_may_be_hold(checkpoint)
     assert growing.needed_bytes > fixed.needed_bytes + 2 * 1_000_000
 
 
+@pytest.mark.parametrize(
+    ("assignments", "expected"),
+    [
+        ((), 1),
+        (("scaling.experts_max_replicas=2",), 1),
+        (("scaling.experts_max_replicas=3",), 2),
+        (("scaling.experts_max_replicas=4",), 2),
+        (("scaling.experts_max_replicas=4", "experts.warm_spares=0"), 0),
+    ],
+)
+def test_there_are_as_many_spare_processes_as_a_group_may_grow_by_at_once(checkpoint, assignments, expected):
+    assert plan_for(checkpoint, *assignments).warm_spares == expected
+
+
 def test_routers_for_long_requests_count_as_processes_with_weights_and_caches(checkpoint):
     plain, pooled = plan_for(checkpoint), plan_for(checkpoint, "long.from_tokens=1000", "long.max_replicas=2")
     assert pooled.num_replicas == plain.num_replicas + 2
