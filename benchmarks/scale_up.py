@@ -1,9 +1,10 @@
 """An expert group that grows from one replica to three and shrinks to one again under load, as users' clients see it.
 
 `herd serve` may have up to three replicas of the model's one group, and takes one that computes 2 % of its time to be
-in full use: so streams drive it to three, and one stream every ten seconds lets it fall back. Every stream is
-compared token by token with the same request's stream before anything scaled. Of each replica that came, its own
-account of its start is printed, from when its process was up, or, warm, from when it was given the replica.
+in full use: so streams drive it to three, and one stream every ten seconds lets it fall back. Every stream is compared
+token by token with the same request's stream before anything scaled; in bfloat16, where a token may depend on who
+shares its steps, only whether it ended is looked at. Of each replica that came, its own account of its start is
+printed, from when its process was up, or, warm, from when it was given the replica.
 
     python benchmarks/scale_up.py
     python benchmarks/scale_up.py --model /tmp/random-llama4 --use 0.1 --set router.dtype=bfloat16 --name scale_up_750m
@@ -102,6 +103,8 @@ def main() -> int:
         quiet = Load(application.grpc_port, requests, 1, period_s=_QUIET_PERIOD_S)
         shrunk_s = _load_until(quiet, lambda: watch.num_replicas() == 1, _QUIET_PERIOD_S, "one replica")
     differences = compare(busy.records + quiet.records, reference)
+    is_exact = not any(each.startswith(("router.dtype=bf", "router.dtype=float16")) for each in settings)
+    outcome = differences.describe() if is_exact else f"{differences.streams} streams: {differences.failed} failed"
     result = {
         "environment": describe_environment("torch", "ray", "grpcio"),
         "model": "demo" if options.model is None else Path(options.model).name,
@@ -110,15 +113,16 @@ def main() -> int:
         "grown_s": grown_s,
         "shrunk_s": shrunk_s,
         "starts": {name: asdict(start) for name, start in starts.items()},
-        "streams": asdict(differences),
+        "streams": {"streams": differences.streams, "failed": differences.failed}
+        | (asdict(differences) if is_exact else {}),
     }
-    print(f"1 to 3 replicas after {grown_s:.1f} s, 3 to 1 after {shrunk_s:.1f} s; {differences.describe()}")
+    print(f"1 to 3 replicas after {grown_s:.1f} s, 3 to 1 after {shrunk_s:.1f} s; {outcome}")
     for start in starts.values():
         met = "met" if start.first_dispatch_s <= GOAL_S else f"missed: {GOAL_S:g} s"
         print(f"{'warm' if start.is_warm else 'cold'}: {start.text} ({met})")
     if options.name:
         (RESULTS / f"{options.name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    return 0 if differences.is_clean else 1
+    return int(differences.failed > 0 or (is_exact and not differences.is_clean))
 
 
 def _load_until(load: Load, holds: Callable[[], bool], after_s: float, what: str) -> float:
