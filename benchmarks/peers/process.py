@@ -72,7 +72,7 @@ class WorkerProcess:
         try:
             return self._read_line(timeout_s)
         except BaseException:
-            self.end()
+            self.end(grace_s=0)  # whoever does not answer does not look whether it is to end
             raise
 
     def idle_share(self) -> float:
@@ -86,15 +86,15 @@ class WorkerProcess:
         self._signal(signal.SIGSTOP)
         self._is_paused = True
 
-    def end(self) -> None:
-        """End it and everything it started. Idempotent."""
+    def end(self, grace_s: float = END_S) -> None:
+        """End it and everything it started, by force after `grace_s`. Idempotent."""
         self._resume()
         if self._process.stdin is not None:
             with suppress(OSError):
                 self._process.stdin.close()
         family = [self._process.pid, *descendants(self._process.pid)]
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(END_S)
+            self._process.wait(grace_s)
         self._signal(signal.SIGKILL)
         for pid in family:  # those in process groups of their own
             with suppress(ProcessLookupError):
