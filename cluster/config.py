@@ -29,7 +29,8 @@ class ModelSettings:
     context_length: int | None = None
     """Most tokens of prompt and output together; at least 2. None: what the model and `router.kv_bytes` allow."""
     quantize: QuantizeName | None = None
-    """Round weights to 8 or 4 bits when they are loaded: less memory, faster on a CPU. None: `router.dtype` for all."""
+    """Round weights to 8 or 4 bits when they are loaded: less memory, faster on a CPU. None: what the model's folder
+    has in 4 bits stays so, all else is held in `router.dtype`."""
 
     def check(self) -> None:
         """Refuse values that cannot work."""

@@ -31,6 +31,7 @@ from experts.server import ExpertServer
 from experts.startup import StartupClock
 from experts.unix_socket import make_socket_path
 from experts.weights import ExpertWeights
+from models.checkpoint import as_stored
 from router.placement import ExpertHolder
 
 _LOG = logging.getLogger(__name__)
@@ -68,7 +69,8 @@ class Experts:
         torch.set_num_threads(plan.expert_threads)
         checkpoint = open_planned_checkpoint(plan)
         self._clock.opened()
-        source = weight_source(plan, checkpoint, self._replica_id)
+        files = as_stored(checkpoint, plan.settings.model.quantize)
+        source = weight_source(plan, files, self._replica_id)
         weights = ExpertWeights.load(
             source,
             plan.expert_groups[group],

@@ -15,7 +15,8 @@ from cluster.machine import Machine
 from cluster.names import LONG_ROUTER, ROUTER
 from cluster.planner import assumptions
 from cluster.pool_plan import PoolPlan, context_bytes, long_pool, standard_limits
-from models.checkpoint import Checkpoint
+from models.checkpoint import Checkpoint, kept_names
+from models.checkpoint.tensor_shapes import expert_names
 from models.config import ModelConfig
 from models.linear import BITS_PER_WEIGHT
 from protos.errors import BadConfig, NotEnoughMemory
@@ -190,11 +191,10 @@ def _segment_tokens(settings: ClusterConfig, config: ModelConfig) -> int:
 
 
 def _weight_bytes(settings: ClusterConfig, checkpoint: Checkpoint, dtype: torch.dtype) -> int:
-    config, quantize = checkpoint.config, settings.model.quantize
-    stored_size: int = getattr(torch, config.dtype).itemsize
-    router = checkpoint.router_bytes // stored_size
+    config, quantize, router = checkpoint.config, settings.model.quantize, checkpoint.router_weights
     if quantize is None:
-        router_bytes = router * dtype.itemsize
+        kept = sum(map(checkpoint.num_weights, kept_names(checkpoint) - _expert_tensors(config)))
+        router_bytes = (router - kept) * dtype.itemsize + kept * BITS_PER_WEIGHT["int4"] // 8
     else:
         bits, embeddings = BITS_PER_WEIGHT[quantize], config.vocab_size * config.hidden_size
         # Embeddings stay as they are; the LM head has 8 bits, as a copy where the two are tied.
@@ -209,10 +209,22 @@ def _weight_bytes(settings: ClusterConfig, checkpoint: Checkpoint, dtype: torch.
 
 def _expert_bytes(settings: ClusterConfig, checkpoint: Checkpoint, dtype: torch.dtype) -> int:
     """Return the bytes of all routed experts in memory, each held once."""
-    stored_size: int = getattr(torch, checkpoint.config.dtype).itemsize
-    weights = (checkpoint.total_bytes - checkpoint.router_bytes) // stored_size
+    weights = checkpoint.config.num_experts * checkpoint.expert_weights
     quantize = settings.model.quantize
-    return weights * dtype.itemsize if quantize is None else weights * BITS_PER_WEIGHT[quantize] // 8
+    if quantize is not None:
+        return weights * BITS_PER_WEIGHT[quantize] // 8
+    kept = sum(map(checkpoint.num_weights, kept_names(checkpoint) & _expert_tensors(checkpoint.config)))
+    return (weights - kept) * dtype.itemsize + kept * BITS_PER_WEIGHT["int4"] // 8
+
+
+def _expert_tensors(config: ModelConfig) -> frozenset[str]:
+    """Return the names of all routed experts' matrices."""
+    return frozenset(
+        name
+        for layer in config.moe_layers
+        for expert in range(config.num_experts)
+        for name in expert_names(layer, expert)
+    )
 
 
 def _check_budget(plan: DeploymentPlan) -> None:

@@ -23,6 +23,7 @@ from cluster.plan import DeploymentPlan
 from cluster.planned_model import open_planned_checkpoint
 from cluster.router_client import PlacementInfo, RouterLoad
 from cluster.startup_report import StartupReport
+from models.checkpoint import as_stored
 from models.llama4.decoder import load_decoder
 from protos.errors import ReplicaUnavailable, ServingError
 from router.context_shards.shards import ContextShards
@@ -75,10 +76,11 @@ class Router:
         self._feed = PlacementFeed(self._transport.update, self._shards.update if self._shards else lambda shards: None)
         self._feed.start()
         checkpoint = open_planned_checkpoint(plan)
+        quantize = plan.settings.model.quantize
         decoder = load_decoder(
-            checkpoint,
+            as_stored(checkpoint, quantize),
             dtype=plan.dtype,
-            quantize=plan.settings.model.quantize,
+            quantize=quantize,
             progress=lambda done, total: self._report.loading(checkpoint.bytes_read, checkpoint.router_bytes),
         )
         self._wait_for_experts(range(plan.config.num_experts))

@@ -13,6 +13,7 @@ from cluster.names import APP, ROUTER
 from cluster.plan import DeploymentPlan
 from experts.holder_source import HolderSource
 from experts.source import ExpertSource
+from models.checkpoint import KeptCodes
 
 _LOG = logging.getLogger(__name__)
 _ASK_S = 2.0
@@ -27,6 +28,8 @@ def weight_source(plan: DeploymentPlan, files: ExpertSource, replica_id: str) ->
         replica_id: who reads; never copies from itself.
     """
     asked = plan.settings.experts.copy_from_peers
+    if isinstance(files, KeptCodes) and files.names:
+        return files  # no replica hands out weights of four bits
     if asked == "never" or (asked == "auto" and not is_far(file_system_of(plan.folder))):
         return files
 

@@ -13,7 +13,7 @@ from experts.source import ExpertSource
 from models.arena import Arena
 from models.checkpoint.tensor_shapes import expert_names
 from models.config import ModelConfig
-from models.linear import Int8Weight, Quantization
+from models.linear import Quantization, Rounded
 
 FindHolder = Callable[[int], str | None]
 """(logical expert) to the address of a replica that holds it; None: read files."""
@@ -66,7 +66,7 @@ class HolderSource:
         """Return the bytes of a tensor as it is stored in files; a peer may send fewer or more."""
         return self._files.num_bytes(name)
 
-    def read(self, name: str, dtype: torch.dtype | None = None, memory: Arena | None = None) -> Tensor | Int8Weight:
+    def read(self, name: str, dtype: torch.dtype | None = None, memory: Arena | None = None) -> Tensor | Rounded:
         """Return one matrix: from a holder by rows, transposed or already rounded; else as the files have it."""
         expert = self._expert_of[name]
         with self._changing:

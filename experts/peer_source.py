@@ -16,7 +16,7 @@ from experts.weight_wire import MATRICES, STORED_DTYPES, bytes_of, checksum, ele
 from models.arena import Arena
 from models.checkpoint.tensor_shapes import expert_names
 from models.config import ModelConfig
-from models.linear import Int8Weight, Quantization
+from models.linear import Int8Weight, Quantization, Rounded
 from protos.channel import channel_options
 from protos.errors import BadTensor, Overloaded, ServingError, from_rpc_error
 from protos.weights.v1 import weights_pb2, weights_pb2_grpc
@@ -80,7 +80,7 @@ class PeerSource:
         """Return the bytes of a tensor as it is stored in files; a peer may send fewer or more."""
         return self._files.num_bytes(name)
 
-    def read(self, name: str, dtype: torch.dtype | None = None, memory: Arena | None = None) -> _Matrix:
+    def read(self, name: str, dtype: torch.dtype | None = None, memory: Arena | None = None) -> Tensor | Rounded:
         """Return one matrix: from the peer by rows, transposed or already rounded; else as the files have it."""
         with self._fetching:
             if name not in self._fetched and not self._is_given_up:

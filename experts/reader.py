@@ -33,7 +33,6 @@ from models.arena import Arena
 from models.checkpoint.tensor_shapes import expert_names
 from models.config import ModelConfig
 from models.cpu.threads import compute_alone
-from models.linear import Int8Weight
 from models.llama4.mlp import Mlp
 
 # More would wait for the memory that all cores share.
@@ -110,12 +109,12 @@ class ExpertReader:
             for name, memory in zip(expert_names(layer, expert), self._own.memory, strict=True)
         )
         was_read = time.perf_counter()
-        if isinstance(gate_up, Int8Weight) and isinstance(down, Int8Weight):
-            packed = self._kernel.pack_rounded(gate_up, down, self._dtype, arena)
-        else:
-            assert isinstance(gate_up, Tensor)
-            assert isinstance(down, Tensor), "one of a pair is rounded"
+        if isinstance(gate_up, Tensor) and isinstance(down, Tensor):
             packed = self._kernel.pack(gate_up.to(self._device), down.to(self._device), arena)
+        else:
+            assert not isinstance(gate_up, Tensor)
+            assert not isinstance(down, Tensor), "one of a pair is rounded"
+            packed = self._kernel.pack_rounded(gate_up, down, self._dtype, arena)
         with self._adding:
             self._read_s += was_read - began
             self._pack_s += time.perf_counter() - was_read

@@ -10,14 +10,17 @@ from torch import Tensor
 
 from models.arena import Arena
 from models.config import ModelConfig
-from models.linear import Int8Weight
+from models.linear import Rounded
 
 Progress = Callable[[int, int], None]
 """(bytes read so far, bytes to read in all)."""
 
 
 class ExpertSource(Protocol):
-    """Expert weights by name: `models.checkpoint.Checkpoint`, `PeerSource`. Read from several threads at once."""
+    """Expert weights by name: `Checkpoint` and `KeptCodes` of models.checkpoint, `PeerSource`.
+
+    Read from several threads at once.
+    """
 
     @property
     def config(self) -> ModelConfig:
@@ -34,7 +37,7 @@ class ExpertSource(Protocol):
     def num_bytes(self, name: str) -> int:
         """Return the bytes that reading a tensor reads."""
 
-    def read(self, name: str, dtype: torch.dtype | None = None, memory: Arena | None = None) -> Tensor | Int8Weight:
+    def read(self, name: str, dtype: torch.dtype | None = None, memory: Arena | None = None) -> Tensor | Rounded:
         """Return one tensor by Herd's name for it, converted to `dtype` if given.
 
         Or its transpose, by rows, rounded already: then both matrices of an expert in a layer are.

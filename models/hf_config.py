@@ -9,6 +9,7 @@ from typing import Literal
 from models.config import ModelConfig, RopeScaling
 from models.generation_config import generation_fields
 from models.json_fields import JsonFields
+from models.quantized_config import check_quantization
 from protos.errors import BadConfig
 
 HF_CONFIG = "config.json"
@@ -52,7 +53,7 @@ def read_hf_config(folder: Path) -> ModelConfig:
     """
     outer = JsonFields.load(folder / HF_CONFIG)
     model_type = outer.text("model_type")
-    outer.refuse(("quantization_config",), "quantised checkpoints are not supported; use the bf16 release")
+    check_quantization(outer)
     if model_type == "llama4":
         text = outer.child("text_config")
         if text is None:
@@ -159,7 +160,7 @@ def _read_llama(fields: JsonFields, folder: Path) -> ModelConfig:
 def _refuse_variants(fields: JsonFields) -> None:
     """Refuse what would make Herd's arithmetic wrong without making it fail."""
     fields.refuse(("attention_bias", "mlp_bias"), "no released Llama has biases, and Herd does not add them")
-    fields.refuse(("quantization_config",), "quantised checkpoints are not supported; use the bf16 release")
+    check_quantization(fields)
     if fields.text("hidden_act", "silu") != "silu":
         raise fields.fail("hidden_act", "'silu', the only activation Herd computes")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.arena import Arena
-from models.linear import Int8Weight
+from models.linear import Rounded
 from models.llama4.mlp import Mlp
 
 
@@ -30,7 +30,7 @@ class Kernel(Protocol):
             arena: where to put them, for kernels that can choose; None: each matrix in memory of its own.
         """
 
-    def pack_rounded(self, gate_up: Int8Weight, down: Int8Weight, dtype: torch.dtype, arena: Arena) -> Mlp:
+    def pack_rounded(self, gate_up: Rounded, down: Rounded, dtype: torch.dtype, arena: Arena) -> Mlp:
         """Return what `pack` would make of weights in a dtype that round to these; as lasting as there.
 
         Args:

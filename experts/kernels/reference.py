@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.arena import Arena
-from models.linear import Int8Weight
+from models.linear import Rounded
 from models.linear.plain import PlainLinear
 from models.llama4.mlp import Mlp
 
@@ -21,7 +21,7 @@ class ReferenceKernel:
         kept = (each.clone() if each.device.type == "cpu" else each for each in (gate_up_D2F, down_FD))
         return Mlp(*(PlainLinear(each.t()) for each in kept))
 
-    def pack_rounded(self, gate_up: Int8Weight, down: Int8Weight, dtype: torch.dtype, arena: Arena) -> Mlp:
+    def pack_rounded(self, gate_up: Rounded, down: Rounded, dtype: torch.dtype, arena: Arena) -> Mlp:
         """Keep what rounding left, in the dtype."""
         return Mlp(*(PlainLinear(each.dequantized().to(dtype)) for each in (gate_up, down)))
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from models.arena import Arena
 from models.cpu.tensors import swiglu
-from models.linear import BITS_PER_WEIGHT, Int8Weight, Quantization, pack_linear, pack_rounded
+from models.linear import BITS_PER_WEIGHT, Quantization, Rounded, pack_linear, pack_rounded
 from models.llama4.mlp import Mlp
 
 
@@ -46,7 +46,7 @@ class TorchCpuKernel:
         """Pack both products. Cost: both forms are in memory for a moment."""
         return Mlp(*(pack_linear(each.t(), self._quantize, arena) for each in (gate_up_D2F, down_FD)))
 
-    def pack_rounded(self, gate_up: Int8Weight, down: Int8Weight, dtype: torch.dtype, arena: Arena) -> Mlp:
+    def pack_rounded(self, gate_up: Rounded, down: Rounded, dtype: torch.dtype, arena: Arena) -> Mlp:
         """Pack both products."""
         return Mlp(*(pack_rounded(each, dtype, arena) for each in (gate_up, down)))
 

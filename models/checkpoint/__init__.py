@@ -8,12 +8,15 @@ part of the experts reads that part.
     stored_tensor                        a tensor as it lies in a file; a block of it placed in one of ours
     source_table                         stored tensors by name, checked when asked for
     tensor_shapes                        our names and shapes
+    codes, quantized_layout              weights kept in 8 or 4 bits, and how releases name and shape them
     hf_layout, meta_layout               our tensors out of theirs: slices, transposes, shards put side by side
     checkpoint                           the opened model
+    kept_codes                           the same, with weights of 4 bits left so
 """
 
 from __future__ import annotations
 
 from models.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from models.checkpoint.kept_codes import KeptCodes, as_stored, kept_names
 
-__all__ = ["Checkpoint", "open_checkpoint"]
+__all__ = ["Checkpoint", "KeptCodes", "as_stored", "kept_names", "open_checkpoint"]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from models.arena import Arena
+from models.checkpoint.codes import CODE_DTYPES, CODES_PER_ELEMENT, unpack_int4, write_weights
 from models.checkpoint.hf_layout import has_hf_weights, map_hf_tensors, read_hf_table
 from models.checkpoint.meta_layout import count_vocabulary, map_meta_tensors, read_meta_tables
 from models.checkpoint.source_table import SourceTable
@@ -22,6 +24,7 @@ from models.checkpoint.stored_tensor import WEIGHT_DTYPES, Block, ByteRange, tur
 from models.checkpoint.tensor_shapes import expert_names, tensor_shapes
 from models.config import ModelConfig
 from models.hf_config import HF_CONFIG, read_hf_config
+from models.linear import INT4_GROUP, Int4Weight, join_int4, symmetric_int4
 from models.meta_config import META_PARAMS, read_meta_config
 from protos.errors import BadCheckpoint, BadConfig
 
@@ -106,21 +109,61 @@ class Checkpoint:
         """Return the bytes as stored of one routed expert through all MoE layers."""
         return sum(self.num_bytes(name) for layer in self.config.moe_layers for name in expert_names(layer, expert))
 
+    @property
+    def router_weights(self) -> int:
+        """Numbers of what a router holds, however they are stored."""
+        total = sum(self.num_weights(name) for name in self._shapes)
+        return total - self.config.num_experts * self.expert_weights
+
+    @property
+    def expert_weights(self) -> int:
+        """Numbers of one routed expert through all MoE layers; 0: there are none."""
+        layers = self.config.moe_layers if self.config.num_experts else ()
+        return sum(self.num_weights(name) for layer in layers for name in expert_names(layer, 0))
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape."""
         return self._shapes[self._own_name(name)]
 
+    def num_weights(self, name: str) -> int:
+        """Return the numbers of a tensor."""
+        return math.prod(self.shape(name))
+
     def dtype(self, name: str) -> torch.dtype:
-        """Return the dtype a tensor is stored in."""
-        return self._blocks[self._own_name(name)][0].source.torch_dtype
+        """Return the dtype a tensor is stored in; of one stored as codes, that of the weights that are not."""
+        block = self._blocks[self._own_name(name)][0]
+        return block.source.torch_dtype if block.scales is None else getattr(torch, self.config.dtype)
 
     def num_bytes(self, name: str) -> int:
         """Return the bytes of a tensor as it is stored: what reading it reads."""
-        return sum(block.num_bytes for block in self._blocks[self._own_name(name)])
+        return sum(block.num_bytes for block in self._with_scales(name))
 
     def locate(self, name: str) -> tuple[ByteRange, ...]:
         """Return the byte ranges that reading a tensor reads."""
-        return tuple(found for block in self._blocks[self._own_name(name)] for found in block.byte_ranges())
+        return tuple(found for block in self._with_scales(name) for found in block.byte_ranges())
+
+    def keeps_int4(self, name: str) -> bool:
+        """Tell whether a tensor is stored in four bits, in groups that `read_int4` has a form for."""
+        blocks = self._blocks[self._own_name(name)]
+        return all(
+            block.scales is not None
+            and CODES_PER_ELEMENT[block.source.dtype] > 1
+            and block.width // block.scales.width % INT4_GROUP == 0
+            for block in blocks
+        )
+
+    def read_int4(self, name: str) -> Int4Weight:
+        """Read a tensor that is kept in four bits as it was rounded, by rows [out, in]: an expert's matrix is turned.
+
+        Raises:
+            BadCheckpoint: as `read`.
+        """
+        name, memory, parts = self._own_name(name), Arena(), []
+        for block in self._blocks[name]:
+            assert block.scales is not None, "keeps_int4 said so"
+            codes, scales = (self._read_rows(name, each, memory) for each in (block, block.scales))
+            parts.append(symmetric_int4(unpack_int4(codes), scales))
+        return join_int4(parts)
 
     def read(self, name: str, dtype: torch.dtype | None = None, memory: Arena | None = None) -> Tensor:
         """Read one tensor.
@@ -131,8 +174,8 @@ class Checkpoint:
             memory: to read into again and again; None: new memory.
 
         Returns:
-            A tensor on the CPU. In `memory` it has the strides it was stored with and lasts until the next reading
-            there; else it is contiguous and the caller's.
+            A tensor on the CPU; of one stored as codes, the weights they stand for. In `memory` it has the strides it
+            was stored with and lasts until the next reading there; else it is contiguous and the caller's.
 
         Raises:
             BadCheckpoint: the file has changed or vanished since it was opened, or the disk fails.
@@ -141,27 +184,38 @@ class Checkpoint:
         """
         name = self._own_name(name)
         if memory is None:
-            found = self._read_blocks(name, Arena())
+            found = self._read_blocks(name, Arena(), dtype)
             return found.contiguous() if dtype is None else found.to(dtype).contiguous()
         memory.clear()
-        found = self._read_blocks(name, memory)
+        found = self._read_blocks(name, memory, dtype)
         if dtype in (None, found.dtype):
             return found
         by_rows = found if found.is_contiguous() else found.T
         converted = memory.empty(by_rows.shape, dtype).copy_(by_rows)
         return converted if by_rows is found else converted.T
 
-    def _read_blocks(self, name: str, memory: Arena) -> Tensor:
-        """Return a tensor as stored; one that consists of transposed blocks only, as a transposed view of these."""
+    def _read_blocks(self, name: str, memory: Arena, dtype: torch.dtype | None) -> Tensor:
+        """Return a tensor as stored; one that consists of transposed blocks only, as a transposed view of these.
+
+        What codes stand for is made in the dtype that is wanted, if any.
+        """
         blocks, shape = self._blocks[name], self._shapes[name]
         is_turned = all(block.is_transposed for block in blocks)
         if is_turned:
             blocks, shape = tuple(map(turned, blocks)), shape[::-1]
-        out = memory.empty(shape, self.dtype(name))
+        stored = self.dtype(name)
+        out = memory.empty(shape, dtype or stored if blocks[0].scales else stored)
         rows = out if out.dim() == 2 else out[None]
         for block in blocks:
             self._read_block(name, block, rows, memory)
         return out.T if is_turned else out
+
+    def _with_scales(self, name: str) -> Iterator[Block]:
+        """Yield all that reading a tensor reads."""
+        for block in self._blocks[self._own_name(name)]:
+            yield block
+            if block.scales is not None:
+                yield block.scales
 
     def _own_name(self, name: str) -> str:
         """Return the name a tensor is kept under."""
@@ -173,15 +227,24 @@ class Checkpoint:
 
     def _read_block(self, name: str, block: Block, out: Tensor, memory: Arena) -> None:
         """Fill a block's place in one of our tensors: in place where its bytes lie there as in the file."""
-        columns = block.source.num_columns
-        height, width = (columns, block.num_rows) if block.is_transposed else (block.num_rows, columns)
+        height, width = (block.width, block.num_rows) if block.is_transposed else (block.num_rows, block.width)
         place = out[block.row : block.row + height, block.column : block.column + width]
+        if block.scales is not None:
+            codes, scales = (self._read_rows(name, each, memory) for each in (block, block.scales))
+            turned_scales = scales.T if block.scales.is_transposed else scales
+            write_weights(codes, turned_scales, place.T if block.is_transposed else place)
+            return
         if not block.is_transposed and place.is_contiguous():
             self._read_into(name, block, place)
             return
-        rows = memory.empty((block.num_rows, columns), out.dtype)
-        self._read_into(name, block, rows)
+        rows = self._read_rows(name, block, memory)
         place.copy_(rows.T if block.is_transposed else rows)
+
+    def _read_rows(self, name: str, block: Block, memory: Arena) -> Tensor:
+        """Return a block's rows as they are stored."""
+        rows = memory.empty((block.num_rows, block.source.num_columns), block.source.torch_dtype)
+        self._read_into(name, block, rows)
+        return rows
 
     def _read_into(self, name: str, block: Block, target: Tensor) -> None:
         """Read a block's byte ranges one after the other into a contiguous tensor's memory."""
@@ -216,7 +279,8 @@ class Checkpoint:
 def _check_one_dtype(name: str, blocks: tuple[Block, ...]) -> None:
     """Check that a tensor put together from several has one dtype."""
     dtypes = {block.source.dtype for block in blocks}
-    if len(dtypes) > 1 or not dtypes <= WEIGHT_DTYPES.keys():
+    readable = CODE_DTYPES if blocks[0].scales else WEIGHT_DTYPES
+    if len(dtypes) > 1 or not dtypes <= readable.keys():
         sources = ", ".join(f"{block.source.name} in {block.source.file}" for block in blocks)
         raise BadCheckpoint(f"{name}: expected parts of one dtype, found {sorted(dtypes)}: {sources}")
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+from models.checkpoint.quantized_layout import fused_blocks, has_linear, linear_block
 from models.checkpoint.safetensors_header import read_safetensors_header
 from models.checkpoint.source_table import SourceTable
 from models.checkpoint.stored_tensor import Block, StoredTensor, whole
@@ -94,9 +96,12 @@ def map_hf_tensors(config: ModelConfig, table: SourceTable) -> Mapping[str, tupl
     def take(ours: str, theirs: str) -> None:
         blocks[ours] = (whole(table.take(theirs, shapes[ours])),)
 
+    def take_linear(ours: str, theirs: str) -> None:
+        blocks[ours] = (linear_block(table, theirs, shapes[ours]),)
+
     def take_mlp(ours: str, theirs: str) -> None:
         for part in ("gate", "up", "down"):
-            take(f"{ours}.{part}", f"{theirs}.{part}_proj.weight")
+            take_linear(f"{ours}.{part}", f"{theirs}.{part}_proj")
 
     take("embed", "model.embed_tokens.weight")
     for layer in range(config.num_layers):
@@ -104,16 +109,16 @@ def map_hf_tensors(config: ModelConfig, table: SourceTable) -> Mapping[str, tupl
         take(f"{ours}.attn_norm", f"{theirs}.input_layernorm.weight")
         take(f"{ours}.ffn_norm", f"{theirs}.post_attention_layernorm.weight")
         for part in ("q", "k", "v", "o"):
-            take(f"{ours}.attn.{part}", f"{theirs}.self_attn.{part}_proj.weight")
+            take_linear(f"{ours}.attn.{part}", f"{theirs}.self_attn.{part}_proj")
         if layer in config.moe_layers:
-            take(f"{ours}.gate", f"{theirs}.feed_forward.router.weight")
+            take_linear(f"{ours}.gate", f"{theirs}.feed_forward.router")
             take_mlp(f"{ours}.shared", f"{theirs}.feed_forward.shared_expert")
             blocks |= _expert_blocks(config, table, layer, f"{theirs}.feed_forward.experts")
         else:
             take_mlp(f"{ours}.dense", f"{theirs}.{'feed_forward' if config.family == 'llama4' else 'mlp'}")
     take("norm", "model.norm.weight")
     if "lm_head" in shapes:
-        take("lm_head", "lm_head.weight")
+        take_linear("lm_head", "lm_head")
     _log_unused(table, config)
     return blocks
 
@@ -126,21 +131,20 @@ def _expert_blocks(config: ModelConfig, table: SourceTable, layer: int, theirs: 
     """
     hidden, width, count = config.hidden_size, config.expert_width, config.num_experts
     blocks: dict[str, tuple[Block, ...]] = {}
-    if f"{theirs}.0.gate_proj.weight" not in table:
-        gate_up = table.take(f"{theirs}.gate_up_proj", (count, hidden, 2 * width))
-        down = table.take(f"{theirs}.down_proj", (count, width, hidden))
+    if not has_linear(table, f"{theirs}.0.gate_proj"):
+        gate_up = fused_blocks(table, f"{theirs}.gate_up_proj", (count, hidden, 2 * width))
+        down = fused_blocks(table, f"{theirs}.down_proj", (count, width, hidden))
         for expert in range(count):
             gate_up_name, down_name = expert_names(layer, expert)
-            blocks[gate_up_name] = (Block(gate_up, expert * hidden, hidden),)
-            blocks[down_name] = (Block(down, expert * width, width),)
+            blocks[gate_up_name], blocks[down_name] = (gate_up[expert],), (down[expert],)
         return blocks
     for expert in range(count):
         gate_up_name, down_name = expert_names(layer, expert)
-        gate = table.take(f"{theirs}.{expert}.gate_proj.weight", (width, hidden))
-        up = table.take(f"{theirs}.{expert}.up_proj.weight", (width, hidden))
-        down = table.take(f"{theirs}.{expert}.down_proj.weight", (hidden, width))
-        blocks[gate_up_name] = (whole(gate, is_transposed=True), whole(up, column=width, is_transposed=True))
-        blocks[down_name] = (whole(down, is_transposed=True),)
+        gate, up, down_block = (
+            replace(linear_block(table, f"{theirs}.{expert}.{part}_proj", shape), is_transposed=True)
+            for part, shape in (("gate", (width, hidden)), ("up", (width, hidden)), ("down", (hidden, width)))
+        )
+        blocks[gate_up_name], blocks[down_name] = (gate, replace(up, column=width)), (down_block,)
     return blocks
 
 

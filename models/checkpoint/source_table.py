@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from models.checkpoint.stored_tensor import WEIGHT_DTYPES, StoredTensor
 from protos.errors import BadCheckpoint
@@ -49,8 +49,13 @@ class SourceTable:
             )
         return self._tensors[name]
 
-    def take(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
+    def take(self, name: str, shape: tuple[int, ...], dtypes: Collection[str] = WEIGHT_DTYPES.keys()) -> StoredTensor:
         """Return a stored tensor that is as the configuration needs it.
+
+        Args:
+            name: its name.
+            shape: it must have.
+            dtypes: it may have, as safetensors names them.
 
         Raises:
             BadCheckpoint: it is missing, or has another shape, dtype or memory layout.
@@ -62,15 +67,18 @@ class SourceTable:
                 f"{where}: expected shape {list(shape)}, as the configuration says, found {list(tensor.shape)}: "
                 "weights and configuration are of different models"
             )
-        if tensor.dtype not in WEIGHT_DTYPES:
+        if tensor.dtype not in dtypes:
             raise BadCheckpoint(
-                f"{where}: expected a dtype of {sorted(WEIGHT_DTYPES)}, found {tensor.dtype}: "
-                "quantised checkpoints are not supported; use the bf16 release"
+                f"{where}: expected a dtype of {sorted(dtypes)}, found {tensor.dtype}: use another release of the model"
             )
         if tensor.row_stride is None:
             raise BadCheckpoint(f"{where}: expected rows of consecutive elements, found a transposed view: save a copy")
         self._taken.add(name)
         return tensor
+
+    def pass_over(self, name: str) -> None:
+        """Take note that a tensor is known and says nothing that is not said elsewhere."""
+        self._taken.add(name)
 
     def unused(self) -> list[str]:
         """Return the names nobody took, as the files have them."""

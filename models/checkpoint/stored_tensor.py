@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from models.checkpoint.codes import CODE_DTYPES, CODES_PER_ELEMENT
+
 # safetensors' names of dtypes, with bytes per element.
 ITEM_BYTES = {
     "BOOL": 1,
@@ -30,7 +32,7 @@ ITEM_BYTES = {
     "F64": 8,
     "C64": 8,
 }
-# The dtypes that weights may have.
+# The dtypes that weights may have, besides those of codes.
 WEIGHT_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -77,15 +79,15 @@ class StoredTensor:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype as torch has it; only for dtypes that weights may have."""
-        return WEIGHT_DTYPES[self.dtype]
+        """The dtype as torch has it; only for dtypes that weights or their codes may have."""
+        return (WEIGHT_DTYPES | CODE_DTYPES)[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
     """Consecutive rows of a stored tensor and the place in one of our tensors where they go.
 
-    Ours has `num_rows` x num_columns at (row, column), or num_columns x `num_rows` if the block is transposed.
+    Ours has `num_rows` x `width` at (row, column), or `width` x `num_rows` if the block is transposed.
     """
 
     source: StoredTensor
@@ -94,10 +96,18 @@ class Block:
     row: int = 0
     column: int = 0
     is_transposed: bool = False
+    scales: Block | None = None
+    """What to multiply with, of a source of codes: each scale for as many of the block's rows and columns as there are
+    for one. A transposed one lies as columns of scales."""
+
+    @property
+    def width(self) -> int:
+        """Numbers of a row."""
+        return self.source.num_columns * (CODES_PER_ELEMENT[self.source.dtype] if self.scales else 1)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes to read for it."""
+        """Bytes to read for it, scales left out."""
         return self.num_rows * self.source.num_columns * ITEM_BYTES[self.source.dtype]
 
     def byte_ranges(self) -> Iterator[ByteRange]:

@@ -21,18 +21,34 @@ from models.linear import int4, int8, onednn
 from models.linear.dequantized import DequantizedInt4, DequantizedInt8
 from models.linear.linear import Linear
 from models.linear.plain import PlainLinear
-from models.linear.quantization import BITS_PER_WEIGHT, Int8Weight, Quantization, quantize_int4, quantize_int8
+from models.linear.quantization import (
+    BITS_PER_WEIGHT,
+    INT4_GROUP,
+    Int4Weight,
+    Int8Weight,
+    Quantization,
+    Rounded,
+    join_int4,
+    quantize_int4,
+    quantize_int8,
+    symmetric_int4,
+)
 from models.linear.row_major import RowMajorLinear
 
 __all__ = [
     "BITS_PER_WEIGHT",
+    "INT4_GROUP",
+    "Int4Weight",
     "Int8Weight",
     "Linear",
     "Quantization",
+    "Rounded",
     "RowMajorLinear",
+    "join_int4",
     "pack_linear",
     "pack_rounded",
     "share_linear",
+    "symmetric_int4",
 ]
 
 
@@ -51,8 +67,7 @@ def pack_linear(weight_OI: Tensor, quantize: Quantization | None = None, arena: 
         codes_OI = arena.empty(weight_OI.shape, torch.int8) if is_int8_supported(weight_OI) else None
         return _int8_form(quantize_int8(weight_OI, codes_OI), is_by_rows=codes_OI is not None)
     if quantize == "int4":
-        form = int4.Int4Linear if int4.is_supported(weight_OI.device) else DequantizedInt4
-        return form(quantize_int4(weight_OI))
+        return _int4_form(quantize_int4(weight_OI))
     if not onednn.is_supported(weight_OI):
         return PlainLinear(weight_OI.clone() if weight_OI.device.type == "cpu" else weight_OI)
     if is_supported(weight_OI):
@@ -62,7 +77,7 @@ def pack_linear(weight_OI: Tensor, quantize: Quantization | None = None, arena: 
     return onednn.PackedLinear(weight_OI)
 
 
-def pack_rounded(weight: Int8Weight, dtype: torch.dtype, arena: Arena) -> Linear:
+def pack_rounded(weight: Rounded, dtype: torch.dtype, arena: Arena) -> Linear:
     """Return what `pack_linear` makes of a weight on the CPU that rounds to this one.
 
     Args:
@@ -70,11 +85,18 @@ def pack_rounded(weight: Int8Weight, dtype: torch.dtype, arena: Arena) -> Linear
         dtype: of the weight before it was rounded, and of the rows it will be multiplied with.
         arena: where forms that lie by rows take their memory.
     """
+    if isinstance(weight, Int4Weight):
+        return _int4_form(weight)
     shape = weight.codes_OI.shape
     is_by_rows = is_int8_supported(torch.empty(1, dtype=dtype).expand(shape))
     codes_OI = arena.empty(shape, torch.int8) if is_by_rows else torch.empty(shape, dtype=torch.int8)
     copy = Int8Weight(codes_OI.copy_(weight.codes_OI), weight.scale_O.clone())
     return _int8_form(copy, is_by_rows=is_by_rows)
+
+
+def _int4_form(rounded: Int4Weight) -> Linear:
+    is_fast = int4.is_supported(rounded.codes_OI.device)
+    return int4.Int4Linear(rounded) if is_fast else DequantizedInt4(rounded)
 
 
 def _int8_form(rounded: Int8Weight, *, is_by_rows: bool) -> Linear:

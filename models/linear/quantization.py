@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,6 +65,28 @@ class Int4Weight:
         groups: Tensor = self.codes_OI.float().sub_(_MIDDLE).unflatten(1, (-1, INT4_GROUP))
         weight_OI = groups.mul_(self.scale.float()[..., None]).add_(self.zero.float()[..., None]).flatten(1)
         return weight_OI[:, : self.num_inputs]
+
+
+Rounded = Int8Weight | Int4Weight
+"""A weight whose codes are known."""
+
+
+def symmetric_int4(codes_OI: Tensor, scale_OG: Tensor) -> Int4Weight:
+    """Return a weight that was rounded elsewhere, without zeros: as it is, but for scales in bfloat16.
+
+    Args:
+        codes_OI: [O, I] integers in -8..7.
+        scale_OG: [O, G], for groups of I / G inputs, a multiple of `INT4_GROUP`.
+    """
+    repeats = codes_OI.shape[1] // scale_OG.shape[1] // INT4_GROUP
+    scale = scale_OG.bfloat16().repeat_interleave(repeats, dim=1)
+    return Int4Weight((codes_OI + _MIDDLE).to(torch.uint8), scale, torch.zeros_like(scale), codes_OI.shape[1])
+
+
+def join_int4(weights: Sequence[Int4Weight]) -> Int4Weight:
+    """Return weights of the same inputs as one, the first one's outputs first."""
+    codes, scales, zeros = zip(*((each.codes_OI, each.scale, each.zero) for each in weights), strict=True)
+    return Int4Weight(torch.cat(codes), torch.cat(scales), torch.cat(zeros), weights[0].num_inputs)
 
 
 def quantize_int8(weight_OI: Tensor, codes_OI: Tensor | None = None) -> Int8Weight:

@@ -10,24 +10,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.arena import Arena
 from models.config import ModelConfig
 from models.cpu import attention as cpu_attention
 from models.cpu.attention import AttentionKernel, LayerTensors
-from models.linear import Linear, Quantization, RowMajorLinear, pack_linear, share_linear
+from models.linear import (
+    Int4Weight,
+    Linear,
+    Quantization,
+    RowMajorLinear,
+    join_int4,
+    pack_linear,
+    pack_rounded,
+    share_linear,
+)
 from models.llama4.attention import Attention, AttentionWeights
 from models.llama4.mlp import Mlp
 from models.llama4.norm import rms_norm
 
 
 class WeightSource(Protocol):
-    """Where weights come from: `models.checkpoint.Checkpoint`, or a dictionary in tests."""
+    """Where weights come from: `models.checkpoint.Checkpoint`, `KeptCodes`, or a dictionary in tests."""
 
     @property
     def config(self) -> ModelConfig:
         """The model they belong to."""
 
-    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """Return one tensor by Herd's name for it, converted to `dtype` if given."""
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor | Int4Weight:
+        """Return one tensor by Herd's name for it, converted to `dtype` if given; a matrix may be rounded already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +150,19 @@ def load_decoder(
     config = source.config
 
     def read(name: str) -> Tensor:
-        return source.read(name, dtype).to(device)
+        found = source.read(name, dtype)
+        assert isinstance(found, Tensor), f"{name} is computed with as it is"
+        return found.to(device)
 
     head_quantize: Quantization | None = None if quantize is None else "int8"
 
     def pack(*names: str) -> Linear:
-        parts = [read(name) for name in names]
-        return pack_linear(torch.cat(parts) if len(parts) > 1 else parts[0], quantize)
+        parts = [source.read(name, dtype) for name in names]
+        rounded = [part for part in parts if isinstance(part, Int4Weight)]
+        if len(rounded) == len(parts):
+            return pack_rounded(join_int4(rounded), dtype, Arena())
+        plain = [(part.dequantized().to(dtype) if isinstance(part, Int4Weight) else part).to(device) for part in parts]
+        return pack_linear(torch.cat(plain) if len(plain) > 1 else plain[0], quantize)
 
     def read_mlp(prefix: str) -> Mlp:
         return Mlp(pack(f"{prefix}.gate", f"{prefix}.up"), pack(f"{prefix}.down"))

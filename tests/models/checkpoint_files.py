@@ -59,7 +59,9 @@ def write_json(file: Path, value: object) -> None:
     file.write_text(json.dumps(value))
 
 
-def hf_tensors(*, dense_width: int = 40, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def hf_tensors(
+    *, dense_width: int = 40, expert_width: int = 24, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
     """Return random weights for HF_FIELDS under Hugging Face's names, experts fused."""
     generator = torch.Generator().manual_seed(7)
 
@@ -75,14 +77,16 @@ def hf_tensors(*, dense_width: int = 40, dtype: torch.dtype = torch.float32) -> 
         for part, rows in (("q", 32), ("k", 16), ("v", 16), ("o", 32)):
             tensors[f"{name}.self_attn.{part}_proj.weight"] = random(rows, 32)
         is_moe = layer % 2 == 1
-        mlp, width = (f"{name}.feed_forward.shared_expert", 24) if is_moe else (f"{name}.feed_forward", dense_width)
+        mlp, width = (
+            (f"{name}.feed_forward.shared_expert", expert_width) if is_moe else (f"{name}.feed_forward", dense_width)
+        )
         tensors[f"{mlp}.gate_proj.weight"] = random(width, 32)
         tensors[f"{mlp}.up_proj.weight"] = random(width, 32)
         tensors[f"{mlp}.down_proj.weight"] = random(32, width)
         if is_moe:
             tensors[f"{name}.feed_forward.router.weight"] = random(4, 32)
-            tensors[f"{name}.feed_forward.experts.gate_up_proj"] = random(4, 32, 48)
-            tensors[f"{name}.feed_forward.experts.down_proj"] = random(4, 24, 32)
+            tensors[f"{name}.feed_forward.experts.gate_up_proj"] = random(4, 32, 2 * expert_width)
+            tensors[f"{name}.feed_forward.experts.down_proj"] = random(4, expert_width, 32)
     return tensors
 
 
@@ -122,6 +126,34 @@ def with_separate_experts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             separate[name] = tensor
     return separate
+
+
+def packed_int4(codes_OI: Tensor) -> Tensor:
+    """Return codes in -8..7 as compressed-tensors packs them: eight to an int32, the first in the lowest bits."""
+    nibbles = (codes_OI.long() + 8).unflatten(1, (-1, 8))
+    words = torch.stack([nibbles[..., place] << 4 * place for place in range(8)]).sum(0)
+    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+
+
+def as_int4(tensors: dict[str, Tensor], name: str, group: int) -> dict[str, Tensor]:
+    """Return weights of which one linear layer is kept as symmetric int4 in groups of inputs, scales in bfloat16."""
+    weight = tensors[f"{name}.weight"].float()
+    groups = weight.unflatten(1, (-1, group))
+    scale = (groups.abs().amax(-1, keepdim=True) / 7.5).bfloat16()
+    codes = (groups / scale.float()).round().clamp(-8, 7).flatten(1)
+    rest = {key: value for key, value in tensors.items() if key != f"{name}.weight"}
+    return rest | {
+        f"{name}.weight_packed": packed_int4(codes),
+        f"{name}.weight_scale": scale[..., 0],
+        f"{name}.weight_shape": torch.tensor(weight.shape),
+    }
+
+
+def as_fp8(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Return weights of which one linear layer is kept as fp8 with a scale for each output."""
+    weight = tensors[f"{name}.weight"].float()
+    scale = weight.abs().amax(1, keepdim=True) / 448
+    return tensors | {f"{name}.weight": (weight / scale).to(torch.float8_e4m3fn), f"{name}.weight_scale": scale}
 
 
 def meta_shards(tensors: dict[str, Tensor], num_shards: int) -> list[dict[str, Any]]:
