@@ -57,7 +57,8 @@ class Context:
         )
         self._server = ContextServer(shard, host=settings.host or ray.util.get_node_ip_address())
         self._server.start()
-        self._total_tokens = store.total_tokens
+        whole_tokens = store.total_tokens // plan.segment_tokens * plan.segment_tokens
+        self._usable_tokens = whole_tokens or store.total_tokens
         replica = ContextReplica(
             holder=ShardHolder(shard_id, self._server.address),
             total_tokens=store.total_tokens,
@@ -70,7 +71,7 @@ class Context:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Tell Ray Serve what ContextPolicy wants to know."""
-        return {"total_tokens": self._total_tokens}
+        return {"total_tokens": self._usable_tokens}
 
     def __del__(self) -> None:
         """Leave the directory, end: Ray Serve calls this when the replica is stopped."""

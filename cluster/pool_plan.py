@@ -175,13 +175,15 @@ def _on_shards(
     request: _PoolRequest, settings: ClusterConfig, layout: CacheLayout, machine: Machine
 ) -> tuple[int, int]:
     """Return the same of routers whose own cache is for local layers alone."""
-    num_shards = settings.context.most_shards
-    num_tokens = num_shards * context_bytes(settings, machine) // layout.global_token_bytes
+    num_shards, segment_tokens = settings.context.most_shards, settings.context.segment_tokens or layout.chunk or 1
+    whole, rest = divmod(context_bytes(settings, machine) // layout.global_token_bytes, segment_tokens)
+    num_tokens = num_shards * whole * segment_tokens + rest  # a segment lies on one shard: only the last may be short
     asked, most = request.context_length, min(layout.config.max_positions, num_tokens)
     if (asked or 2) > most:
         raise NotEnoughMemory(
             f"expected {num_shards} context shards that hold {asked or 2} tokens, found room for "
             f"{num_tokens}; lower {request.context_setting}, raise context.kv_bytes or the number of shards"
         )
-    chunks_bytes = request.slots * layout.pages_bytes(0, layout.num_pages(layout.chunk or 0)[1])
+    # One chunk more than there are slots: to compute lost segments again beside sequences that hold theirs.
+    chunks_bytes = (request.slots + 1) * layout.pages_bytes(0, layout.num_pages(layout.chunk or 0)[1])
     return asked or most, request.kv_bytes or min(chunks_bytes, int(machine.free_bytes * MAX_KV_SHARE))

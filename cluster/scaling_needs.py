@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 from cluster.autoscaling import Need
 
+_KEEPS = 0.75
+"""A lateness that asks for no more replicas, and lets none go."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrontDoorStats:
@@ -159,7 +162,9 @@ def experts_need(stats: Sequence[ExpertStats], targets: Targets, now: float) -> 
 
 
 def context_need(tokens: Sequence[float | None], shard_tokens: float) -> Need | None:
-    """Return what context shards need: room for every token that sequences may get.
+    """Return what context shards need: room for every token that sequences may get, and to stay while there are any.
+
+    A shard that goes takes keys and values with it, which would be computed again.
 
     Args:
         tokens: that those of each deployment of routers may get; None: not known.
@@ -168,7 +173,7 @@ def context_need(tokens: Sequence[float | None], shard_tokens: float) -> Need | 
     known = [each for each in tokens if each is not None]
     if not known or len(known) < len(tokens):
         return None
-    return Need(demand=sum(known) / shard_tokens)
+    return Need(demand=sum(known) / shard_tokens, lateness=_KEEPS if any(known) else 0.0)
 
 
 def _are_fresh(times: Sequence[float], targets: Targets, now: float) -> bool:

@@ -79,7 +79,7 @@ class ScalingPolicy:
             history=dataclasses.replace(history, grew_at=max(history.grew_at, absent_at)),
             now=context.current_time,
         )
-        wanted = self.allow(wanted, present, need)
+        wanted = self.allow(wanted, present)
         if not least:
             doors = board.entry(FRONT_DOOR)
             activity = self.concerns(doors.activities) if doors and doors.activities else None
@@ -106,7 +106,7 @@ class ScalingPolicy:
         """Return what the deployment needs; None: not known."""
         raise NotImplementedError
 
-    def allow(self, wanted: int, present: int, need: Need | None) -> int:
+    def allow(self, wanted: int, present: int) -> int:
         """Return what is possible of what is wanted."""
         return wanted
 
@@ -144,7 +144,7 @@ class FrontDoorPolicy(ScalingPolicy):
         stats = [FrontDoorStats(**each) for each in read_stats(context, ("sequences", "queued_prompt_tokens"))]
         return front_door_need(stats, self._targets, context.current_time)
 
-    def allow(self, wanted: int, present: int, need: Need | None) -> int:
+    def allow(self, wanted: int, present: int) -> int:
         """Keep every front door: streams end with theirs, and nobody moves clients away before."""
         return max(wanted, present)
 
@@ -246,10 +246,6 @@ class ContextPolicy(ScalingPolicy):
         if not held:
             return None
         return context_need([each.context_tokens if each else None for each in entries], min(held))
-
-    def allow(self, wanted: int, present: int, need: Need | None) -> int:
-        """Keep every shard while a sequence has tokens on any: those of one that goes would be computed again."""
-        return wanted if need is not None and not need.demand else max(wanted, present)
 
 
 def read_stats(context: AutoscalingContext, names: Sequence[str]) -> list[dict[str, float]]:

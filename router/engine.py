@@ -335,12 +335,17 @@ class Engine:
         return False
 
     def _make_room_on_shards(self) -> None:
-        """Have the last sequence begin anew where all that run wait for room that only one of them could give up."""
-        if self._shards is None or not self._shards.is_at_standstill or len(self._scheduler.running) < 2:
+        """Have the last sequence begin anew where those that run wait for room that only another could give up."""
+        if self._shards is None or self._repairs is None or not self._shards.is_at_standstill:
             return
-        sequence = self._scheduler.preempt_last()
-        self._leave_places(sequence)
-        sequence.segments = None
+        holding = [sequence for sequence in self._scheduler.waiting if sequence.segments is not None]
+        if not holding and len(self._scheduler.running) < 2:
+            return
+        sequence = holding[-1] if holding else self._scheduler.preempt_last()
+        self._repairs.drop(sequence)
+        if sequence.segments is not None:
+            self._shards.make_room(sequence.segments)  # no step is under way that could write there
+            sequence.segments = None
 
     def _leave_places(self, sequence: Sequence) -> None:
         """Give up what a sequence has on shards, once no step writes there any more."""
@@ -362,6 +367,7 @@ class Engine:
                 if not sequence.has_left:
                     self._repairs.advance(sequence, span)
                 return True
+            self._give_pages_to_repairs(broken)
         except ShardFailed as failed:
             self._settle(failed)
         except StepAbandoned:
@@ -372,6 +378,13 @@ class Engine:
         finally:
             self._work = []
         return False
+
+    def _give_pages_to_repairs(self, broken: list[Sequence]) -> None:
+        """Where no repair finds pages for local layers, take those of a sequence that waits for its repair."""
+        for sequence in reversed(broken):
+            if sequence.pages is not None and sequence.pages.local_table.num_held:
+                self._scheduler.restart_chunk(sequence)
+                return
 
     def _settle(self, failed: ShardFailed) -> None:
         assert self._shards is not None

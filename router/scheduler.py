@@ -101,6 +101,12 @@ class Scheduler:
         self._preempt(last)
         return last
 
+    def restart_chunk(self, sequence: Sequence) -> None:
+        """Take the pages of a running sequence on context shards: it computes its current chunk anew."""
+        self._free(sequence)
+        self._begin_chunk(sequence)
+        _forget_reports(sequence)
+
     def admit(self) -> None:
         """Give waiting sequences slots, as long as there are pages for all they have to compute.
 
@@ -189,7 +195,7 @@ class Scheduler:
         return max(num_global - held_global, 0), max(num_local - held_local, 0)
 
     def _has_room_on_shards(self, sequence: Sequence) -> bool:
-        if self._shards is None or sequence.segments is not None or sequence.most_tokens <= self._shards.free_tokens:
+        if self._shards is None or sequence.segments is not None or self._shards.can_promise(sequence.most_tokens):
             return True
         self._shards.refresh()
         return False
@@ -198,8 +204,7 @@ class Scheduler:
         if self._shards is not None and sequence.segments is None:
             sequence.segments = self._shards.promise(sequence.most_tokens)
         if sequence.segments is not None and sequence.segments.num_tokens:
-            # Of local layers it lost the current chunk; everything before is still on the shards.
-            sequence.pages = self._kv.begin_at(chunk_start(sequence.segments.num_tokens, self._layout.chunk))
+            self._begin_chunk(sequence)
         else:
             sequence.pages = self._kv.admit(
                 sequence.ids,
@@ -207,14 +212,19 @@ class Scheduler:
                 use_cached=self._shares_prefix(sequence),
                 chain=sequence.chain,
             )
+        assert sequence.pages is not None
         if sequence.num_cached is None:
             sequence.num_cached = sequence.pages.num_cached
             self.num_prompt_tokens += len(sequence.request.prompt_ids)
             self.num_cached_tokens += sequence.num_cached
-        if not sequence.prompt_is_done:
-            sequence.prompt_logprobs.clear()
+        _forget_reports(sequence)
         sequence.restore = None
         insort(self._running, sequence, key=_rank)
+
+    def _begin_chunk(self, sequence: Sequence) -> None:
+        """Have a sequence go on where its current chunk begins: everything before is still on the shards."""
+        assert sequence.segments is not None
+        sequence.pages = self._kv.begin_at(chunk_start(sequence.segments.num_tokens, self._layout.chunk))
 
     def _shares_prefix(self, sequence: Sequence) -> bool:
         return self._limits.prefix_cache and not sequence.wants_prompt_logits
@@ -260,6 +270,12 @@ class Scheduler:
         if chunk < self._limits.step_tokens and self._kv.can_grow(sequence.pages, num_tokens):
             return num_tokens
         return min(num_tokens, chunk - sequence.num_computed % chunk)
+
+
+def _forget_reports(sequence: Sequence) -> None:
+    """Forget what was reported on prompt tokens that are computed again: what is computed reports on the next one."""
+    if not sequence.prompt_is_done:
+        del sequence.prompt_logprobs[sequence.num_computed + bool(sequence.num_computed) :]
 
 
 def _held(sequence: Sequence) -> tuple[int, int]:

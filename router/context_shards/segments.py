@@ -21,7 +21,7 @@ class Segment:
     """True until what was here is computed again: its shard is gone."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class SequenceSegments:
     """A sequence's segments, in order and without gaps from position 0."""
 
@@ -31,7 +31,9 @@ class SequenceSegments:
     """Tokens the sequence may get: room for them is kept."""
     segments: list[Segment] = field(default_factory=list)
     num_tokens: int = 0
-    """Tokens whose keys and values are there, lost segments aside."""
+    """Tokens whose keys and values were written, lost segments included."""
+    lacking_since: float | None = None
+    """Monotonic second since when there is no room for its next tokens; None: there is."""
 
     @property
     def covered(self) -> int:
@@ -42,6 +44,16 @@ class SequenceSegments:
     def lost(self) -> list[Segment]:
         """Return the segments to be computed again, in order."""
         return [segment for segment in self.segments if segment.is_lost]
+
+    @property
+    def num_held(self) -> int:
+        """Return the tokens whose keys and values are there."""
+        return self.num_tokens - sum(max(min(each.stop, self.num_tokens) - each.start, 0) for each in self.lost)
+
+    def sizes_to_place(self) -> list[int]:
+        """Return what each segment gets at most that has no place yet."""
+        lost = [segment.start for segment in self.lost if not segment.shard_id]
+        return [self.most_in(start) for start in (*lost, *range(self.covered, self.promised, self.segment_tokens))]
 
     def most_in(self, start: int) -> int:
         """Return the tokens that the segment which begins at a position gets at most."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -59,8 +60,6 @@ class ContextShards:
         standstill_s: float = _STANDSTILL_S,
     ) -> None:
         self.segment_tokens = segment_tokens
-        self.lacking: NoReplica | None = None
-        """What `extend` did not find last."""
         self.num_lost_tokens = 0
         """Tokens whose keys and values were lost with their shard, since the start."""
         self.on_wait: Callable[[], None] = lambda: None
@@ -68,7 +67,8 @@ class ContextShards:
         self._router_id = router_id
         self._patience_s = patience_s
         self._standstill_s = standstill_s
-        self._lacking_since = 0.0
+        self._lacking: NoReplica | None = None
+        self._made_room_at = 0.0
         self._fingerprint = fingerprint
         self._changed = threading.Condition()
         self._streams: dict[str, ShardStream] = {}
@@ -81,14 +81,16 @@ class ContextShards:
         """Connect to the shards there are, and close the streams to those that are gone."""
         wanted = {holder.shard_id: holder for holder in holders}
         with self._changed:
-            gone = [self._streams.pop(shard_id) for shard_id in self._streams.keys() - wanted.keys()]
-            for shard_id in wanted.keys() - self._streams.keys():
-                self._streams[shard_id] = ShardStream(
+            streams = {shard_id: stream for shard_id, stream in self._streams.items() if shard_id in wanted}
+            gone = [stream for shard_id, stream in self._streams.items() if shard_id not in wanted]
+            for shard_id in wanted.keys() - streams.keys():
+                streams[shard_id] = ShardStream(
                     wanted[shard_id],
                     router_id=self._router_id,
                     fingerprint=self._fingerprint,
                     on_change=self._notice,
                 )
+            self._streams = streams  # another one, never changed: the engine's thread reads it without a lock
             self._changed.notify_all()
         for stream in gone:
             stream.close()
@@ -104,9 +106,20 @@ class ContextShards:
 
     @property
     def free_tokens(self) -> int:
-        """Return the tokens that further sequences may have: what is free, less what is promised and not written."""
-        owed = sum(segments.promised - segments.num_tokens for segments in self._live)
+        """Return the tokens that further sequences may have: what is free, less what is promised and not there."""
+        owed = sum(segments.promised - segments.num_held for segments in self._live)
         return sum(stream.free_tokens for stream in self._ready().values()) - owed
+
+    @property
+    def lacking(self) -> NoReplica | None:
+        """Return what a sequence did not find that waits for room; None: none waits."""
+        return None if self._oldest_wait() is None else self._lacking
+
+    @property
+    def is_at_standstill(self) -> bool:
+        """Tell whether a sequence has waited for room for so long that another one should make some."""
+        oldest = self._oldest_wait()
+        return oldest is not None and time.monotonic() - max(oldest, self._made_room_at) >= self._standstill_s
 
     def refresh(self) -> None:
         """Ask every shard for the room it has: other routers come and go. At most twice a second; does not wait."""
@@ -116,9 +129,27 @@ class ContextShards:
             for stream in self._ready().values():
                 stream.release()
 
+    def can_promise(self, num_tokens: int) -> bool:
+        """Tell whether there is room for a sequence of so many tokens beside all that others will yet get.
+
+        Segments lie on one shard each, so it does not suffice that there is as much in all.
+        """
+        if num_tokens > self.free_tokens:
+            return False
+        sizes = SequenceSegments(self.segment_tokens, num_tokens).sizes_to_place()
+        for segments in self._live:
+            sizes += segments.sizes_to_place()
+        free = [-room for room in self._room().values()]
+        heapq.heapify(free)
+        for size in sorted(sizes, reverse=True):
+            if -free[0] < size:
+                return False
+            heapq.heapreplace(free, free[0] + size)
+        return True
+
     def promise(self, num_tokens: int) -> SequenceSegments | None:
         """Return a new sequence's segments, none yet, with room kept for its tokens; None if there is none."""
-        if num_tokens > self.free_tokens:
+        if not self.can_promise(num_tokens):
             return None
         segments = SequenceSegments(self.segment_tokens, num_tokens)
         self._live.append(segments)
@@ -132,6 +163,11 @@ class ContextShards:
         self._drop(segments.segments)
         segments.segments.clear()
 
+    def make_room(self, segments: SequenceSegments) -> None:
+        """Drop a sequence's segments for those that wait; they then have as long again before another one does."""
+        self._made_room_at = time.monotonic()
+        self.release(segments)
+
     def extend(self, segments: SequenceSegments, stop: int) -> bool:
         """Place segments for every position before `stop`, and anew those whose shard is gone.
 
@@ -139,34 +175,21 @@ class ContextShards:
             Whether all have a place. If not, try again: shards start, and other sequences end.
 
         Raises:
-            NoReplica: there was no room for longer than `patience_s`.
+            NoReplica: this sequence has found no room for longer than `patience_s`.
         """
         try:
-            for segment in segments.lost:
-                if not segment.shard_id:
-                    shard_id = self._choose(segments.most_in(segment.start))
-                    segment.shard_id, segment.segment_id = shard_id, next(self._segment_ids)
-            while segments.covered < stop:
-                start = segments.covered
-                shard_id = self._choose(segments.most_in(start))
-                segments.segments.append(
-                    Segment(next(self._segment_ids), shard_id, start, start + segments.segment_tokens)
-                )
+            self._place(segments, stop)
         except NoReplica as lacking:
             now = time.monotonic()
-            if self.lacking is None:
-                self._lacking_since = now
-            self.lacking = lacking.with_traceback(None)
-            if now - self._lacking_since >= self._patience_s:
-                raise self.lacking from None
+            self._lacking = lacking.with_traceback(None)
+            if segments.lacking_since is None:
+                segments.lacking_since = now
+            if now - segments.lacking_since >= self._patience_s:
+                raise self._lacking from None
             self.refresh()
             return False
+        segments.lacking_since = None
         return True
-
-    @property
-    def is_at_standstill(self) -> bool:
-        """Tell whether there has been no room for so long that sequences should make some for each other."""
-        return self.lacking is not None and time.monotonic() - self._lacking_since >= self._standstill_s
 
     def next_step(self) -> int:
         """Return a new step's id."""
@@ -257,28 +280,42 @@ class ContextShards:
             if (stream := self._streams.get(shard_id)) is not None:
                 stream.release(segment_ids)
 
+    def _place(self, segments: SequenceSegments, stop: int) -> None:
+        for segment in segments.lost:
+            if not segment.shard_id:
+                shard_id = self._choose(segments.most_in(segment.start))
+                segment.shard_id, segment.segment_id = shard_id, next(self._segment_ids)
+        while (start := segments.covered) < stop:
+            shard_id = self._choose(segments.most_in(start))
+            segments.segments.append(Segment(next(self._segment_ids), shard_id, start, start + segments.segment_tokens))
+
     def _choose(self, num_tokens: int) -> str:
-        """Return the shard with most room, what its segments will yet get taken off.
+        """Return the shard with most room.
 
         Raises:
             NoReplica: none has room for so many tokens.
         """
-        room: dict[str, int] = {}
-        for shard_id, stream in self._ready().items():
-            room[shard_id] = stream.free_tokens
-            for segments in self._live:
-                for segment in segments.segments:
-                    if segment.shard_id == shard_id:
-                        written = 0 if segment.is_lost else max(segments.num_tokens - segment.start, 0)
-                        room[shard_id] -= max(segments.most_in(segment.start) - written, 0)
+        room = self._room()
         if not room or max(room.values()) < num_tokens:
             raise NoReplica(
                 f"expected a context shard with room for {num_tokens} tokens more, found {len(room)} shards with less: "
                 "add shards or raise context.kv_bytes",
                 retry_after_ms=1000,
             )
-        self.lacking = None
         return max(room, key=lambda shard_id: (room[shard_id], shard_id))
+
+    def _room(self) -> dict[str, int]:
+        """Return the tokens that each shard has room for, what its segments will yet get taken off."""
+        room = {shard_id: stream.free_tokens for shard_id, stream in self._ready().items()}
+        for segments in self._live:
+            for segment in segments.segments:
+                if segment.shard_id in room:
+                    written = 0 if segment.is_lost else max(segments.num_tokens - segment.start, 0)
+                    room[segment.shard_id] -= max(segments.most_in(segment.start) - written, 0)
+        return room
+
+    def _oldest_wait(self) -> float | None:
+        return min((each.lacking_since for each in self._live if each.lacking_since is not None), default=None)
 
     def _ready(self) -> dict[str, ShardStream]:
         return {shard_id: stream for shard_id, stream in self._streams.items() if stream.is_ready}

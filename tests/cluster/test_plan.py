@@ -137,10 +137,16 @@ def test_context_shards_belong_to_routers_for_long_requests_where_there_are_some
 
 
 def test_contexts_may_be_as_long_as_all_the_shards_there_may_be_hold(checkpoint):
-    two = ("context.shards=2", "context.kv_bytes=1000000", "context.segment_tokens=128")
+    two = ("context.shards=2", f"context.kv_bytes={3 * 128 * 2048}", "context.segment_tokens=128")
     fixed, growing = plan_for(checkpoint, *two), plan_for(checkpoint, *two, "context.max_shards=4")
     assert growing.context_length == pytest.approx(2 * fixed.context_length, abs=1)
-    assert growing.needed_bytes > fixed.needed_bytes + 2 * 1_000_000
+    assert growing.needed_bytes > fixed.needed_bytes + 2 * 3 * 128 * 2048
+
+
+def test_only_the_last_segment_of_a_context_may_be_short_for_each_lies_on_one_shard(checkpoint):
+    kv_bytes = (3 * 128 + 50) * 2048
+    plan = plan_for(checkpoint, "context.shards=2", f"context.kv_bytes={kv_bytes}", "context.segment_tokens=128")
+    assert plan.context_length == 2 * 3 * 128 + 50
 
 
 @pytest.mark.parametrize(

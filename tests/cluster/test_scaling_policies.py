@@ -408,6 +408,14 @@ def test_none_of_them_goes_while_any_sequence_has_tokens_there(tokens, expected)
     assert shards_wanted(3, tokens, None, now=1000.0, state=state)[0] == expected
 
 
+def test_nor_at_once_when_the_last_tokens_have_gone():
+    state: dict[str, Any] | None = None
+    for second in range(100, 165):
+        wanted, state = shards_wanted(3, 300.0, None, now=second, state=state)
+        assert wanted == 3
+    assert shards_wanted(3, 0.0, None, now=165, state=state)[0] == 3
+
+
 # How many there are, from the settings.
 
 

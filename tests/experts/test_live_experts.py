@@ -182,5 +182,5 @@ def test_released_memory_goes_back_to_the_system(wide_folder):
     grown = resident_bytes() - before
     held.release([1, 2, 3, 4])
     left = resident_bytes() - before
-    assert grown > 4 * held.weight_bytes * 0.8  # the rest was free already
+    assert grown > 4 * held.weight_bytes * 0.5  # the rest was free already
     assert left < 0.1 * grown

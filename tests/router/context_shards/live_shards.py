@@ -18,6 +18,8 @@ from tests.router.local_engine import WAIT_S, LocalEngine, WatchedTransport, tin
 from tests.tiny import TINY
 
 FINGERPRINT = "tiny"
+PAGE = 8 * 2 * 2 * 8 * 4
+"""Bytes of eight tokens in a shard: keys and values, two heads of eight, float32, of the one global layer."""
 
 
 def start_shard(kv_bytes: int = 1_000_000, lease_s: float = 30.0, shard_id: str | None = None) -> ContextServer:
