@@ -28,8 +28,8 @@ def weight_source(plan: DeploymentPlan, files: ExpertSource, replica_id: str) ->
         replica_id: who reads; never copies from itself.
     """
     asked = plan.settings.experts.copy_from_peers
-    if isinstance(files, KeptCodes) and files.names:
-        return files  # no replica hands out weights of four bits
+    if isinstance(files, KeptCodes) and files.keeps_experts:
+        return files
     if asked == "never" or (asked == "auto" and not is_far(file_system_of(plan.folder))):
         return files
 

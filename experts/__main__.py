@@ -30,7 +30,7 @@ from experts.peer_source import PeerSource
 from experts.server import ExpertServer
 from experts.startup import StartupClock
 from experts.weights import ExpertWeights
-from models.checkpoint import as_stored, open_checkpoint
+from models.checkpoint import KeptCodes, as_stored, open_checkpoint
 from protos.errors import BadConfig, ServingError
 
 _LOG = logging.getLogger(__name__)
@@ -79,7 +79,8 @@ def _serve(options: argparse.Namespace) -> int:
     rss_before = _resident_bytes()
     dtype, quantize = _DTYPES[options.dtype], options.quantize
     files = as_stored(checkpoint, quantize)
-    peer = PeerSource(options.from_peer, files, dtype, quantize) if options.from_peer else None
+    is_kept = isinstance(files, KeptCodes) and files.keeps_experts
+    peer = PeerSource(options.from_peer, files, dtype, quantize) if options.from_peer and not is_kept else None
     held = ExpertWeights.load(
         peer or files,
         parse_experts(options.experts, checkpoint.config.num_experts),

@@ -92,6 +92,10 @@ class JsonFields:
         """Tell whether a key is there and not null."""
         return self._values.get(key) is not None
 
+    def is_set(self, key: str) -> bool:
+        """Tell whether a key is there with anything but null, false or something empty."""
+        return bool(self._values.get(key))
+
     def child(self, key: str) -> JsonFields | None:
         """Return a nested object; None: absent."""
         value = self._values.get(key)
@@ -171,7 +175,7 @@ class JsonFields:
             BadConfig: one of them is set.
         """
         for key in keys:
-            if self._values.get(key):
+            if self.is_set(key):
                 raise BadConfig(f"{self.file}: expected no {self._prefix}{key}, found it set: {why}")
 
 

@@ -16,14 +16,16 @@ def check_quantization(fields: JsonFields) -> None:
     Raises:
         BadConfig: the form is another, or not known.
     """
-    config = fields.child("quantization_config")
-    if config is None:
+    if not fields.is_set("quantization_config"):
         return
+    config = fields.child("quantization_config")
+    assert config is not None
     method = config.text("quant_method")
     if method == "fbgemm_fp8":
         return
     if method != "compressed-tensors":
-        raise _refuse(config, "quant_method", method)
+        raise _refuse(config, method)
+    config.refuse(("transform_config",), f"Herd reads {_READ}; use another release of the model")
     groups = config.child("config_groups")
     if groups is None:
         raise config.fail("config_groups", "an object that says how weights are kept")
@@ -31,9 +33,9 @@ def check_quantization(fields: JsonFields) -> None:
         weights = _weights(groups, name)
         kind = weights.integer("num_bits", 0), weights.text("type", "int"), weights.text("strategy", "tensor")
         if kind not in ((8, "float", "channel"), (4, "int", "group"), (4, "int", "channel")):
-            raise _refuse(weights, "strategy", " ".join(map(str, kind)))
+            raise _refuse(weights, " ".join(map(str, kind)))
         if not weights.flag("symmetric", True):
-            raise _refuse(weights, "symmetric", "zero points")
+            raise _refuse(weights, "zero points")
 
 
 def _weights(groups: JsonFields, name: str) -> JsonFields:
@@ -44,5 +46,8 @@ def _weights(groups: JsonFields, name: str) -> JsonFields:
     return weights
 
 
-def _refuse(fields: JsonFields, key: str, found: str) -> BadConfig:
-    return fields.fail(key, f"{_READ}; {found} is not read, use another release of the model")
+def _refuse(fields: JsonFields, found: str) -> BadConfig:
+    return BadConfig(
+        f"{fields.file}: quantization_config: expected {_READ}, found {found}, which is not read: use another release "
+        "of the model"
+    )

@@ -13,7 +13,7 @@ from torch import Tensor
 CODE_DTYPES = {"F8_E4M3": torch.float8_e4m3fn, "I32": torch.int32}
 """By safetensors' names."""
 CODES_PER_ELEMENT = {"F8_E4M3": 1, "I32": 8}
-_BITS, _MIDDLE = 4, 8
+_MIDDLE = 8
 # Numbers made at once: what that needs besides codes and weights stays in a core's cache.
 _PART_NUMEL = 2**18
 
@@ -27,15 +27,28 @@ def write_weights(codes: Tensor, scales: Tensor, out_RC: Tensor) -> None:
         out_RC: where to, in any floating dtype, with any strides.
     """
     rows_per_scale = out_RC.shape[0] // scales.shape[0]
-    height = max(1, _PART_NUMEL // (out_RC.shape[1] * rows_per_scale)) * rows_per_scale
-    parts = zip(codes.split(height), scales.float().split(height // rows_per_scale), out_RC.split(height), strict=True)
+    most_rows = max(1, _PART_NUMEL // out_RC.shape[1])
+    if rows_per_scale > most_rows:  # few rows of scales: each by itself, in parts
+        for row, (block, out) in enumerate(zip(codes.split(rows_per_scale), out_RC.split(rows_per_scale), strict=True)):
+            for part, out_part in zip(block.split(most_rows), out.split(most_rows), strict=True):
+                _write_part(part, scales[row : row + 1], out_part)
+        return
+    height = most_rows // rows_per_scale * rows_per_scale
+    parts = zip(codes.split(height), scales.split(height // rows_per_scale), out_RC.split(height), strict=True)
     for codes_part, scales_part, out_part in parts:
-        numbers = unpack_int4(codes_part) if codes.dtype == torch.int32 else codes_part
-        blocks = numbers.float().view(scales_part.shape[0], rows_per_scale, scales_part.shape[1], -1)
-        out_part.copy_(blocks.mul_(scales_part[:, None, :, None]).view(numbers.shape))
+        _write_part(codes_part, scales_part, out_part)
+
+
+def _write_part(codes: Tensor, scales: Tensor, out_RC: Tensor) -> None:
+    numbers = unpack_int4(codes).float().sub_(_MIDDLE) if codes.dtype == torch.int32 else codes.float()
+    blocks = numbers.view(scales.shape[0], out_RC.shape[0] // scales.shape[0], scales.shape[1], -1)
+    out_RC.copy_(blocks.mul_(scales.float()[:, None, :, None]).view(numbers.shape))
 
 
 def unpack_int4(packed: Tensor) -> Tensor:
-    """Return the codes [R, C] int32 in -8..7 of [R, C / 8] int32."""
-    shifts = torch.arange(0, 32, _BITS, dtype=torch.int32)
-    return ((packed[..., None] >> shifts) & 15).sub_(_MIDDLE).flatten(-2)
+    """Return the codes [R, C] uint8 in 0..15, of which 8 means zero, of [R, C / 8] int32."""
+    pairs = packed.contiguous().view(torch.uint8)  # little-endian: the first codes come first
+    codes = torch.empty(*pairs.shape, 2, dtype=torch.uint8)
+    torch.bitwise_and(pairs, 15, out=codes[..., 0])
+    torch.bitwise_right_shift(pairs, 4, out=codes[..., 1])
+    return codes.flatten(-2)

@@ -27,6 +27,12 @@ class KeptCodes:
         """Of the matrices that are read in four bits."""
 
     @property
+    def keeps_experts(self) -> bool:
+        """Tell whether a routed expert is read in four bits: those travel between replicas in no form yet."""
+        layers, experts = self.config.moe_layers, range(self.config.num_experts)
+        return any(expert_names(layer, expert)[0] in self.names for layer in layers for expert in experts)
+
+    @property
     def bytes_read(self) -> int:
         """Bytes of weights read from files so far."""
         return self._checkpoint.bytes_read

@@ -75,12 +75,12 @@ def symmetric_int4(codes_OI: Tensor, scale_OG: Tensor) -> Int4Weight:
     """Return a weight that was rounded elsewhere, without zeros: as it is, but for scales in bfloat16.
 
     Args:
-        codes_OI: [O, I] integers in -8..7.
+        codes_OI: [O, I] uint8 in 0..15, of which 8 means zero.
         scale_OG: [O, G], for groups of I / G inputs, a multiple of `INT4_GROUP`.
     """
     repeats = codes_OI.shape[1] // scale_OG.shape[1] // INT4_GROUP
     scale = scale_OG.bfloat16().repeat_interleave(repeats, dim=1)
-    return Int4Weight((codes_OI + _MIDDLE).to(torch.uint8), scale, torch.zeros_like(scale), codes_OI.shape[1])
+    return Int4Weight(codes_OI, scale, torch.zeros_like(scale), codes_OI.shape[1])
 
 
 def join_int4(weights: Sequence[Int4Weight]) -> Int4Weight:

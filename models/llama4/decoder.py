@@ -159,7 +159,7 @@ def load_decoder(
     def pack(*names: str) -> Linear:
         parts = [source.read(name, dtype) for name in names]
         rounded = [part for part in parts if isinstance(part, Int4Weight)]
-        if len(rounded) == len(parts):
+        if len(rounded) == len(parts) and torch.device(device).type == "cpu":
             return pack_rounded(join_int4(rounded), dtype, Arena())
         plain = [(part.dequantized().to(dtype) if isinstance(part, Int4Weight) else part).to(device) for part in parts]
         return pack_linear(torch.cat(plain) if len(plain) > 1 else plain[0], quantize)

@@ -106,7 +106,7 @@ def test_a_folder_without_weights_is_planned_from_its_configuration(tmp_path):
 def test_weights_in_a_form_that_is_not_read_are_refused_as_herd_serve_refuses_them(tmp_path):
     config = json.loads((ROOT / "models" / "demo" / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
-    with pytest.raises(BadConfig, match="gptq is not read"):
+    with pytest.raises(BadConfig, match="found gptq, which is not read"):
         read_question(Texts(model=str(tmp_path), gpus="h100"))
 
 

@@ -148,7 +148,7 @@ def test_scouts_first_rope_scaling_is_read_with_a_warning(tmp_path, caplog):
         ({"model_type": "llama4"}, "text_config"),
         ({"hidden_act": "gelu"}, "hidden_act to be 'silu'"),
         ({"attention_bias": True}, "no attention_bias"),
-        ({"quantization_config": {"quant_method": "awq"}}, "awq is not read"),
+        ({"quantization_config": {"quant_method": "awq"}}, "found awq, which is not read"),
         ({"hidden_size": 0}, "hidden_size to be a whole number from 1"),
         ({"hidden_size": -32}, "hidden_size"),
         ({"hidden_size": 32.5}, "hidden_size"),

@@ -11,7 +11,10 @@ from experts.weights import ExpertWeights
 from models.checkpoint import KeptCodes, as_stored, open_checkpoint
 from models.linear import Int4Weight
 from models.llama4.decoder import load_decoder
+from router.forward import Forward
+from router.transport.local import LocalTransport
 from tests.models.checkpoint_files import as_int4, hf_tensors, with_separate_experts, write_hf
+from tests.parity.splits import run_in_splits
 
 WIDTH = 64
 LAYER = "model.layers.1.feed_forward"
@@ -58,6 +61,18 @@ def test_a_shared_expert_in_four_bits_stays_so(tmp_path):
     expected, found = (decoder.layers[1].shared(x_TD) for decoder in (exact, kept))
     assert (found - expected).norm() < 2e-2 * expected.norm()
     assert kept.weight_bytes() < exact.weight_bytes()
+
+
+def test_a_model_of_kept_codes_says_what_the_model_of_their_weights_says(tmp_path):
+    checkpoint = open_checkpoint(write_w4a16(tmp_path))
+    ids_BS = torch.randint(0, 96, (2, 24), generator=torch.Generator().manual_seed(3))
+    logits = []
+    for source in (checkpoint, as_stored(checkpoint, None)):
+        weights = ExpertWeights.load(source, range(4), torch.float32)
+        transport = LocalTransport(weights.run)
+        logits.append(run_in_splits(Forward(load_decoder(source, dtype=torch.float32), transport), ids_BS, [24]))
+        transport.close()
+    assert (logits[1] - logits[0]).norm() < 3e-2 * logits[0].norm()
 
 
 @pytest.mark.parametrize("group", [8, 16])

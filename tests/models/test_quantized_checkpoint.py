@@ -22,7 +22,7 @@ def separate() -> dict[str, torch.Tensor]:
 
 def test_codes_of_four_bits_come_out_in_order():
     codes = torch.randint(-8, 8, (6, 64))
-    assert torch.equal(unpack_int4(packed_int4(codes)), codes.int())
+    assert torch.equal(unpack_int4(packed_int4(codes)), (codes + 8).to(torch.uint8))
 
 
 @pytest.mark.parametrize("scales_shape", [(12, 1), (1, 40), (12, 5), (3, 5), (1, 1)])
@@ -35,11 +35,13 @@ def test_a_scale_is_for_as_many_rows_and_columns_as_there_are_for_one(scales_sha
     assert torch.equal(out, codes.float() * each)
 
 
-def test_large_weights_are_made_in_parts():
-    codes, scales = torch.randint(-8, 8, (700, 1024)), torch.rand(700, 8)
+@pytest.mark.parametrize("scales_shape", [(700, 8), (1, 1024), (2, 8), (350, 1)])
+def test_large_weights_are_made_in_parts(scales_shape):
+    codes, scales = torch.randint(-8, 8, (700, 1024)), torch.rand(scales_shape)
     out = torch.empty(700, 1024)
     write_weights(packed_int4(codes), scales, out)
-    assert torch.equal(out, codes.float() * scales.repeat_interleave(128, 1))
+    each = scales.repeat_interleave(700 // scales_shape[0], 0).repeat_interleave(1024 // scales_shape[1], 1)
+    assert torch.equal(out, codes.float() * each)
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
@@ -53,7 +55,7 @@ def test_an_expert_of_fp8_is_read_as_its_codes_times_scales(tmp_path, separate, 
         for part in ("gate", "up")
     )
     found = checkpoint.read("layers.1.experts.2.gate_up", dtype, memory)
-    assert found.dtype == dtype or torch.float32
+    assert found.dtype == (dtype or torch.float32)
     assert torch.equal(found, torch.cat([gate, up]).T.to(found.dtype))
     # One byte to a weight, four to a scale, which each output has.
     assert checkpoint.num_bytes("layers.1.experts.2.gate_up") == gate.numel() + up.numel() + 4 * 2 * gate.shape[0]
@@ -68,7 +70,9 @@ def test_any_linear_layer_may_be_int4_and_those_that_are_not_come_as_they_are(tm
     tensors = as_int4(as_int4(separate, shared, 16), f"{EXPERT}.down_proj", 8)
     checkpoint = open_checkpoint(write_hf(tmp_path, tensors))
     scale = tensors[f"{shared}.weight_scale"].float().repeat_interleave(16, 1)
-    assert torch.equal(checkpoint.read("layers.1.shared.gate"), unpack_int4(tensors[f"{shared}.weight_packed"]) * scale)
+    assert torch.equal(
+        checkpoint.read("layers.1.shared.gate"), (unpack_int4(tensors[f"{shared}.weight_packed"]) - 8.0) * scale
+    )
     assert (checkpoint.read("layers.1.shared.gate") - plain).abs().max() <= scale.max() / 2
     assert torch.equal(checkpoint.read("layers.1.shared.up"), separate[f"{shared.replace('gate', 'up')}.weight"])
     assert not caplog.records  # weight_shape is known
@@ -127,14 +131,15 @@ def test_groups_that_do_not_divide_the_inputs_are_refused(tmp_path, separate):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"quant_method": "gptq"}, "quant_method to be fp8 .*; gptq is not read"),
+        ({"quant_method": "gptq"}, "expected fp8 .*, found gptq, which is not read"),
         ({"quant_method": "compressed-tensors"}, "config_groups to be an object"),
+        ({"quant_method": "compressed-tensors", "transform_config": {"config_groups": {}}}, "no .*transform_config"),
         (
             {
                 "quant_method": "compressed-tensors",
                 "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "float", "strategy": "block"}}},
             },
-            "8 float block is not read",
+            "found 8 float block, which is not read",
         ),
         (
             {
@@ -143,10 +148,15 @@ def test_groups_that_do_not_divide_the_inputs_are_refused(tmp_path, separate):
                     "group_0": {"weights": {"num_bits": 4, "type": "int", "strategy": "group", "symmetric": False}}
                 },
             },
-            "zero points is not read",
+            "found zero points, which is not read",
         ),
     ],
 )
 def test_releases_in_other_forms_are_refused_by_their_configuration(tmp_path, separate, config, words):
     with pytest.raises(BadConfig, match=words):
         open_checkpoint(write_hf(tmp_path, separate, quantization_config=config))
+
+
+@pytest.mark.parametrize("config", [{}, None, False])
+def test_a_configuration_that_says_nothing_is_no_hindrance(tmp_path, separate, config):
+    open_checkpoint(write_hf(tmp_path, separate, quantization_config=config))
