@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable
 
 from cluster.carrier import SILENCE_S, Packed, unpack
 from protos.errors import InternalError, ReplicaUnavailable, ServingError
 from router.request import Ended, EngineEvent
+
+_LOG = logging.getLogger(__name__)
 
 HOLD_PER_STREAM_S = 0.002
 LONGEST_HOLD_S = 0.1
@@ -121,7 +124,8 @@ class CarrierReceiver:
         except ServingError as error:
             self._fail(replica_id, error)
         except Exception as error:  # noqa: BLE001  whoever waits must be told
-            self._fail(replica_id, InternalError(f"a carrier failed: {error!r}; please report it"))
+            _LOG.error("the carrier from router %s failed", replica_id, exc_info=error)
+            self._fail(replica_id, InternalError(f"a carrier failed: {type(error).__name__}; please report it"))
         finally:
             del self._carriers[replica_id]
 

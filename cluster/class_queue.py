@@ -13,12 +13,17 @@ import time
 from bisect import insort
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
+from dataclasses import replace
 
 from cluster.expected_start import RunningSequence, expected_start_s
 from cluster.replay import Generate
 from protos.errors import Overloaded
 from router.request import EngineEvent, GenerationRequest
 
+_FIRST = -(2**63)
+"""A priority before all that requests may have."""
+_LEAST_S = 0.001
+"""Of a time that is over: whoever watches the deadline tells."""
 ASK_AGAIN_S = 0.5
 """Seconds after which full routers are asked again though no sequence of this front door has left."""
 _REMEMBER = 0.7
@@ -49,7 +54,7 @@ class ClassQueue:
     def join(self, request: GenerationRequest) -> Turn:
         """Queue a sequence; whoever does must `leave` with what it gets."""
         self._num_joined += 1
-        turn = Turn(self, len(request.prompt_ids), (request.priority, self._num_joined))
+        turn = Turn(self, len(request.prompt_ids), (request.priority, self._num_joined), self._clock())
         insort(self._waiting, turn, key=lambda each: each.rank)
         return turn
 
@@ -73,15 +78,23 @@ class ClassQueue:
         )
 
     async def generate(self, turn: Turn, request: GenerationRequest) -> AsyncGenerator[list[EngineEvent], None]:
-        """Generate once it is a sequence's turn and a router has room; one that had room before does not wait again."""
-        while turn in self._waiting:
-            if self._waiting[0] is not turn:
+        """Generate once it is a sequence's turn and a router has room.
+
+        One that had room before, and lost its router, asks at once; where none has room, it is the next in line.
+        """
+        while True:
+            if turn in self._waiting and self._waiting[0] is not turn:
                 await self._changed.wait()
                 continue
-            async with aclosing(self._generate(request)) as batches:
+            # What it has waited in line, no router has to give it any more; who replays it has counted that.
+            asked = request if turn.started_s else _after(request, self._clock() - turn.joined_s)
+            async with aclosing(self._generate(asked)) as batches:
                 try:
                     first = await anext(batches)
+                except StopAsyncIteration:
+                    return
                 except Overloaded:
+                    self._wait_again(turn)
                     await self._wait_for_change()
                     continue
                 self._start(turn)
@@ -89,25 +102,30 @@ class ClassQueue:
                 async for batch in batches:
                     yield batch
                 return
-        async with aclosing(self._generate(request)) as batches:
-            async for batch in batches:
-                yield batch
 
     def leave(self, turn: Turn) -> None:
         """Forget a sequence, wherever it is."""
         if turn in self._waiting:
             self._waiting.remove(turn)
-        else:
+        elif turn in self._running:
             self._running.remove(turn)
             if turn.is_complete:
                 self._measure((self._clock() - turn.started_s) / turn.num_prompt_tokens)
         self._tell_all()
 
     def _start(self, turn: Turn) -> None:
-        self._waiting.remove(turn)
-        turn.started_s = self._clock()
-        self._running.append(turn)
-        self._tell_all()
+        if turn in self._waiting:
+            self._waiting.remove(turn)
+            turn.started_s = turn.started_s or self._clock()
+            self._running.append(turn)
+            self._tell_all()
+
+    def _wait_again(self, turn: Turn) -> None:
+        """Put one that had room at the head of the line."""
+        if turn in self._running:
+            self._running.remove(turn)
+            turn.rank = (_FIRST, turn.rank[1])
+            insort(self._waiting, turn, key=lambda each: each.rank)
 
     def _measure(self, seconds_per_token: float) -> None:
         known = self._seconds_per_token
@@ -124,6 +142,13 @@ class ClassQueue:
         self._changed = asyncio.Event()
 
 
+def _after(request: GenerationRequest, waited_s: float) -> GenerationRequest:
+    """Return a request of which some time is over."""
+    if request.timeout_s is None:
+        return request
+    return replace(request, timeout_s=max(request.timeout_s - waited_s, _LEAST_S))
+
+
 class Turn:
     """One sequence's place, from joining to leaving.
 
@@ -131,12 +156,14 @@ class Turn:
         queue: it belongs to.
         num_prompt_tokens: of the sequence.
         rank: who is served first; the lower number.
+        joined_s: when it joined.
     """
 
-    def __init__(self, queue: ClassQueue, num_prompt_tokens: int, rank: tuple[int, int]) -> None:
+    def __init__(self, queue: ClassQueue, num_prompt_tokens: int, rank: tuple[int, int], joined_s: float) -> None:
         self._queue = queue
         self.num_prompt_tokens = num_prompt_tokens
         self.rank = rank
+        self.joined_s = joined_s
         self.started_s = 0.0
         """When it got room."""
         self.num_done = 0

@@ -31,6 +31,8 @@ class FrontDoorLimits:
     """Most prompt tokens admitted and not yet computed; at least 1. A longer single prompt is admitted alone."""
     request_timeout_s: float = 600.0
     """Seconds from admission after which a request ends with DeadlineExceeded; positive."""
+    drain_s: float = 10.0
+    """Seconds that requests which run have to finish when Herd is told to end; positive."""
     health_timeout_s: float = 2.0
     """Seconds `/health`, `/metrics` and the status page wait for the routers; positive."""
 
@@ -50,6 +52,7 @@ class FrontDoorLimits:
                 raise BadConfig(f"{name}: expected at least {floor}, found {value}; raise it")
         for name, seconds in {
             "request_timeout_s": self.request_timeout_s,
+            "drain_s": self.drain_s,
             "health_timeout_s": self.health_timeout_s,
         }.items():
             if not 0 < seconds < float("inf"):

@@ -64,7 +64,7 @@ def _standard_request(settings: ClusterConfig, config: ModelConfig) -> _PoolRequ
     """Return what is asked of the routers for everything, or for all but long requests."""
     asked, long_from, router = settings.model.context_length, settings.long.from_tokens, settings.router
     if long_from is not None:
-        asked = min(long_from - 1, asked or config.max_positions)
+        asked = min(long_from - 1, config.max_positions)  # whatever is shorter than a long request is theirs
     return _PoolRequest(
         section="router",
         context_length=asked,

@@ -86,7 +86,8 @@ class Router:
         self._wait_for_experts(range(plan.config.num_experts))
         while self._shards is not None and not self._shards.wait_ready(1, _WAIT_STEP_S):
             self._report.waiting("a context shard")
-        model = f"{plan.fingerprint} {plan.settings.model.quantize}"
+        # Of weights that were exchanged for others of the same shapes, kept pages would be wrong.
+        model = f"{plan.fingerprint} {checkpoint.changed} {quantize}"
         self._engine = Engine(decoder, self._transport, pool.engine_limits, self._shards, model=model)
         self._engine.start()
         self._watch = StepWatch(self._engine, settings.stuck_after_s)

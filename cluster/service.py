@@ -29,6 +29,8 @@ from cluster.validation import CompletionRequest, sequences
 from protos.errors import Draining, NoReplica
 from router.request import GenerationRequest
 
+_LATE_S = 5.0
+"""Seconds beyond its longest time that a request may take to end by itself."""
 Answer = TypeVar("Answer")
 
 
@@ -66,6 +68,11 @@ class InferenceService:
     def admission(self) -> Admission:
         """Return what is in flight, long requests left out."""
         return self._standard.admission
+
+    @property
+    def longest_s(self) -> float:
+        """Return the seconds after which no request runs any more, whatever its client does."""
+        return max(each.limits.request_timeout_s for each in self._pools) + _LATE_S
 
     @property
     def num_sequences(self) -> int:
@@ -113,12 +120,13 @@ class InferenceService:
                 async for delta in deltas:
                     if delta is not None:
                         held.append(delta)
-                        report.end()
                     if not started and _can_start(request, choices):
                         started = True
                         self.metrics.count_prompt_tokens(request.num_prompt_tokens)
                         yield _started(request, choices)
                     if started:
+                        if held:
+                            report.end()
                         for each in held:
                             yield each
                         held.clear()
@@ -157,7 +165,9 @@ class InferenceService:
                     watch.tokens(choice.index, len(delta.token_ids))
                 yield delta
                 if choice.finish_reason:
-                    return
+                    break
+        if turn is not None:
+            turn.leave()  # others may have its slot, whatever becomes of the request's other choices
 
     async def load(self) -> tuple[RouterLoad, ...]:
         """Return the load of every router replica; empty where none runs and the first request starts one.

@@ -278,7 +278,7 @@ def _room(prompt_length: int, model: ServedModel) -> int:
     """
     if model.long_from is not None:
         room = model.long_from - 1 - prompt_length
-        if room >= model.long_from // _STANDARD_SHARE:
+        if room >= max(model.long_from // _STANDARD_SHARE, 1):
             return room
     return model.context_length - prompt_length
 

@@ -58,7 +58,9 @@ class BatcherLimits:
     retry_after_ms: int = 20
     """What a refused sender is told to wait, in milliseconds."""
     piece_macs: int = 128_000_000
-    """Most multiplications of a piece of work that stands back, at least a token: about two milliseconds of a core."""
+    """Most multiplications of a piece of work that stands back: about two milliseconds of a core; but at least"""
+    piece_tokens: int = 32
+    """so many tokens: reading a large expert's weights takes as long for one token as for these."""
     inline_macs: int = 64_000_000
     """Largest dispatch computed in the thread that brings it, in multiplications; 0: none. This many take about a
     millisecond of a core. Larger ones would keep their stream from being read for longer, and gain nothing: next to
@@ -100,7 +102,7 @@ class Batcher:
         self._run_experts = run_experts
         self._limits = limits
         self._inline_tokens = limits.inline_macs // macs_per_token
-        self._piece_tokens = max(limits.piece_macs // macs_per_token, 1)
+        self._piece_tokens = max(limits.piece_macs // macs_per_token, limits.piece_tokens)
         self._clock = clock
         self._changed = threading.Condition()
         # By layer, the layer whose oldest dispatch came first first:
@@ -320,6 +322,8 @@ class Batcher:
         for piece in pieces(batch, self._piece_tokens):
             began_s = self._clock()
             self._let_pass()
+            if self._is_closed:
+                raise errors.Draining("expected to compute a whole batch, found the replica closed: try another holder")
             passed_s += self._clock() - began_s
             began_s = self._clock()
             outputs.append(self._run_batch(layer, piece))

@@ -44,6 +44,11 @@ class GrpcApi:
     def __init__(self, service: InferenceService) -> None:
         self._service = service
 
+    @property
+    def longest_s(self) -> float:
+        """Return the seconds after which no request runs any more."""
+        return self._service.longest_s
+
     async def generate(
         self, request: pb.GenerateRequest, timeout_s: float | None = None
     ) -> AsyncGenerator[pb.GenerateResponse, None]:

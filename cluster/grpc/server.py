@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import aclosing
@@ -54,12 +55,18 @@ class _Servicer(InferenceServiceServicer):
         self._api = api
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
+        # A client that reads no more holds up whoever sends to it: nobody looks at the request's deadline then.
+        call = asyncio.current_task()
+        assert call is not None
+        end = asyncio.get_running_loop().call_later(self._api.longest_s, call.cancel)
         try:
             async with aclosing(self._api.generate(request, context.time_remaining())) as responses:
                 async for response in responses:
                     yield response
         except Exception as error:  # noqa: BLE001  a process boundary
             await _abort(error, context)
+        finally:
+            end.cancel()
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
         return await _answer(self._api.tokenize(request), context)

@@ -24,7 +24,6 @@ from cluster.launch.workspace import Workspace
 from protos.errors import InternalError, ServingError
 
 _POLL_S = 0.1
-_DRAIN_S = 10.0
 """Seconds that running requests have to finish after the first Ctrl-C."""
 _STOP_S = 20.0
 """Seconds that Ray has to end by itself after that."""
@@ -67,7 +66,9 @@ class Server:
         adopt_orphans()
         session = RaySession(workspace.folder, keeps_spares=self._settings.experts.warm_spares != 0)
         try:
-            code = self._run_ray(RayThread(session, plan, self._endpoints, _DRAIN_S), plan.model_name)
+            code = self._run_ray(
+                RayThread(session, plan, self._endpoints, self._settings.limits.drain_s), plan.model_name
+            )
             workspace.is_of_use = False
         except ServingError as error:
             error.message += f"\nLogs: {workspace.logs}"
@@ -103,9 +104,10 @@ class Server:
 
     def _end(self, thread: RayThread) -> int:
         """Drain and stop; a second request to end cuts that short."""
-        self._console.print(f"ending: requests that run have {_DRAIN_S:g} s to finish; Ctrl-C again ends them at once")
+        drain_s = self._settings.limits.drain_s
+        self._console.print(f"ending: requests that run have {drain_s:g} s to finish; Ctrl-C again ends them at once")
         thread.tell_to_stop()
-        give_up_at = time.monotonic() + _DRAIN_S + _STOP_S
+        give_up_at = time.monotonic() + drain_s + _STOP_S
         while thread.state != State.ENDED and time.monotonic() < give_up_at:
             if self._ends.wait(seen=1, timeout_s=_POLL_S):
                 break

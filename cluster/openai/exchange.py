@@ -70,7 +70,12 @@ class Exchange(Response):
             answer = self._endpoint.parse(data, model)
         events = self._service.generate(answer.request)
         if answer.stream:
-            return await unless_gone(receive, _stream(answer, events, send))
+            # A client that reads no more holds up whoever sends to it: nobody looks at the request's deadline then.
+            try:
+                async with asyncio.timeout(self._service.longest_s):
+                    return await unless_gone(receive, _stream(answer, events, send))
+            except TimeoutError as error:
+                raise Cancelled("expected the client to read its answer in time, found that it does not") from error
         body = await unless_gone(receive, _whole(answer, events))
         await JsonResponse(body)(scope, receive, send)
         return 200

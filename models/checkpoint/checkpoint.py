@@ -84,6 +84,8 @@ class Checkpoint:
         stored_dtype = blocks["embed"][0].source.torch_dtype
         self.config = dataclasses.replace(config, dtype=str(stored_dtype).removeprefix("torch."))
         self.fingerprint = _fingerprint(self.config, tables)
+        self.changed = _changed(tables)
+        """Tells files apart that have the same shapes and other weights, by when they were written last."""
 
     @property
     def bytes_read(self) -> int:
@@ -283,6 +285,13 @@ def _check_one_dtype(name: str, blocks: tuple[Block, ...]) -> None:
     if len(dtypes) > 1 or not dtypes <= readable.keys():
         sources = ", ".join(f"{block.source.name} in {block.source.file}" for block in blocks)
         raise BadCheckpoint(f"{name}: expected parts of one dtype, found {sorted(dtypes)}: {sources}")
+
+
+def _changed(tables: list[SourceTable]) -> str:
+    """Return a hash of the files' times of change, which are another after a copy of the files, too."""
+    files = sorted({tensor.file for table in tables for tensor in table})
+    described = json.dumps([(file.name, file.stat().st_mtime_ns) for file in files])
+    return hashlib.sha256(described.encode()).hexdigest()[:32]
 
 
 def _fingerprint(config: ModelConfig, tables: list[SourceTable]) -> str:

@@ -29,12 +29,14 @@ _RECONNECT_S = 1.0
 class ShardFailed(Exception):
     """A step did not get its answer from a shard; its segments there are to be looked after."""
 
-    def __init__(self, shard_id: str, error: ServingError, segment_ids: Sequence[int]) -> None:
+    def __init__(self, shard_id: str, error: ServingError, segment_ids: Sequence[int], *, session: int = -1) -> None:
         super().__init__(f"{shard_id}: {error.message}")
         self.shard_id = shard_id
         self.error = error
         self.segment_ids = tuple(segment_ids)
         """What the step was to write there."""
+        self.session = session
+        """The stream's that was given up; what an earlier one was told of the shard says nothing. -1: it had broken."""
 
 
 class ContextShards:
@@ -224,10 +226,12 @@ class ContextShards:
         while not wait([answer], _WAIT_STEP_S).done:
             self.on_wait()
             if time.monotonic() > give_up_at:
+                session = -1
                 if (stream := self._streams.get(shard_id)) is not None:
+                    session = stream.num_sessions
                     stream.reset()
                 late = NoReplica(f"expected context shard {shard_id} to answer within {_ANSWER_S:g} s, found nothing")
-                raise ShardFailed(shard_id, late, written)
+                raise ShardFailed(shard_id, late, written, session=session)
         try:
             return answer.result()
         except (ReplicaError, Overloaded) as error:
@@ -249,9 +253,13 @@ class ContextShards:
             return
         stream = self._streams.get(shard_id)
         if stream is not None:
+
+            def is_back() -> bool:
+                return stream.is_ready and stream.num_sessions > failed.session
+
             with self._changed:
-                self._changed.wait_for(lambda: stream.is_ready or shard_id not in self._streams, _RECONNECT_S)
-            if stream.is_ready and shard_id in self._streams:
+                self._changed.wait_for(lambda: is_back() or shard_id not in self._streams, _RECONNECT_S)
+            if is_back() and shard_id in self._streams:
                 held = {each.segment_id for each in self._on(shard_id)}
                 self._lose(shard_id, held - stream.segment_ids)
                 stream.release(sorted(stream.segment_ids - held))  # those we could not drop while it was away

@@ -58,6 +58,7 @@ class ShardStream(ReconnectingStream):
         self._lock = threading.Lock()
         self._pending: dict[int, Answer] = {}
         self._outbox: _Outbox | None = None
+        self._to_release: set[int] = set()
         self._thread.start()
 
     @property
@@ -85,9 +86,11 @@ class ShardStream(ReconnectingStream):
             self._pending.pop(step_id, None)
 
     def release(self, segment_ids: Sequence[int] = ()) -> None:
-        """Drop segments, and ask for the room there is then; without effect while disconnected."""
+        """Drop segments, and ask for the room there is then; while disconnected, once the stream is open again."""
         with self._lock:
-            if self._outbox is not None:
+            if self._outbox is None:
+                self._to_release.update(segment_ids)
+            else:
                 self._outbox.put(context_pb2.AttendRequest(release=context_pb2.Release(segment_ids=segment_ids)))
 
     @property
@@ -122,6 +125,9 @@ class ShardStream(ReconnectingStream):
             self.total_tokens, self.free_tokens = welcome.shard.total_tokens, welcome.shard.free_tokens
             self.segment_ids = frozenset(welcome.segment_ids)
             self.num_sessions += 1
+            if left := sorted(self._to_release):
+                outbox.put(context_pb2.AttendRequest(release=context_pb2.Release(segment_ids=left)))
+            self._to_release.clear()
             self._outbox = outbox
         self._on_change()
 

@@ -65,6 +65,8 @@ class DiskTier:
         self._books = SlotBooks(max(limit_bytes - _HEAD_BYTES, 0) // self._stride)
         self._lock = threading.Lock()
         self._serial = 0
+        self._kept: set[Block] = set()
+        self._keep_serial: int | None = None
         self.num_damaged = 0
         """Pages that were not what had been written."""
         self._file: BinaryIO = tempfile.TemporaryFile() if folder is None else _open_free(folder)  # noqa: SIM115 closed by close
@@ -95,6 +97,31 @@ class DiskTier:
         with self._lock:
             slots = self._books.find(block)
         return block[0], -1 if slots is None else slots[0]
+
+    def keep(self, block: Block, row: Tensor) -> bool:
+        """Write a page for the next process, the most recently used first; tell whether there was room for it.
+
+        Makes room as `put` does, but not at the cost of what was kept before: that was used later.
+        """
+        with self._lock:
+            if block in self._books or block in self._kept:
+                self._kept.add(block)
+                return True
+            while not self._books.has_room(len(row)):
+                oldest = next((each for each, _ in self._books.blocks() if each not in self._kept), None)
+                if oldest is None:
+                    return False
+                self._books.remove(oldest)
+            if self._keep_serial is None:
+                self._keep_serial = self._serial + self._books.num_slots + 1
+        self._kept.add(block)
+        self._keep_serial -= len(row)
+        after, self._serial = self._serial, self._keep_serial
+        try:
+            self.put(block, row)
+        finally:
+            self._serial = after
+        return True
 
     def put(self, block: Block, row: Tensor) -> None:
         """Write a page.

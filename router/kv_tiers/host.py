@@ -49,8 +49,20 @@ class HostTier:
         Args:
             blocks: of one kind.
             rows: their content [n, bytes of a page] uint8.
+
+        Raises:
+            RuntimeError: there is no memory for the copies this needs; pages that were not written are not here.
         """
         fresh: dict[Block, Tensor] = {}
+        try:
+            self._put(blocks, rows, fresh)
+        except RuntimeError:
+            for block in fresh:
+                self._books.remove(block)
+            raise
+
+    def _put(self, blocks: Sequence[Block], rows: Tensor, fresh: dict[Block, Tensor]) -> None:
+        """Do so; `fresh` has what has a place and is not written there yet."""
         for block, row in zip(blocks, rows.unflatten(1, (-1, self._page_bytes.slot_bytes)), strict=True):
             if self._books.find(block) is not None:
                 continue

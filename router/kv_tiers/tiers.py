@@ -147,10 +147,9 @@ class KvTiers:
         for is_local, batch in self._batches(evicted, lambda item: item[0]):
             try:
                 rows = self._bytes.read(is_local, [page for _, page in batch])
+                self._host.put([block for block, _ in batch], rows)
             except RuntimeError:  # torch's name for no memory; computing again always works
                 _LOG.warning("no memory to save %d pages: they are computed again if they are wanted", len(batch))
-                continue
-            self._host.put([block for block, _ in batch], rows)
 
     def bring_back(self, ids: Sequence[int], keys: BlockChain, tokens_per_s: float) -> Restore | None:
         """Begin to restore what a prompt begins with and is away; None if nothing is, or computing it is quicker.
@@ -213,7 +212,13 @@ class KvTiers:
         for restore in list(self._under_way):
             self._finish(restore)
         if self._disk is not None and self._is_kept:
-            self._keep()
+            # In a thread that may be left behind: one write may take for ever.
+            keeping = threading.Thread(target=self._keep, name="keep pages", daemon=True)
+            keeping.start()
+            keeping.join(2 * _CLOSE_S)
+            if keeping.is_alive():
+                _LOG.warning("the disk for pages has not answered for %.0f s: left behind", 2 * _CLOSE_S)
+                return
         if self._disk is not None:
             self._disk.close()
             self._disk = None
@@ -308,9 +313,14 @@ class KvTiers:
 
     def _put_all(self, contents: Iterable[tuple[Block, Tensor]], until: float) -> bool:
         for block, row in contents:
-            if self._disk is None or time.monotonic() > until:
+            disk = self._disk
+            if disk is None or time.monotonic() > until:
                 return False
-            self._put(block, row)
+            try:
+                if not disk.keep(block, row):
+                    return False
+            except OSError as error:
+                self._switch_disk_off(error)
         return True
 
     # The mover's.

@@ -120,24 +120,27 @@ class ReplicaStreams:
     ) -> Assignment:
         """Look who is connected, and wait if need be."""
         self.lacking = None
-        while True:
-            with self._changed:
-                if self._is_closed:
-                    raise errors.NoReplica(
-                        "expected streams to expert replicas, found them closed: the router stops, try another"
-                    )
-                holders = self._holders(token_counts, avoid)
-                missing = [expert for expert, found in holders.items() if not found]
-                if not missing:
-                    self.lacking = None
-                    self._ready = self._all_ready()
-                    return spread(token_counts, holders, next(self._turns))
-                self.lacking = self._no_holder(missing[0])
-                left_s = give_up_at - time.monotonic()
-                if left_s <= 0:
-                    raise self.lacking
-                self._changed.wait(min(left_s, WAIT_STEP_S))
-            on_wait()
+        try:
+            while True:
+                with self._changed:
+                    if self._is_closed:
+                        raise errors.NoReplica(
+                            "expected streams to expert replicas, found them closed: the router stops, try another"
+                        )
+                    holders = self._holders(token_counts, avoid)
+                    missing = [expert for expert, found in holders.items() if not found]
+                    if not missing:
+                        self.lacking = None
+                        self._ready = self._all_ready()
+                        return spread(token_counts, holders, next(self._turns))
+                    self.lacking = self._no_holder(missing[0])
+                    left_s = give_up_at - time.monotonic()
+                    if left_s <= 0:
+                        raise self.lacking
+                    self._changed.wait(min(left_s, WAIT_STEP_S))
+                on_wait()
+        finally:
+            self.lacking = None  # whoever asks later must not hear of a wait that is over
 
     def assign_elsewhere(self, token_counts: Mapping[int, int], *, avoid: Collection[str]) -> Assignment | None:
         """Give tokens to as few connected holders as can be, none of those to avoid; None where some expert has none.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 
@@ -164,16 +165,24 @@ def test_only_the_first_in_line_asks():
     run(scenario, room=1)
 
 
-def test_one_that_had_room_and_lost_its_router_does_not_wait_again():
+def test_one_that_had_room_and_lost_its_router_is_the_next_in_line():
     async def scenario(line: Line) -> None:
-        line.join("a")
+        request = GenerationRequest(request_id="a", prompt_ids=(1,), max_tokens=1)
+        turn = line.queue.join(request)
+        lost = turn.generate(request)
+        await anext(lost)
         line.join("b")
+        replayed = turn.generate(replace(request, request_id="a~1"))
+        again = asyncio.create_task(anext(replayed))
         await line.settle(["a"])
-        with pytest.raises(Overloaded):  # of a router, not of the line
-            await anext(line.turns["a"].generate(GenerationRequest(request_id="a~1", prompt_ids=(1,), max_tokens=1)))
-        assert line.positions() == {"a": 0, "b": 1}
+        assert (turn.position, line.positions()["b"]) == (1, 2)
+        await lost.aclose()
+        await again
+        assert line.pool.accepted == ["a", "a~1"]
+        await replayed.aclose()
+        turn.leave()
 
-    run(scenario, room=1)
+    run(scenario, room=1, ask_again_s=0.01)
 
 
 def test_a_refusal_for_another_reason_reaches_the_caller():
@@ -223,5 +232,32 @@ def test_one_that_was_cancelled_tells_nothing_of_how_long_others_take():
         await line.settle(["a", "b"])
         line.join("c")
         assert line.turns["c"].expected_start_s is None
+
+    run(scenario, room=1)
+
+
+def test_the_time_in_line_is_over_for_the_router():
+    async def scenario(line: Line) -> None:
+        given: list[float | None] = []
+        generate = line.pool.generate
+
+        def noting(request: GenerationRequest) -> AsyncGenerator[list[EngineEvent], None]:
+            given.append(request.timeout_s)
+            return generate(request)
+
+        line.queue._generate = noting
+        line.join("a")
+        await line.settle(["a"])
+        line.clock.now += 2
+        turn = line.queue.join(GenerationRequest(request_id="b", prompt_ids=(1,), max_tokens=1, timeout_s=5.0))
+        line.clock.now += 3
+        line.pool.end("a")
+        await line.tasks["a"]
+        asked = turn.generate(GenerationRequest(request_id="b", prompt_ids=(1,), max_tokens=1, timeout_s=5.0))
+        await anext(asked)
+        await asked.aclose()
+        turn.leave()
+        turn.leave()  # again is no harm
+        assert given == [None, 2.0]
 
     run(scenario, room=1)

@@ -81,6 +81,7 @@ KNOBS = [
     "limits.max_sequences",
     "limits.max_queued_prompt_tokens",
     "limits.request_timeout_s",
+    "limits.drain_s",
     "limits.health_timeout_s",
 ]
 

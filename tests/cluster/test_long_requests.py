@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from dataclasses import replace
 
 import grpc
@@ -14,10 +16,11 @@ import pytest
 from cluster.limits import FrontDoorLimits
 from cluster.pool import PoolAccess
 from cluster.service import InferenceService
+from cluster.validation import RequestFields, check_request
 from protos.errors import Overloaded, from_rpc_error
 from protos.inference.v1 import inference_pb2 as pb
 from protos.inference.v1.inference_pb2_grpc import InferenceServiceStub
-from router.request import Ended, GenerationRequest, PromptDone, PromptProgress, TokenChosen
+from router.request import Ended, EngineEvent, GenerationRequest, PromptDone, PromptProgress, TokenChosen
 from tests.cluster.conftest import CONTEXT_LENGTH, openai_client
 from tests.cluster.live_front_door import LiveFrontDoor
 from tests.cluster.scripted_router import HOLD, ScriptedRouter, says, then_holds
@@ -238,3 +241,53 @@ def test_where_the_model_itself_ends_no_setting_is_offered(asked_model, router):
         pytest.raises(openai.BadRequestError, match=said),
     ):
         client.completions.create(model="tiny", prompt=[5] * CONTEXT_LENGTH, max_tokens=1)
+
+
+@pytest.mark.parametrize("long_from", [2, 3])
+def test_a_prompt_without_max_tokens_gets_a_token_however_short_long_is(text_model, long_from):
+    model = replace(text_model, long_from=long_from)
+    checked = check_request(RequestFields(prompts=[(5,) * (long_from - 1)]), model, "one")
+    assert checked.max_tokens[0] >= 1
+
+
+def test_whoever_waits_has_the_slot_of_a_choice_that_ended(text_model, router):
+    """The line moves when a choice ends, not when its whole request does."""
+
+    async def scene() -> int:
+        ends: list[asyncio.Event] = []
+
+        class OneSlot(ScriptedRouter):
+            def generate(self, request: GenerationRequest) -> AsyncGenerator[list[EngineEvent], None]:
+                return self._one(request)
+
+            async def _one(self, request: GenerationRequest) -> AsyncGenerator[list[EngineEvent], None]:
+                if ends and not ends[-1].is_set():
+                    raise Overloaded("expected room, found none")
+                ends.append(asyncio.Event())
+                yield []
+                await ends[-1].wait()
+                yield [PromptDone(), TokenChosen(token_id=72), Ended(reason="length")]
+
+        long = PoolAccess(OneSlot(says()), FrontDoorLimits())
+        service = InferenceService(replace(text_model, long_from=LONG_FROM), router, FrontDoorLimits(), long=long)
+        assert service.long is not None
+        assert service.long.queue is not None
+        service.long.queue._ask_again_s = 1000.0  # nobody asks again by itself
+        asked = check_request(
+            RequestFields(prompts=[(5,) * 80], max_tokens=1, num_choices=2), service.model, "two choices"
+        )
+        async with asyncio.timeout(WAIT_S), aclosing(service.generate(asked)) as events:
+
+            async def follow() -> None:
+                async for _ in events:
+                    pass
+
+            following = asyncio.create_task(follow())
+            for number in (1, 2):
+                while len(ends) < number:  # noqa: ASYNC110  nobody tells
+                    await asyncio.sleep(0.001)
+                ends[-1].set()
+            await following
+        return len(ends)
+
+    assert asyncio.run(scene()) == 2

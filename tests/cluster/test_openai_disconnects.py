@@ -99,3 +99,14 @@ def test_a_request_that_takes_too_long_is_a_504(text_model, router):
         assert "within 0.2 s" in answer["error"]["message"]
         assert router.wait_until_open(0)
     assert router.requests[0].timeout_s == 0.2
+
+
+def test_a_client_that_stays_and_reads_no_more_has_its_time_and_not_more(text_model, router, monkeypatch):
+    monkeypatch.setattr("cluster.service._LATE_S", 0.5)
+    router.script = babbles
+    with LiveFrontDoor(InferenceService(text_model, router, FrontDoorLimits(request_timeout_s=1.0))) as door:
+        connection = start(door, stream=True)  # and never read: the socket's buffers fill
+        assert router.wait_until_open(1)
+        assert router.wait_until_open(0, 30.0)
+        connection.close()
+    assert door.service.admission.num_sequences == 0

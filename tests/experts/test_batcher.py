@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -61,9 +62,14 @@ def start(experts, clock):
     """Start a batcher with some limits; it is closed after the test."""
     batchers: list[Batcher] = []
 
-    def make(*, inline_tokens=64, **limits) -> Batcher:
+    def make(*, inline_tokens=64, piece_tokens=1, **limits) -> Batcher:
         batchers.append(
-            Batcher(experts, BatcherLimits(inline_macs=7 * inline_tokens, **limits), macs_per_token=7, clock=clock)
+            Batcher(
+                experts,
+                BatcherLimits(inline_macs=7 * inline_tokens, piece_tokens=piece_tokens, **limits),
+                macs_per_token=7,
+                clock=clock,
+            )
         )
         return batchers[-1]
 
@@ -371,3 +377,24 @@ def test_pieces_are_held_back_for_a_time_of_others_and_then_have_their_turn(star
         inbox.next()
     # A piece took a second, so that others may take eight before the next.
     assert [layer for layer, _ in batches_of(experts)] == [0, *range(1, 9), 0, *range(9, 13)]
+
+
+def test_closing_does_not_wait_for_all_pieces_of_what_stands_back(start, experts, clock):
+    batcher, inbox = start(piece_macs=7, inline_tokens=0), Inbox()
+    batcher.submit(inbox.work(clock, counts={0: 500}, stands_back=True))
+    experts.begun.get(timeout=WAIT_S)
+    closing = threading.Thread(target=batcher.close)
+    closing.start()
+    while not batcher._is_closed:
+        time.sleep(0.001)
+    experts.gate.set()
+    closing.join(WAIT_S)
+    assert len(experts.batches) < 10
+
+
+def test_a_piece_has_some_tokens_however_large_an_expert_is(start, experts, clock):
+    batcher, inbox = start(piece_macs=1, piece_tokens=4, inline_tokens=0), Inbox()
+    experts.gate.set()
+    batcher.submit(inbox.work(clock, counts={0: 10}, stands_back=True))
+    assert inbox.next().error is None
+    assert len(experts.batches) == 3

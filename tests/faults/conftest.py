@@ -29,7 +29,7 @@ SETTLE_S = 60
 @pytest.fixture(scope="module")
 def herd() -> Iterator[Application]:
     """`herd serve` with the demo model and two routers."""
-    with served("router.replicas=2", "experts.lease_s=60") as application:
+    with served("router.replicas=2", "experts.lease_s=60", "limits.drain_s=60") as application:
         yield application
 
 

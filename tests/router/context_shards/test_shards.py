@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
 import pytest
+import torch
 
+from context.server import ContextServer
+from protos.codec import write_tensor
+from protos.context.v1 import context_pb2
 from protos.errors import NoReplica, Overloaded
+from router.context_shards.segments import SequenceSegments
 from router.context_shards.shards import ContextShards, ShardFailed
 from router.context_shards.stream import ShardHolder
 from tests.router.context_shards.live_shards import FINGERPRINT, PAGE, holder, start_shard
 from tests.router.local_engine import WAIT_S
+from tests.tiny import TINY
 
 
 @contextmanager
@@ -150,3 +157,68 @@ def test_the_room_there_is_can_be_asked_while_shards_come_and_go():
             asking.join()
             sys.setswitchinterval(interval)
         assert not failures
+
+
+def written(shards: ContextShards, segments: SequenceSegments) -> None:
+    """Write four tokens to the first segment of a sequence."""
+    shard_id = segments.segments[0].shard_id
+    step = step_of(shards, segments)
+    shards.await_answer(shard_id, step, shards.send(shard_id, step))
+    segments.num_tokens = 4
+
+
+def step_of(shards: ContextShards, segments: SequenceSegments) -> context_pb2.Step:
+    layer = next(layer for layer in range(TINY.num_layers) if not TINY.is_local(layer))
+    step = context_pb2.Step(step_id=shards.next_step(), layer=layer)
+    append = step.appends.add(segment_id=segments.segments[0].segment_id, start=0)
+    for tensor in (append.keys, append.values):
+        write_tensor(tensor, torch.zeros(4, TINY.num_kv_heads, TINY.head_size))
+    return step
+
+
+@contextmanager
+def with_written_segment() -> Iterator[tuple[ContextServer, ContextShards, SequenceSegments]]:
+    """Start a shard that holds four tokens of a sequence."""
+    server = start_shard()
+    try:
+        with closing(ContextShards(router_id="router", fingerprint=FINGERPRINT, segment_tokens=8)) as shards:
+            shards.update([holder(server)])
+            assert shards.wait_ready(1, WAIT_S)
+            segments = shards.promise(8)
+            assert segments is not None
+            assert shards.extend(segments, 4)
+            written(shards, segments)
+            yield server, shards, segments
+    finally:
+        server.stop()
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    give_up_at = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.002)
+
+
+def test_what_is_released_while_a_stream_is_down_is_dropped_when_it_is_back():
+    with with_written_segment() as (server, shards, segments):
+        (stream,) = shards._streams.values()
+        stream.reset()
+        wait_until(lambda: not stream.is_ready or stream.num_sessions == 2)
+        shards.release(segments)
+        wait_until(lambda: not server.shard.describe().num_segments)
+
+
+def test_a_late_answer_loses_nothing_that_is_there(monkeypatch):
+    with with_written_segment() as (server, shards, segments):
+        monkeypatch.setattr("router.context_shards.shards._ANSWER_S", 0.1)
+        monkeypatch.setattr("router.context_shards.shards._RECONNECT_S", WAIT_S)
+        shard_id = server.shard.shard_id
+        step = step_of(shards, segments)
+        with server.shard._lock:
+            answer = shards.send(shard_id, step)
+            with pytest.raises(ShardFailed) as failed:
+                shards.await_answer(shard_id, step, answer)
+        shards.settle(failed.value)
+        assert server.shard.describe().num_segments == 1
+        assert shards.num_lost_tokens == 0

@@ -12,7 +12,7 @@ from router.kv_cache.layout import CacheLayout
 from router.kv_cache.storage import KvStorage
 from router.kv_tiers.disk import DiskTier
 from router.kv_tiers.tiers import KvTiers
-from router.paging.blocks import BlockChain
+from router.paging.blocks import BlockChain, block_keys
 from router.paging.paged_kv import PagedKv, PagingPlan
 from tests.tiny import TINY
 
@@ -166,3 +166,66 @@ def test_closing_gives_up_what_is_under_way(monkeypatch):
     assert first.is_settled
     assert cache.kv.num_used_pages() == (0, 0)
     cache.kv.check()
+
+
+def test_what_was_used_last_is_kept_for_the_next_process_where_there_is_room_for_some(tmp_path):
+    stride = Cache().tiers._bytes.slot_bytes + 64
+    sizes = {"host_bytes": 10**6, "disk_bytes": 4096 + 16 * stride, "folder": tmp_path}
+    cache = Cache(**sizes)
+    cache.compute(IDS)
+    cache.compute(OTHERS)
+    cache.tiers.close()
+    again = Cache(**sizes)
+    found = [sum((False, key) in again.tiers._disk for key in block_keys(ids, PAGE)) for ids in (IDS, OTHERS)]
+    first_is_there = (False, block_keys(OTHERS, PAGE)[0]) in again.tiers._disk
+    again.tiers.close()
+    assert first_is_there
+    assert found[1] >= found[0]
+
+
+def test_of_what_was_kept_the_ends_of_prompts_go_first(tmp_path):
+    sizes = {"host_bytes": 10**6, "disk_bytes": 10**6, "folder": tmp_path}
+    cache = Cache(**sizes)
+    cache.compute(OTHERS)
+    cache.tiers.close()
+    again = Cache(**sizes)
+    keys = block_keys(OTHERS, PAGE)
+    order = [keys.index(key) for (is_local, key), _ in again.tiers._disk._books.blocks() if not is_local]
+    again.tiers.close()
+    assert order == sorted(order, reverse=True)
+
+
+def test_close_returns_though_the_disk_hangs(monkeypatch, tmp_path):
+    answers = threading.Event()
+
+    class HangingDisk(DiskTier):
+        def put(self, block, row):
+            assert answers.wait(WAIT_S)
+            super().put(block, row)
+
+    monkeypatch.setattr("router.kv_tiers.tiers.DiskTier", HangingDisk)
+    monkeypatch.setattr("router.kv_tiers.tiers._CLOSE_S", 0.2)
+    cache = Cache(host_bytes=10**6, disk_bytes=10**6, folder=tmp_path)
+    cache.compute(IDS)
+    closing = threading.Thread(target=cache.tiers.close)
+    closing.start()
+    closing.join(WAIT_S / 2)
+    has_returned = not closing.is_alive()
+    answers.set()
+    closing.join()
+    assert has_returned
+
+
+def test_pages_for_which_there_is_no_memory_are_not_here(monkeypatch):
+    cache = Cache(host_bytes=10**6)
+    cache.compute(IDS)
+    before = cache.tiers._host.used_bytes
+
+    def no_memory(*_: object) -> torch.Tensor:
+        raise RuntimeError("can't allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("router.kv_tiers.host.torch.cat", no_memory)
+        cache.compute(OTHERS)
+    assert cache.tiers._host.used_bytes == before
+    cache.tiers.close()
