@@ -48,6 +48,7 @@ _MOST_QUEUED_BYTES = 2**28
 """Bytes that wait to be written to disk; what is beyond is lost, oldest first: those are the ends of prefixes."""
 _LEAST_WAIT_S = 2.0
 """Wait for pages at least so long, though computing them takes less: it does not by so much that it matters."""
+_ENDING = "end of the disk for pages"
 _CLOSE_S = 5.0
 """Longest wait for the mover when the engine stops; a disk that hangs is left behind."""
 
@@ -211,16 +212,13 @@ class KvTiers:
             return
         for restore in list(self._under_way):
             self._finish(restore)
-        if self._disk is not None and self._is_kept:
-            # In a thread that may be left behind: one write may take for ever.
-            keeping = threading.Thread(target=self._keep, name="keep pages", daemon=True)
-            keeping.start()
-            keeping.join(2 * _CLOSE_S)
-            if keeping.is_alive():
-                _LOG.warning("the disk for pages has not answered for %.0f s: left behind", 2 * _CLOSE_S)
-                return
         if self._disk is not None:
-            self._disk.close()
+            # In a thread that may be left behind: one write may take for ever.
+            ending = threading.Thread(target=self._end_disk, args=(self._disk,), name=_ENDING, daemon=True)
+            ending.start()
+            ending.join(2 * _CLOSE_S)
+            if ending.is_alive():
+                _LOG.warning("the disk for pages has not answered for %.0f s: left behind", 2 * _CLOSE_S)
             self._disk = None
 
     def check(self) -> None:
@@ -300,6 +298,13 @@ class KvTiers:
             batch.append(item)
         if batch:
             yield block_of(batch[0])[0], batch
+
+    def _end_disk(self, disk: DiskTier) -> None:
+        try:
+            if self._is_kept:
+                self._keep()
+        finally:
+            disk.close()
 
     def _keep(self) -> None:
         """Write what is in the cache and in host memory to disk, most recently used first: a prefix, not its end."""

@@ -11,7 +11,7 @@ import torch
 from router.kv_cache.layout import CacheLayout
 from router.kv_cache.storage import KvStorage
 from router.kv_tiers.disk import DiskTier
-from router.kv_tiers.tiers import KvTiers
+from router.kv_tiers.tiers import _ENDING, KvTiers
 from router.paging.blocks import BlockChain, block_keys
 from router.paging.paged_kv import PagedKv, PagingPlan
 from tests.tiny import TINY
@@ -213,6 +213,9 @@ def test_close_returns_though_the_disk_hangs(monkeypatch, tmp_path):
     has_returned = not closing.is_alive()
     answers.set()
     closing.join()
+    for thread in threading.enumerate():
+        if thread.name == _ENDING:  # left behind, until the disk answers
+            thread.join()
     assert has_returned
 
 
