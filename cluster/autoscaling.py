@@ -21,7 +21,7 @@ _MOST_GROWTH = 2.0
 """Most times what runs that there may be after a decision."""
 _LATE_GROWTH = 1.5
 """Most times what runs that waits ask for: how late something is says little of how many are missing."""
-_CALM = 0.5
+CALM = 0.5
 """Lateness below which replicas may go."""
 
 
@@ -147,7 +147,7 @@ def _more(need: Need, present: int, running: int, bounds: Bounds, pace: Pace, hi
 
 def _fewer(need: Need, present: int, bounds: Bounds, pace: Pace) -> int:
     """Return how many replicas are enough, if fewer than are present; else as many."""
-    if need.lateness >= _CALM:
+    if need.lateness >= CALM:
         return present
     left = present - max(1, int(pace.down_share * present))
     # No fewer than what would be added again at once.

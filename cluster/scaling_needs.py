@@ -10,10 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.autoscaling import Need
-
-_KEEPS = 0.75
-"""A lateness that asks for no more replicas, and lets none go."""
+from cluster.autoscaling import CALM, Need
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,7 +170,7 @@ def context_need(tokens: Sequence[float | None], shard_tokens: float) -> Need | 
     known = [each for each in tokens if each is not None]
     if not known or len(known) < len(tokens):
         return None
-    return Need(demand=sum(known) / shard_tokens, lateness=_KEEPS if any(known) else 0.0)
+    return Need(demand=sum(known) / shard_tokens, lateness=CALM if any(known) else 0.0)
 
 
 def _are_fresh(times: Sequence[float], targets: Targets, now: float) -> bool:

@@ -30,7 +30,6 @@ from torch import Tensor
 from experts.kernels import Kernel
 from experts.source import ExpertSource, Progress
 from models.arena import Arena
-from models.checkpoint import KeptCodes
 from models.checkpoint.tensor_shapes import expert_names
 from models.config import ModelConfig
 from models.cpu.threads import compute_alone
@@ -87,7 +86,7 @@ class ExpertReader:
             try:
                 reading = deque(
                     pool.submit(self._read_one, layer, expert, arena)
-                    for expert, arena in ((expert, self._arena(expert)) for expert in expert_ids)
+                    for expert, arena in ((expert, self._arena()) for expert in expert_ids)
                     for layer in layers
                 )
                 for expert in expert_ids:
@@ -121,16 +120,11 @@ class ExpertReader:
             self._pack_s += time.perf_counter() - was_read
         return packed
 
-    def _names(self, expert: int) -> set[str]:
-        return {name for layer in self._source.config.moe_layers for name in expert_names(layer, expert)}
-
     def _num_bytes(self, layer: int, expert: int) -> int:
         return sum(self._source.num_bytes(name) for name in expert_names(layer, expert))
 
-    def _arena(self, expert: int) -> Arena:
-        """Return room for one expert. Where the kernel needs less, or wants none, it is never touched."""
-        if isinstance(self._source, KeptCodes) and self._source.names.issuperset(self._names(expert)):
-            return Arena()  # forms of four bits take memory of their own
+    def _arena(self) -> Arena:
+        """Return room for one expert. Where the kernel needs less, or wants none, it is never taken."""
         return Arena(expert_room(self._source.config, self._kernel.bytes_per_weight(self._dtype)))
 
 

@@ -25,11 +25,12 @@ class Arena:
     For tensors of a moment, with `clear`: memory that is already there is written ten times as fast as new one.
 
     Args:
-        num_bytes: size of the block. What finds no room there gets memory of its own.
+        num_bytes: size of the block, which is taken when first wanted. What finds no room there gets memory of its own.
     """
 
     def __init__(self, num_bytes: int = 0) -> None:
-        self._block = torch.empty(num_bytes, dtype=torch.uint8)
+        self._num_bytes = num_bytes
+        self._block: Tensor | None = None
         self._end = 0
         self._lock = threading.Lock()
 
@@ -39,12 +40,15 @@ class Arena:
         with self._lock:
             start = -(-self._end // _ALIGNMENT) * _ALIGNMENT
             end = self._end = start + num_bytes
-        if end > self._block.numel():
-            return torch.empty(tuple(shape), dtype=dtype)
-        return self._block[start:end].view(dtype).view(tuple(shape))
+            if end > self._num_bytes:
+                return torch.empty(tuple(shape), dtype=dtype)
+            if self._block is None:
+                self._block = torch.empty(self._num_bytes, dtype=torch.uint8)
+            block = self._block
+        return block[start:end].view(dtype).view(tuple(shape))
 
     def clear(self) -> None:
         """Begin anew: what was handed out before will be overwritten. The block grows to what was asked of it."""
-        if self._end > self._block.numel():
-            self._block = torch.empty(self._end, dtype=torch.uint8)
+        if self._end > self._num_bytes:
+            self._num_bytes, self._block = self._end, None
         self._end = 0

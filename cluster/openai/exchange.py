@@ -71,10 +71,13 @@ class Exchange(Response):
         events = self._service.generate(answer.request)
         if answer.stream:
             # A client that reads no more holds up whoever sends to it: nobody looks at the request's deadline then.
+            limit = asyncio.timeout(self._service.longest_s)
             try:
-                async with asyncio.timeout(self._service.longest_s):
+                async with limit:
                     return await unless_gone(receive, _stream(answer, events, send))
             except TimeoutError as error:
+                if not limit.expired():
+                    raise
                 raise Cancelled("expected the client to read its answer in time, found that it does not") from error
         body = await unless_gone(receive, _whole(answer, events))
         await JsonResponse(body)(scope, receive, send)

@@ -20,6 +20,7 @@ import tempfile
 import threading
 import zlib
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -66,6 +67,7 @@ class DiskTier:
         self._lock = threading.Lock()
         self._serial = 0
         self._kept: set[Block] = set()
+        self._may_go: Iterator[Block] = iter(())
         self._keep_serial: int | None = None
         self.num_damaged = 0
         """Pages that were not what had been written."""
@@ -104,17 +106,17 @@ class DiskTier:
         Makes room as `put` does, but not at the cost of what was kept before: that was used later.
         """
         with self._lock:
-            if block in self._books or block in self._kept:
-                self._kept.add(block)
+            if self._keep_serial is None:
+                self._keep_serial = self._serial + self._books.num_slots + 1
+                self._may_go = iter([each for each, _ in self._books.blocks()])
+            self._kept.add(block)
+            if block in self._books:
                 return True
             while not self._books.has_room(len(row)):
-                oldest = next((each for each, _ in self._books.blocks() if each not in self._kept), None)
+                oldest = next((each for each in self._may_go if each not in self._kept), None)
                 if oldest is None:
                     return False
                 self._books.remove(oldest)
-            if self._keep_serial is None:
-                self._keep_serial = self._serial + self._books.num_slots + 1
-        self._kept.add(block)
         self._keep_serial -= len(row)
         after, self._serial = self._serial, self._keep_serial
         try:

@@ -324,7 +324,7 @@ class KvTiers:
             try:
                 if not disk.keep(block, row):
                     return False
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001 as in `_put`: a disk that fails is switched off, whatever it is
                 self._switch_disk_off(error)
         return True
 

@@ -119,7 +119,6 @@ class ReplicaStreams:
         self, token_counts: Mapping[int, int], avoid: Collection[str], give_up_at: float, on_wait: Callable[[], None]
     ) -> Assignment:
         """Look who is connected, and wait if need be."""
-        self.lacking = None
         try:
             while True:
                 with self._changed:
@@ -130,7 +129,6 @@ class ReplicaStreams:
                     holders = self._holders(token_counts, avoid)
                     missing = [expert for expert, found in holders.items() if not found]
                     if not missing:
-                        self.lacking = None
                         self._ready = self._all_ready()
                         return spread(token_counts, holders, next(self._turns))
                     self.lacking = self._no_holder(missing[0])

@@ -17,7 +17,6 @@ from tests.models.checkpoint_files import as_int4, hf_tensors, with_separate_exp
 from tests.parity.splits import run_in_splits
 
 WIDTH = 64
-LAYER = "model.layers.1.feed_forward"
 
 
 def write_w4a16(folder: Path, *, group: int = 32, left_out: str = "") -> Path:
