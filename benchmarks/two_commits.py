@@ -1,8 +1,10 @@
 """What a change costs: generated tokens per second of this checkout beside those of an earlier commit.
 
-Both run the same engine benchmark, router and two expert processes, in turn, a new process each time and every other
-round the other way round; ratios are taken round by round. The earlier commit is checked out beside the repository and
-removed afterwards; it runs with this checkout's virtual environment.
+Both run the same engine benchmark, router and two expert processes, and generate in turn, a second or so each, while the
+other one idles: what the machine does meanwhile befalls both. Where a process's memory lies is drawn anew with every pair
+of processes (it makes one or the other faster by several percent for as long as they live), so that only several pairs
+tell the two apart. The earlier commit is checked out beside the repository and removed afterwards; it runs with this
+checkout's virtual environment.
 
     python benchmarks/two_commits.py --before f12849d --model ~/.cache/herd-peers/random-llama4
 """
@@ -13,6 +15,7 @@ import argparse
 import json
 import os
 import random
+import select
 import subprocess
 import sys
 import tempfile
@@ -24,10 +27,11 @@ from types import SimpleNamespace
 
 _ROOT = Path(__file__).resolve().parent.parent
 _PROMPT_TOKENS = 128
+_TURN_S = 300
 
 
 def work(root: Path, options: argparse.Namespace) -> None:
-    """Measure one checkout in this process; print tokens/s by number of sequences."""
+    """Generate with one checkout, a turn for each number of sequences read; print the tokens/s of each turn."""
     sys.path[:0] = [str(root), str(root / "benchmarks"), str(root / "benchmarks" / "peers")]
     from herd_worker import HerdEngine  # that checkout's
 
@@ -56,43 +60,98 @@ def work(root: Path, options: argparse.Namespace) -> None:
             return sum(at > first for each in times for at in each) / (time.perf_counter() - first)
 
         tokens_per_s(4)
-        found = {number: median(tokens_per_s(number) for _ in range(3)) for number in options.sequences}
-    print(json.dumps(found), flush=True)
+        print("ready", flush=True)
+        for line in sys.stdin:
+            print(tokens_per_s(int(line)), flush=True)
 
 
-def measure(root: Path, options: argparse.Namespace) -> dict[int, float]:
-    """Measure one checkout in a process of its own."""
-    command = [sys.executable, __file__, "--worker", str(root), "--model", str(options.model)]
-    command += ["--tokens", str(options.tokens), "--sequences", *map(str, options.sequences)]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    if done.returncode:
-        raise SystemExit(f"expected {root} to be measured, found:\n{done.stderr[-2000:]}")
-    return {int(number): rate for number, rate in json.loads(done.stdout.splitlines()[-1]).items()}
+class Checkout:
+    """One checkout's processes, alive until its context ends.
+
+    Raises SystemExit with what they wrote where they end early or say nothing for `_TURN_S` seconds.
+    """
+
+    def __init__(self, root: Path, options: argparse.Namespace, stack: ExitStack) -> None:
+        command = [sys.executable, __file__, "--worker", str(root), "--model", str(options.model)]
+        self._root = root
+        self._errors = stack.enter_context(tempfile.TemporaryFile("w+"))
+        self._process = subprocess.Popen(
+            [*command, "--tokens", str(options.tokens)],
+            cwd=root,
+            env={**os.environ, "PYTHONPATH": str(root)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        stack.callback(self._end)
+        self._answer()
+
+    def tokens_per_s(self, sequences: int) -> float:
+        """Let it generate one turn."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{sequences}\n")
+        self._process.stdin.flush()
+        return float(self._answer())
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        readable, _, _ = select.select([self._process.stdout], [], [], _TURN_S)
+        line = self._process.stdout.readline() if readable else ""
+        if not line:
+            self._errors.seek(0)
+            raise SystemExit(f"expected {self._root} to be measured, found:\n{self._errors.read()[-2000:]}")
+        return line
+
+    def _end(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def measure_pair(before: Path, number: int, options: argparse.Namespace) -> dict[int, tuple[float, float]]:
+    """Start both checkouts and let them generate in turn; return median rates (before, now) by number of sequences."""
+    with ExitStack() as stack:
+        order = [before, _ROOT] if number % 2 == 0 else [_ROOT, before]
+        both = {root: Checkout(root, options, stack) for root in order}
+        found = {}
+        for sequences in options.sequences:
+            rates: dict[Path, list[float]] = {root: [] for root in order}
+            for turn in range(options.turns):
+                for root in order if turn % 2 == 0 else reversed(order):
+                    rates[root].append(both[root].tokens_per_s(sequences))
+            found[sequences] = (median(rates[before]), median(rates[_ROOT]))
+    return found
 
 
 def compare(before: Path, options: argparse.Namespace) -> dict[str, object]:
-    """Measure both in turn; return rates and ratios."""
-    rates: dict[str, list[dict[int, float]]] = {"before": [], "now": []}
-    for number in range(options.rounds):
-        pair = [("before", before), ("now", _ROOT)]
-        for name, root in pair if number % 2 == 0 else reversed(pair):
-            rates[name].append(measure(root, options))
-            print(f"round {number + 1} of {options.rounds}: {name:<7}{_shown(rates[name][-1])}", flush=True)
-    rows = {}
-    for number in options.sequences:
-        ratios = sorted(now[number] / then[number] for then, now in zip(rates["before"], rates["now"], strict=True))
-        rows[str(number)] = {
-            "before": median(each[number] for each in rates["before"]),
-            "now": median(each[number] for each in rates["now"]),
-            "ratio": median(ratios),
-            "ratios": ratios,
-        }
-    return rows
+    """Measure pair after pair; return rates and ratios (now over before) by number of sequences."""
+    pairs = []
+    for number in range(options.pairs):
+        pairs.append(measure_pair(before, number, options))
+        shown = ", ".join(
+            f"{then:.1f} and {now:.1f} tokens/s at {sequences} ({now / then:.3f})"
+            for sequences, (then, now) in pairs[-1].items()
+        )
+        print(f"pair {number + 1} of {options.pairs}: {shown}", flush=True)
+    return {str(sequences): _row([pair[sequences] for pair in pairs]) for sequences in options.sequences}
 
 
-def _shown(rates: dict[int, float]) -> str:
-    return ", ".join(f"{rate:.1f} tokens/s at {number}" for number, rate in rates.items())
+def _row(rates: list[tuple[float, float]]) -> dict[str, object]:
+    ratios = [now / then for then, now in rates]
+    draw = random.Random(0)
+    medians = sorted(median(draw.choices(ratios, k=len(ratios))) for _ in range(2000))
+    return {
+        "before": median(then for then, _ in rates),
+        "now": median(now for _, now in rates),
+        "ratio": median(ratios),
+        "ratio_95": [medians[50], medians[-51]],  # where the median lies in 95 of 100 draws of these pairs (bootstrap)
+        "ratios": sorted(ratios),
+    }
 
 
 def main() -> None:
@@ -100,7 +159,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", default="HEAD~1", help="the earlier commit (HEAD~1)")
     parser.add_argument("--model", type=Path, required=True, help="a folder that random_llama4.py wrote")
-    parser.add_argument("--rounds", type=int, default=8, help="(8)")
+    parser.add_argument("--pairs", type=int, default=12, help="of processes, one after the other (12)")
+    parser.add_argument("--turns", type=int, default=8, help="of each pair and number of sequences (8)")
     parser.add_argument("--tokens", type=int, default=64, help="new ones per sequence (64)")
     parser.add_argument("--sequences", type=int, nargs="+", default=[8, 32], help="at once (8 32)")
     parser.add_argument("--name", default="two_commits", help="of the result file (two_commits)")
@@ -120,7 +180,7 @@ def main() -> None:
             rows = compare(before, options)
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", before], cwd=_ROOT, check=True)
-    result = {"environment": environment, "before": options.before, "rounds": options.rounds, "sequences": rows}
+    result = {"environment": environment, "before": options.before, "pairs": options.pairs, "turns": options.turns, "sequences": rows}
     (RESULTS / f"{options.name}.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(rows, indent=1))
 
