@@ -52,7 +52,9 @@ class Start:
     is_warm: bool
     """Whether it found a process that had everything imported."""
     first_dispatch_s: float
-    """Seconds from its process being up until it had computed for a router."""
+    """Seconds from its process being up until it had computed for a router, maybe while it was still loading."""
+    ready_s: float
+    """Seconds from its process being up until it had loaded all."""
 
 
 class Watch:
@@ -72,8 +74,8 @@ class Watch:
             return stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=_ASK_S, wait_for_ready=True)
 
     def num_replicas(self) -> int:
-        """Return how many expert replicas serve."""
-        return len(self.info().expert_replicas)
+        """Return how many expert replicas have loaded all of their group."""
+        return sum(set(each.home_ids) <= set(each.expert_ids) for each in self.info().expert_replicas)
 
     def starts(self) -> dict[str, Start]:
         """Return how each replica started, by its name."""
@@ -82,7 +84,10 @@ class Watch:
             if "first dispatch" in event.text:
                 phases = {name.strip(" ,"): float(seconds) for name, seconds in _PHASE.findall(event.text)}
                 found[event.subject] = Start(
-                    text=event.text, is_warm="warm" in event.text, first_dispatch_s=phases["first dispatch"]
+                    text=event.text,
+                    is_warm="warm" in event.text,
+                    first_dispatch_s=phases["first dispatch"],
+                    ready_s=phases["ready"],
                 )
         return found
 

@@ -1,10 +1,10 @@
 """What a change costs: generated tokens per second of this checkout beside those of an earlier commit.
 
-Both run the same engine benchmark, router and two expert processes, and generate in turn, a second or so each, while the
-other one idles: what the machine does meanwhile befalls both. Where a process's memory lies is drawn anew with every pair
-of processes (it makes one or the other faster by several percent for as long as they live), so that only several pairs
-tell the two apart. The earlier commit is checked out beside the repository and removed afterwards; it runs with this
-checkout's virtual environment.
+Both run the same engine benchmark, router and two expert processes, and generate in turn, a second or so each, while
+the other one idles: what the machine does meanwhile befalls both. Where a process's memory lies is drawn anew with
+every pair of processes (it makes one or the other faster by several percent for as long as they live), so that only
+several pairs tell the two apart. The earlier commit is checked out beside the repository and removed afterwards; it
+runs with this checkout's virtual environment.
 
     python benchmarks/two_commits.py --before f12849d --model ~/.cache/herd-peers/random-llama4
 """
@@ -24,6 +24,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
+from typing import IO
 
 _ROOT = Path(__file__).resolve().parent.parent
 _PROMPT_TOKENS = 128
@@ -74,7 +75,7 @@ class Checkout:
     def __init__(self, root: Path, options: argparse.Namespace, stack: ExitStack) -> None:
         command = [sys.executable, __file__, "--worker", str(root), "--model", str(options.model)]
         self._root = root
-        self._errors = stack.enter_context(tempfile.TemporaryFile("w+"))
+        self._errors: IO[str] = stack.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115
         self._process = subprocess.Popen(
             [*command, "--tokens", str(options.tokens)],
             cwd=root,
@@ -180,7 +181,8 @@ def main() -> None:
             rows = compare(before, options)
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", before], cwd=_ROOT, check=True)
-    result = {"environment": environment, "before": options.before, "pairs": options.pairs, "turns": options.turns, "sequences": rows}
+    drawn = {"before": options.before, "pairs": options.pairs, "turns": options.turns}
+    result = {"environment": environment, **drawn, "sequences": rows}
     (RESULTS / f"{options.name}.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(rows, indent=1))
 

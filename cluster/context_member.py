@@ -24,6 +24,11 @@ class ContextMember:
         """Return its name."""
         return self._shard.holder.shard_id
 
+    @property
+    def registered(self) -> ContextReplica:
+        """Return what it can hold: that never changes."""
+        return self._shard
+
     def heartbeat(self, directory: ActorHandle) -> Any:
         """Say that it lives."""
         return directory.renew.remote(self.replica_id)

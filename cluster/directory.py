@@ -26,7 +26,7 @@ class ExpertReplica:
     group: str
     """The expert group it serves."""
     home_ids: tuple[int, ...]
-    """The experts of its group: it holds them as long as it lives."""
+    """The experts of its group: once it has loaded, it holds them as long as it lives."""
     weight_bytes: int
     """Bytes of weights in its memory."""
     pid: int
@@ -169,7 +169,8 @@ class Directory:
         if known is None:
             self.events.note(replica_id, f"serves {replica.group}")
             return
-        before, after = set(known.holder.expert_ids), set(replica.holder.expert_ids)
+        # Those of its group come while it starts, a few at a time.
+        before, after = (set(each.holder.expert_ids) - set(replica.home_ids) for each in (known, replica))
         for expert in sorted(after - before):
             self.events.note(replica_id, f"serves a copy of expert {expert}")
         for expert in sorted(before - after):

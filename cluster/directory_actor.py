@@ -140,8 +140,9 @@ class DirectoryActor:
 
     async def report(self, progress: ReplicaProgress) -> None:
         """Note how far a replica has come."""
-        if progress.startup is not None and progress.startup.first_dispatch_s is not None:
-            self._directory.events.note(progress.replica_id, f"started: {progress.startup.described()}")
+        startup = progress.startup
+        if startup is not None and startup.ready_s is not None and startup.first_dispatch_s is not None:
+            self._directory.events.note(progress.replica_id, f"started: {startup.described()}")
         self._board.report(progress, self._now())
 
     async def progress(self) -> tuple[ReplicaProgress, ...]:

@@ -15,7 +15,7 @@ class ExpertMember:
     """An expert replica as a Member.
 
     Args:
-        replica: what to register; may be replaced, and registered again.
+        replica: what to register first.
         report: makes the report that goes with a heartbeat.
         on_wanted: takes the experts that the replica should hold; must not block.
     """
@@ -27,14 +27,15 @@ class ExpertMember:
         report: Callable[[], ReplicaReport],
         on_wanted: Callable[[frozenset[int]], None],
     ) -> None:
-        self.replica = replica
+        self.registered = replica
+        """What to register; another one when it holds other experts."""
         self._report = report
         self._on_wanted = on_wanted
 
     @property
     def replica_id(self) -> str:
         """Return its name."""
-        return self.replica.holder.replica_id
+        return self.registered.holder.replica_id
 
     def heartbeat(self, directory: ActorHandle) -> Any:
         """Report its load."""
@@ -46,4 +47,4 @@ class ExpertMember:
 
     def register(self, directory: ActorHandle) -> Any:
         """Tell what it holds."""
-        return directory.register.remote(self.replica)
+        return directory.register.remote(self.registered)

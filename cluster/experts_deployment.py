@@ -1,4 +1,9 @@
-"""The Experts deployments: a replica is one expert server with its weights, kept in the directory while it lives."""
+"""The Experts deployments: a replica is one expert server with its weights, kept in the directory while it lives.
+
+    load one  ->  listen, register  ->  load the others: each takes dispatches once it is there  ->  ready
+
+Where memory is slow to come, a replica that is to relieve others so begins long before it has loaded all.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ import os
 import socket
 import threading
 import time
+from dataclasses import replace
 
 import ray
 import torch
@@ -56,12 +62,17 @@ class Experts:
         self._clock = StartupClock(_GIVEN_AT_S if was_warm(_GIVEN_AT_S) else None)
         self._clock.imported()
         self._drain_s = plan.settings.experts.drain_s
+        self._holdings: Holdings | None = None
         self._report = StartupReport(
             replica_id=self._replica_id, app=APP, deployment=experts_deployment(group), directory_deployment=ROUTER
         )
         with self._report.failures():
-            self._start(plan, group)
-        self._report.ready(self._clock.phases)
+            try:
+                self._start(plan, group)
+            except BaseException:
+                self._leave()
+                raise
+        self._report.ready(self._clock.ready())
         self._spares = SpareProcesses(plan.warm_spares)
         self._spares.start()
 
@@ -78,8 +89,28 @@ class Experts:
             progress=self._report.loading,
             quantize=plan.settings.model.quantize,
             spare_bytes=plan.spare_bytes,
+            on_held=lambda weights: self._serve(plan, group, weights),
         )
         self._clock.loaded(weights.reading_share, source.fetched_bytes if isinstance(source, HolderSource) else 0)
+        self._holdings = Holdings(self._server.replica, self._member.registered, announce=self._announce)
+        self._holdings.start()
+        self._registration.announce()
+        _LOG.info("replica %s serves experts %s at %s", self._replica_id, weights.expert_ids, self._server.address)
+
+    def _serve(self, plan: DeploymentPlan, group: int, weights: ExpertWeights) -> None:
+        """Serve the first expert, or say of another one that it is there: the next heartbeat tells the directories."""
+        if not hasattr(self, "_registration"):
+            self._listen(plan, weights)
+            self._register(plan, group, weights)
+            return
+        registered = self._member.registered
+        self._member.registered = replace(
+            registered,
+            holder=replace(registered.holder, expert_ids=weights.expert_ids),
+            weight_bytes=weights.weight_bytes,
+        )
+
+    def _listen(self, plan: DeploymentPlan, weights: ExpertWeights) -> None:
         self._server = ExpertServer(
             weights,
             host=plan.settings.experts.host or ray.util.get_node_ip_address(),
@@ -89,7 +120,9 @@ class Experts:
         )
         self._server.start()
         self._meter = ExpertMeter(self._server.replica.batcher)
-        self._clock.listening()
+        self._clock.serving()
+
+    def _register(self, plan: DeploymentPlan, group: int, weights: ExpertWeights) -> None:
         replica = ExpertReplica(
             holder=ExpertHolder(
                 replica_id=self._replica_id,
@@ -99,7 +132,7 @@ class Experts:
                 expert_ids=weights.expert_ids,
             ),
             group=experts_deployment(group),
-            home_ids=weights.expert_ids,
+            home_ids=tuple(sorted(plan.expert_groups[group])),
             weight_bytes=weights.weight_bytes,
             pid=os.getpid(),
             registered_at_s=time.time(),
@@ -110,28 +143,31 @@ class Experts:
             host=replica.holder.host,
             spare_bytes=lambda: weights.spare_bytes or 0,
         )
-        self._holdings = Holdings(self._server.replica, replica, announce=self._announce)
-        self._member = ExpertMember(replica, report=meter.report, on_wanted=self._holdings.want)
+        self._member = ExpertMember(replica, report=meter.report, on_wanted=self._want)
         self._registration = Registration(
             self._member,
             app=APP,
             deployment=ROUTER,
             period_s=min(plan.settings.experts.lease_s / _HEARTBEATS_PER_LEASE, _LONGEST_BEAT_S),
         )
-        self._holdings.start()
         self._registration.start()
-        _LOG.info("replica %s serves experts %s at %s", self._replica_id, weights.expert_ids, self._server.address)
+
+    def _want(self, expert_ids: frozenset[int]) -> None:
+        """Hold these experts; while it still loads those of its group, nothing else is asked of a replica."""
+        if self._holdings is not None:
+            self._holdings.want(expert_ids)
 
     def _announce(self, replica: ExpertReplica) -> None:
         """Tell the directories what is held now; blocks for seconds at most."""
-        self._member.replica = replica
+        self._member.registered = replica
         self._registration.announce()
 
     def _report_first_dispatch(self) -> None:
         """Complete the report: called in the thread that computes, so another one tells the directory."""
-        self._clock.dispatched()
-        _LOG.info("replica %s started: %s", self._replica_id, self._clock.phases.described())
-        threading.Thread(target=self._report.ready, args=(self._clock.phases,), daemon=True).start()
+        phases = self._clock.dispatched()
+        _LOG.info("replica %s computes: %s", self._replica_id, phases.described())
+        if phases.ready_s is not None:
+            threading.Thread(target=self._report.ready, args=(phases,), daemon=True).start()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Tell Ray Serve what ExpertsPolicy wants to know."""
@@ -141,8 +177,12 @@ class Experts:
         """Leave the directory, answer what was accepted, end: Ray Serve calls this when the replica is stopped."""
         if hasattr(self, "_spares"):
             self._spares.stop()
+        self._leave()
+
+    def _leave(self) -> None:
         if hasattr(self, "_registration"):
             self._registration.stop()
+        if self._holdings is not None:
             self._holdings.stop()
         if hasattr(self, "_server"):
             self._server.stop(self._drain_s)

@@ -25,6 +25,10 @@ class Member(Protocol):
     def replica_id(self) -> str:
         """Return its name."""
 
+    @property
+    def registered(self) -> object:
+        """Return what `register` tells: another object once it has changed."""
+
     def heartbeat(self, directory: ActorHandle) -> Any:
         """Call a directory to extend the lease; return the call, whose answer is None or False if it knows nothing."""
 
@@ -36,9 +40,9 @@ class Member(Protocol):
 
 
 class Registration:
-    """A thread that renews a replica's lease, and registers it with directories that do not know it.
+    """A thread that renews a replica's lease, and registers it with directories that do not know it as it is.
 
-    So a directory that restarts, or a second one, knows every replica a heartbeat or two later.
+    So a directory that restarts, or a second one, or one that missed a change, knows a heartbeat or two later.
 
     Args:
         member: the replica.
@@ -62,6 +66,7 @@ class Registration:
         self._directories: list[ActorHandle] = []
         self._beats_since_look = _LOOK_EVERY
         self._registering = threading.Lock()
+        self._told: dict[ActorHandle, object] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="registration", daemon=True)
 
@@ -70,7 +75,10 @@ class Registration:
         self._thread.start()
 
     def announce(self) -> None:
-        """Tell the directories at once that the replica has changed. For any thread; blocks for seconds at most."""
+        """Tell the directories at once that the replica has changed, which else the next heartbeat does.
+
+        For any thread; blocks for seconds at most.
+        """
         with self._registering:
             self._register(self._directories)
 
@@ -98,10 +106,11 @@ class Registration:
                 _LOG.warning("the directory did not take a heartbeat, the next one follows: %s", error)
                 self._beats_since_look = _LOOK_EVERY
                 continue
-            if answer is None or answer is False:
+            is_known = answer is not None and answer is not False
+            if not is_known or self._told.get(directory) is not self._member.registered:
                 with self._registering:
                     self._register([directory])
-            else:
+            if is_known:
                 self._member.heard(answer)
         return bool(self._directories)
 
@@ -112,14 +121,17 @@ class Registration:
             return
         try:
             self._directories = find_directories(self._app, self._deployment)
+            self._told = {each: told for each, told in self._told.items() if each in self._directories}
             self._beats_since_look = 0
         except (RayError, TimeoutError) as error:
             _LOG.warning("could not look for the directory, the next heartbeat does: %s", error)
 
     def _register(self, directories: list[ActorHandle]) -> None:
         for directory in directories:
+            registered = self._member.registered
             try:
                 ray.get(self._member.register(directory), timeout=_CALL_TIMEOUT_S)
+                self._told[directory] = registered
             except (RayError, TimeoutError) as error:
                 _LOG.warning("the directory did not register the replica, the next heartbeat does: %s", error)
 

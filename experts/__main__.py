@@ -98,7 +98,8 @@ def _serve(options: argparse.Namespace) -> int:
         held, host=options.host, port=options.port, unix_path=options.unix, on_first_dispatch=on_first_dispatch
     )
     server.start()
-    clock.listening()
+    clock.serving()
+    clock.ready()
     stop = _stop_on_signals()
     ready = {
         "address": server.address,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,10 +30,10 @@ class StartupPhases:
     """Of loading, the share that its threads spent reading."""
     pack_s: float | None = None
     """Of loading, the share that they spent converting, rounding and packing."""
-    listen_s: float | None = None
-    """Until dispatches were taken."""
+    serves_s: float | None = None
+    """From the beginning until the first expert took dispatches, maybe while others were still loading."""
     ready_s: float | None = None
-    """From the beginning until then: the sum of the above."""
+    """From the beginning until all experts did."""
     first_dispatch_s: float | None = None
     """From the beginning until the first dispatch was computed."""
 
@@ -49,7 +51,9 @@ class StartupPhases:
 
 
 class StartupClock:
-    """Measures a start as it goes. Each method ends a phase that began where the last one ended.
+    """Measures a start as it goes. `imported`, `opened` and `loaded` end a phase that began where the last one ended.
+
+    Dispatches are computed in another thread than experts are loaded: any thread may call.
 
     Args:
         given_at_s: when a warm process was given its work, by time.monotonic(); None: it is not, the start began with
@@ -60,15 +64,16 @@ class StartupClock:
         now = time.monotonic()
         age_s = _process_age_s() if given_at_s is None else now - given_at_s
         self._began = self._last = now - age_s
+        self._changing = threading.Lock()
         self.phases = StartupPhases(started_at_s=time.time() - age_s, was_warm=given_at_s is not None)
 
     def imported(self) -> None:
         """All is imported."""
-        self.phases = replace(self.phases, import_s=self._lap())
+        self._set(import_s=self._lap())
 
     def opened(self) -> None:
         """The checkpoint is open."""
-        self.phases = replace(self.phases, open_s=self._lap())
+        self._set(open_s=self._lap())
 
     def loaded(self, reading_share: float, copied_bytes: int = 0) -> None:
         """The weights are there.
@@ -78,20 +83,27 @@ class StartupClock:
             copied_bytes: of weights that came from live replicas.
         """
         load_s = self._lap()
-        self.phases = replace(
-            self.phases,
-            read_s=load_s * reading_share,
-            pack_s=load_s * (1 - reading_share),
-            copied_bytes=copied_bytes,
-        )
+        self._set(read_s=load_s * reading_share, pack_s=load_s * (1 - reading_share), copied_bytes=copied_bytes)
 
-    def listening(self) -> None:
-        """Dispatches are taken."""
-        self.phases = replace(self.phases, listen_s=self._lap(), ready_s=self._last - self._began)
+    def serving(self) -> None:
+        """Dispatches are taken for the first expert."""
+        self._set(serves_s=self._since_began())
 
-    def dispatched(self) -> None:
-        """The first dispatch is computed."""
-        self.phases = replace(self.phases, first_dispatch_s=time.monotonic() - self._began)
+    def ready(self) -> StartupPhases:
+        """Dispatches are taken for all experts; return what is known then."""
+        return self._set(ready_s=self._since_began())
+
+    def dispatched(self) -> StartupPhases:
+        """The first dispatch is computed; return what is known then. Of this and `ready`, the later one knows all."""
+        return self._set(first_dispatch_s=self._since_began())
+
+    def _set(self, **phases: Any) -> StartupPhases:
+        with self._changing:
+            self.phases = replace(self.phases, **phases)
+            return self.phases
+
+    def _since_began(self) -> float:
+        return time.monotonic() - self._began
 
     def _lap(self) -> float:
         before, self._last = self._last, time.monotonic()

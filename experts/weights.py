@@ -93,6 +93,7 @@ class ExpertWeights:
         device: torch.device | None = None,
         quantize: Quantization | None = None,
         spare_bytes: int | None = None,
+        on_held: Callable[[ExpertWeights], None] = lambda weights: None,
     ) -> ExpertWeights:
         """Read chosen experts of every MoE layer and nothing else.
 
@@ -104,6 +105,8 @@ class ExpertWeights:
             device: where to hold them; None: the CPU.
             quantize: how to round them; None: not at all.
             spare_bytes: bytes of weights that `hold` may add; None: as many as it is told to.
+            on_held: called with the weights after each expert that may be run from then on; none may be added or
+                released before all are there.
 
         Raises:
             BadConfig: the model has no routed experts, or an id is out of range or given twice.
@@ -113,8 +116,9 @@ class ExpertWeights:
         """
         ids = _check_ids(source.config, expert_ids)
         weights = cls(source, dtype, device or torch.device("cpu"), quantize, spare_bytes)
-        weights._add(ids, progress)
-        weights._loaded_weight_bytes = weights.weight_bytes
+        with weights._changing:
+            weights._add(ids, progress, on_held=on_held)
+            weights._loaded_weight_bytes = weights.weight_bytes
         return weights
 
     @property
@@ -144,9 +148,11 @@ class ExpertWeights:
 
     @property
     def spare_bytes(self) -> int | None:
-        """Bytes of weights that `hold` may still add; None: as many as it is told to."""
+        """Bytes of weights that `hold` may still add, none while `load` adds; None: as many as it is told to."""
         if self._spare_bytes is None:
             return None
+        if not self._loaded_weight_bytes:
+            return 0
         return max(self._loaded_weight_bytes + self._spare_bytes - self.weight_bytes, 0)
 
     def held_expert(self, expert: int) -> Mapping[int, Mlp]:
@@ -223,10 +229,17 @@ class ExpertWeights:
             ) from error
         return self._kernel.run(experts, token_counts, hidden_ND)
 
-    def _add(self, expert_ids: tuple[int, ...], progress: Progress | None, num_threads: int | None = None) -> None:
+    def _add(
+        self,
+        expert_ids: tuple[int, ...],
+        progress: Progress | None,
+        num_threads: int | None = None,
+        on_held: Callable[[ExpertWeights], None] = lambda weights: None,
+    ) -> None:
         with returnable_blocks():
             for expert, by_layer in self._reader.read(expert_ids, progress, num_threads):
                 self._held = self._held.with_expert(expert, by_layer)
+                on_held(self)
         return_free_memory()
 
     def _check_room(self, num_experts: int) -> None:

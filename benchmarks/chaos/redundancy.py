@@ -72,7 +72,11 @@ class RedundancyWatch:
                 return None
         processes = find_processes(self._pid)
         alive = {process.pid for process in processes}
-        registered = [replica for replica in info.expert_replicas if replica.pid in alive]
+        registered = [
+            replica
+            for replica in info.expert_replicas
+            if replica.pid in alive and set(replica.home_ids) <= set(replica.expert_ids)  # else it still loads
+        ]
         counts = Counter(replica.group for replica in registered)
         links: Counter[str] = Counter()
         for replica in registered:

@@ -6,9 +6,9 @@ from router.placement import ExpertHolder, Placement
 LEASE_S = 6.0
 
 
-def replica(name: str, *experts: int) -> ExpertReplica:
+def replica(name: str, *experts: int, home: tuple[int, ...] = (0,)) -> ExpertReplica:
     holder = ExpertHolder(replica_id=name, address=f"{name}:1", expert_ids=experts)
-    return ExpertReplica(holder=holder, group="Experts-0", home_ids=experts, weight_bytes=1, pid=1)
+    return ExpertReplica(holder=holder, group="Experts-0", home_ids=home, weight_bytes=1, pid=1)
 
 
 def directory(now: float = 0.0, first_version: int = 100) -> Directory:
@@ -81,6 +81,14 @@ def test_what_becomes_of_replicas_is_told():
         ("a", "gives up its copy of expert 5"),
         ("a", "lost: no heartbeat came any more"),
     ]
+
+
+def test_of_the_experts_that_a_start_brings_one_after_the_other_no_copies_are_told():
+    it = directory()
+    for experts in ((0,), (0, 1), (0, 1, 2), (0, 1, 2, 7)):
+        it.register(replica("a", *experts, home=(0, 1, 2)), now=0)
+    assert [event.text for event in it.events.newest()] == ["serves Experts-0", "serves a copy of expert 7"]
+    assert it.snapshot().placement().missing(range(8)) == [3, 4, 5, 6]
 
 
 def test_deregistering_twice_is_one_change():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from experts.server import ExpertServer
 from experts.weights import ExpertWeights
 from models.checkpoint import open_checkpoint
 from protos import errors
@@ -47,6 +48,37 @@ def test_experts_count_as_held_once_all_their_layers_are_in(some):
     # Two layers of expert 2, then two of expert 3.
     assert seen == [(0, 1), (0, 1), (0, 1, 2), (0, 1, 2)]
     assert some.expert_ids == (0, 1, 2, 3)
+
+
+def test_the_first_expert_serves_while_the_others_still_load(tiny_folder, connect):
+    servers: list[ExpertServer] = []
+    read_on = threading.Event()
+
+    def serve(weights: ExpertWeights) -> None:
+        if not servers:
+            servers.append(ExpertServer(weights))
+            servers[0].start()
+            assert read_on.wait(WAIT_S)
+
+    loading = ThreadPoolExecutor(1).submit(
+        ExpertWeights.load, open_checkpoint(tiny_folder), [1, 2, 3], torch.float32, spare_bytes=10**9, on_held=serve
+    )
+    wait_until(lambda: servers)
+    (server,) = servers
+    client = connect(server.address)
+    hidden_ND = HIDDEN_ND[:2]
+    outputs_ND = outputs_of(client.ask(dispatch_of(hidden_ND, {1: 2}, dispatch_id=1)))
+    refused = client.ask(dispatch_of(hidden_ND, {2: 2}, dispatch_id=2))
+    held = server.replica.held
+    assert (held.expert_ids, held.spare_bytes) == ((1,), 0)
+    read_on.set()
+    weights = loading.result(WAIT_S)
+    assert errors.from_detail(refused.error.detail).reason == "STALE_PLACEMENT"
+    assert (weights.expert_ids, weights.spare_bytes) == ((1, 2, 3), 10**9)
+    assert torch.equal(outputs_ND, weights.run(1, hidden_ND, [1], [2]))
+    assert not client.ask(dispatch_of(hidden_ND, {2: 2}, dispatch_id=3)).HasField("error")
+    client.close()
+    server.stop()
 
 
 def test_holding_what_is_held_reads_nothing(some):
