@@ -265,7 +265,7 @@ def _max_tokens(fields: RequestFields, prompt_length: int, model: ServedModel) -
             metadata={
                 "param": "max_tokens",
                 "context_length": str(model.context_length),
-                "found": str(prompt_length + fields.max_tokens),
+                "found": shown(prompt_length + fields.max_tokens),
             },
         )
     return fields.max_tokens

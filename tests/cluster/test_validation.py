@@ -8,7 +8,7 @@ from cluster.openai.bodies import ChatBody, CompletionsBody
 from cluster.openai.chat import ChatEndpoint
 from cluster.openai.completions import CompletionsEndpoint
 from cluster.validation import RequestFields, check_request, sequences, shown
-from protos.errors import InvalidRequest, RequestError
+from protos.errors import ContextTooLong, InvalidRequest, RequestError
 
 NUMBERS = st.none() | st.integers(-3, 30) | st.sampled_from([2**70, -(2**70), 10**5000])
 REALS = st.none() | st.floats() | st.integers(-3, 3)
@@ -65,6 +65,12 @@ def test_any_fields_are_checked_or_refused_with_a_reason(text_model, fields):
     for generation in sequences(request, timeout_s=1):
         assert 0 < len(generation.prompt_ids) < len(generation.prompt_ids) + generation.max_tokens <= 128
         assert all(0 <= token < text_model.config.vocab_size for token in generation.prompt_ids)
+
+
+def test_a_number_too_long_to_be_written_is_refused_by_its_length(text_model):
+    fields = RequestFields(prompts=[(0,)], max_tokens=10**5000)
+    with pytest.raises(ContextTooLong, match="found an integer of 16610 bits"):
+        check_request(fields, text_model, "id")
 
 
 @given(body=st.dictionaries(NAMES, JSON), prompt=JSON, messages=MESSAGES | JSON)
