@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,11 +11,14 @@ from torch import Tensor
 from models.cpu.attention import Reading
 from router.context_shards.attention import ContextSpan
 from router.context_shards.segments import SequenceSegments
+from router.gpu_reading import GpuReading
 from router.kv_cache.layout import CacheLayout
 from router.paging.chunks import chunk_start
 from router.paging.sequence_pages import SequencePages
-from router.reading import list_readers
 from router.seen import Place, Seen, look_up
+
+Look = Callable[[Sequence[Place], torch.device], Seen | Reading | GpuReading]
+"""(places, device) -> what tokens at these places see."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +43,9 @@ class Batch:
 
     ids_T: Tensor
     positions_T: Tensor
-    globally: Seen | Reading | None
+    globally: Seen | Reading | GpuReading | None
     """What they see in global layers; None if the model has none, or on shards. Both are of one type."""
-    locally: Seen | Reading | None
+    locally: Seen | Reading | GpuReading | None
     """The same of local layers."""
     logit_rows: Tensor
     """[rows] int64, the rows whose logits are wanted, in the order of the spans."""
@@ -56,21 +59,20 @@ class Batch:
 
     @property
     def readings(self) -> dict[bool, Reading]:
-        """Return what they see by whether a layer is local, if the batch is for the kernel, else nothing."""
+        """Return what they see by whether a layer is local, if the batch is for the CPU's kernel, else nothing."""
         seen = {False: self.globally, True: self.locally}
         return {is_local: each for is_local, each in seen.items() if isinstance(each, Reading)}
 
     @classmethod
-    def of(cls, spans: Sequence[Span], layout: CacheLayout, device: torch.device, *, for_kernel: bool = False) -> Batch:
+    def of(cls, spans: Sequence[Span], layout: CacheLayout, device: torch.device, look: Look = look_up) -> Batch:
         """Lay out the spans in the order given.
 
         Args:
             spans: of the step.
             layout: of the cache.
             device: where the tensors are wanted.
-            for_kernel: whether the CPU's attention kernel is to compute it, instead of torch's operators.
+            look: writes down what tokens see, as those read it who compute the step (`Forward.look`).
         """
-        look = list_readers if for_kernel else look_up
         ids: list[int] = []
         positions: list[int] = []
         global_places: list[Place] = []

@@ -413,8 +413,8 @@ class Engine:
 
     def _logits(self, parts: list[list[Span]]) -> Tensor:
         self._tiers.save_evicted()  # before the step writes where it was
-        for_kernel = self._forward.wants_readings(self._storage)
-        batches = [Batch.of(spans, self.layout, self._device, for_kernel=for_kernel) for spans in parts]
+        look = self._forward.look(self._storage)
+        batches = [Batch.of(spans, self.layout, self._device, look) for spans in parts]
         return self._forward(batches, self._storage)
 
     def _span(self, item: Work) -> Span:

@@ -12,14 +12,16 @@ from models.cpu.attention import AttentionStep
 from models.llama4.attention import PositionTables
 from models.llama4.decoder import Decoder, DecoderLayer
 from models.llama4.softmax import attend_causal, attend_padded, attend_past
-from router.batch import Batch
+from router.batch import Batch, Look
 from router.combine import combine
 from router.context_shards.attention import attend
 from router.context_shards.shards import ContextShards
 from router.gate import route
+from router.gpu_reading import GpuLook, GpuReading
 from router.kv_cache.storage import KvStorage
 from router.plan import plan_dispatch
-from router.seen import Seen
+from router.reading import list_readers
+from router.seen import Seen, look_up
 from router.threads import threads_beside, threads_for
 from router.transport.base import Transport
 
@@ -37,9 +39,13 @@ class Forward:
     """The way to keys and values of global layers that are elsewhere."""
     probe: LayerProbe = field(default=lambda layer, hidden_TD: None)
 
-    def wants_readings(self, storage: KvStorage) -> bool:
-        """Tell whether batches are to be made for the CPU's attention kernel."""
-        return self.decoder.kernel is not None and storage.plain is not None
+    def look(self, storage: KvStorage) -> Look:
+        """Return how batches are to write down what tokens see: as the fastest attention there is here reads it."""
+        if storage.plain is None:
+            return look_up
+        if self.decoder.has_gpu_kernels:
+            return GpuLook(self.decoder.config)
+        return list_readers if self.decoder.kernel is not None else look_up
 
     @torch.inference_mode()
     def __call__(self, batches: Sequence[Batch], storage: KvStorage) -> Tensor:
@@ -138,15 +144,44 @@ class Forward:
         batch: Batch,
         storage: KvStorage,
     ) -> Generator[None, None, Tensor]:
+        seen = batch.locally if self.decoder.config.is_local(index) else batch.globally
+        if isinstance(seen, GpuReading):
+            return self._attention_on_gpu(index, layer, hidden_TD, tables, seen, storage)
         q_THC, k_TGC, v_TGC = self.decoder.attention.project(index, hidden_TD, layer.attention, tables)
         if batch.on_shards and not self.decoder.config.is_local(index):
             assert self.shards is not None
             mixed_THC = yield from attend(self.shards, batch.on_shards, index, q_THC, k_TGC, v_TGC)
             return layer.attention.o(mixed_THC.flatten(1))
-        seen = batch.locally if self.decoder.config.is_local(index) else batch.globally
         assert isinstance(seen, Seen)
         storage.write(index, seen.slots_T, k_TGC, v_TGC)
         return layer.attention.o(_attend(q_THC, seen, index, storage).flatten(1))
+
+    def _attention_on_gpu(
+        self,
+        index: int,
+        layer: DecoderLayer,
+        hidden_TD: Tensor,
+        tables: PositionTables,
+        seen: GpuReading,
+        storage: KvStorage,
+    ) -> Tensor:
+        from models.gpu.attention import attend as attend_paged  # Triton: routers on a CPU do not pay for it
+        from models.gpu.attention import place
+
+        assert storage.plain is not None
+        config, (keys, values) = self.decoder.config, storage.plain[index]
+        rotates = index not in config.nope_layers
+        q_THC = place(
+            layer.attention.qkv(hidden_TD),
+            tables.turns if rotates else None,
+            None if rotates else tables.temperature_T,
+            seen.slots_T,
+            keys,
+            values,
+            interleaved=config.rope_interleaved,
+            norm_eps=config.norm_eps if rotates and config.qk_norm else None,
+        )
+        return layer.attention.o(attend_paged(q_THC, keys, values, seen.tiles).flatten(1))
 
     def _feed_forward(self, index: int, layer: DecoderLayer, hidden_TD: Tensor) -> Generator[None, None, Tensor]:
         if layer.gate_ED is None:

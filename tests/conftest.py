@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 from models.special_tokens import special_names
@@ -19,6 +20,9 @@ SHARED = ROOT.parent / "shared"
 # Tests run beside each other on few cores. Threads of tiny products that wait for each other on a busy machine take
 # longer than the products. Processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Kernels of GPUs run in Triton's interpreter where there is none; it reads this once, when a kernel is defined.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 # How long one example takes says nothing.
 settings.register_profile("herd", deadline=None)
 settings.load_profile("herd")

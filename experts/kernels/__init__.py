@@ -3,6 +3,7 @@
 kernel       what a kernel offers
 reference    plain torch, obviously right
 torch_cpu    the fastest path on a CPU
+triton_gpu   the fastest path on a GPU
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ from experts.kernels.kernel import Kernel
 from experts.kernels.reference import ReferenceKernel
 from experts.kernels.torch_cpu import TorchCpuKernel
 from models.linear import Quantization
+from protos.errors import BadConfig
 
 __all__ = ["Kernel", "choose"]
+
+# The first cards that have the instructions by which rounded weights become bfloat16: Hopper.
+_CAPABILITY = (9, 0)
 
 
 def choose(device: torch.device, quantize: Quantization | None = None) -> Kernel:
@@ -22,5 +27,14 @@ def choose(device: torch.device, quantize: Quantization | None = None) -> Kernel
 
     Not by the number of tokens: a kernel owns the layout of the resident weights, so one that knows several ways
     chooses among them itself.
+
+    Raises:
+        BadConfig: nothing computes with weights rounded so on that device.
     """
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= _CAPABILITY:
+        from experts.kernels.triton_gpu import TritonKernel  # processes without a GPU do not pay for Triton
+
+        return TritonKernel(device, quantize)
+    if quantize == "fp8":
+        raise BadConfig(f"expected weights in fp8 on a GPU, found {device.type}: quantize to int8 or int4 there")
     return TorchCpuKernel(quantize) if device.type == "cpu" or quantize else ReferenceKernel()

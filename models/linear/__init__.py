@@ -17,6 +17,8 @@ from torch import Tensor
 
 from models.arena import Arena
 from models.cpu.weight import Weight, copy_weight, is_int8_supported, is_supported
+from models.gpu.linear import GpuLinear
+from models.gpu.weight import round_weight
 from models.linear import int4, int8, onednn
 from models.linear.dequantized import DequantizedInt4, DequantizedInt8
 from models.linear.linear import Linear
@@ -34,6 +36,7 @@ from models.linear.quantization import (
     symmetric_int4,
 )
 from models.linear.row_major import RowMajorLinear
+from protos.errors import BadConfig
 
 __all__ = [
     "BITS_PER_WEIGHT",
@@ -61,7 +64,14 @@ def pack_linear(weight_OI: Tensor, quantize: Quantization | None = None, arena: 
         weight_OI: [O, I], on any device, in any dtype, with any strides.
         quantize: how to round it; None: not at all.
         arena: where forms that lie on the CPU by rows take their memory; None: each its own.
+
+    Raises:
+        BadConfig: nothing multiplies weights rounded so on that device.
     """
+    if quantize and weight_OI.is_cuda:
+        return GpuLinear(round_weight(weight_OI, quantize))
+    if quantize == "fp8":
+        raise BadConfig(f"expected weights in fp8 on a GPU, found {weight_OI.device}: quantize to int8 or int4 there")
     arena = arena or Arena()
     if quantize == "int8":
         codes_OI = arena.empty(weight_OI.shape, torch.int8) if is_int8_supported(weight_OI) else None

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from models.arena import Arena
 
-Quantization = Literal["int8", "int4"]
-"""int8: one scale for each output. int4: a scale and a zero for each group of `INT4_GROUP` inputs of an output."""
+Quantization = Literal["int8", "int4", "fp8"]
+"""int8: one scale for each output. int4: a scale and a zero for each group of `INT4_GROUP` inputs of an output; on a
+GPU a scale for each 128 (`models.gpu.weight`). fp8, on a GPU: e4m3, one scale for each output."""
 
-BITS_PER_WEIGHT: dict[Quantization, int] = {"int8": 8, "int4": 5}
-"""With int4's scales and zeros; int8's are few."""
+BITS_PER_WEIGHT: dict[Quantization, int] = {"int8": 8, "int4": 5, "fp8": 8}
+"""On a CPU, with int4's scales and zeros; int8's are few."""
 
 INT8_LEVELS = 127
 INT4_GROUP = 32

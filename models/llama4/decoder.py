@@ -14,6 +14,7 @@ from models.arena import Arena
 from models.config import ModelConfig
 from models.cpu import attention as cpu_attention
 from models.cpu.attention import AttentionKernel, LayerTensors
+from models.gpu import attention_tiles as gpu_attention
 from models.linear import (
     Int4Weight,
     Linear,
@@ -83,6 +84,8 @@ class Decoder:
         self.attention = Attention(config, embed_VD.device)
         self.kernel = _attention_kernel(config, layers)
         """Whole attention layers in one call, where there is such a kernel."""
+        self.has_gpu_kernels = embed_VD.is_cuda and gpu_attention.is_supported(config)
+        """Whether attention over the paged cache is a GPU's kernels' (`models.gpu.attention`)."""
         self._embed_VD = embed_VD
         self._norm_D = norm_D
         self._lm_head = lm_head or share_linear(embed_VD)

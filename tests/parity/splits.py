@@ -13,8 +13,6 @@ from router.kv_cache.layout import CacheLayout, KvDtype
 from router.kv_cache.storage import KvStorage
 from router.paging.paged_kv import PagedKv, PagingPlan
 
-CPU = torch.device("cpu")
-
 
 def run_in_splits(
     forward: Forward,
@@ -36,7 +34,7 @@ def run_in_splits(
     shards = forward.shards
     has_global = bool(layout.global_layers) and shards is None
     plan = PagingPlan(layout.page_tokens, layout.chunk, has_global, num_pages if has_global else 0, num_pages)
-    kv, storage = PagedKv(plan), KvStorage(layout, plan, decoder.dtype, CPU)
+    kv, storage = PagedKv(plan), KvStorage(layout, plan, decoder.dtype, decoder.device)
     sequences = [kv.admit(ids, expect_tokens=len(ids), use_cached=False) for ids in rows]
     segments = [shards.promise(len(ids)) if shards else None for ids in rows]
     parts, start = [], 0
@@ -50,8 +48,7 @@ def run_in_splits(
             Span(pages, start, ids[start:stop], num_logits=step, segments=each)
             for pages, ids, each in zip(sequences, rows, segments, strict=True)
         ]
-        for_kernel = forward.wants_readings(storage)
-        batches = [Batch.of(part, layout, CPU, for_kernel=for_kernel) for part in split(spans, num_batches)]
+        batches = [Batch.of(part, layout, decoder.device, forward.look(storage)) for part in split(spans, num_batches)]
         parts.append(forward(batches, storage).unflatten(0, (len(rows), step)))
         for pages, ids in zip(sequences, rows, strict=True):
             kv.advance(pages, ids, step)

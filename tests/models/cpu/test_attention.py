@@ -21,6 +21,8 @@ from router.paging.blocks import BlockChain
 from router.paging.page_table import PageTable
 from router.paging.paged_kv import PagingPlan
 from router.paging.sequence_pages import SequencePages
+from router.reading import list_readers
+from router.seen import look_up
 from router.transport.local import LocalTransport
 from tests.tiny import TINY, TinyWeights
 
@@ -141,7 +143,8 @@ def run(
             for pages, start, row, count in zip(sequences, starts, ids, counts, strict=True)
             if count
         ]
-        batches = [Batch.of(part, layout, CPU, for_kernel=by_kernel) for part in split(spans, num_batches)]
+        look = list_readers if by_kernel else look_up
+        batches = [Batch.of(part, layout, CPU, look) for part in split(spans, num_batches)]
         parts.append(forward(batches, storage))
         starts = [start + count for start, count in zip(starts, counts, strict=True)]
     return torch.cat(parts)
@@ -204,7 +207,7 @@ def attend_once(config: ModelConfig, weights: TinyWeights, num_tokens: int = 60)
     decoder = load_decoder(weights, dtype=torch.bfloat16)
     layout = CacheLayout(config, "bfloat16", 4)
     (pages,), num_pages = random_pages([num_tokens], layout.page_tokens)
-    batch = Batch.of([Span(pages, 0, range(3, 3 + num_tokens))], layout, CPU, for_kernel=True)
+    batch = Batch.of([Span(pages, 0, range(3, 3 + num_tokens))], layout, CPU, list_readers)
     tables = decoder.attention.tables(batch.positions_T)
     storage = empty_storage(layout, num_pages, decoder.dtype)
     assert decoder.kernel is not None

@@ -1,0 +1,262 @@
+"""Attention over the paged cache on a GPU: one launch puts keys and values where they belong, one or two attend.
+
+    place     rotation, norm and temperature of queries and keys; keys and values go into their slots of the cache
+    attend    a program holds the queries of some tokens and of the heads that share keys, and goes along its part of
+              the keys they see; its softmax is kept as output and log-sum-exp
+    merge     joins the parts, where there are several: few tokens over many keys would else leave most of a card idle
+
+Nobody reads what nobody sees: which slots those are comes as a table of tiles of consecutive slots
+(`attention_tiles`), so that local layers read their chunk and global layers all, in pages of any size.
+
+Source: Dao 2023 (FlashAttention-2); Dao et al. 2023 (Flash-Decoding).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from models.gpu.attention_tiles import KEYS, AttentionTiles
+from models.gpu.dot import dot
+
+_LEAST_ROWS = 16
+"""Of a tile of queries: tensor cores want so many."""
+_LOG2_E = math.log2(math.e)
+
+
+@triton.jit
+def place_kernel(
+    qkv_ptr,  # [T, H + 2G, HEAD]
+    turns_ptr,  # [T, HEAD / 2, 2] float32: cosine and sine
+    temperature_ptr,  # [T] float32
+    slots_ptr,  # [T] int64
+    q_ptr,  # [T, H, HEAD]
+    keys_ptr,  # [slots, G, HEAD]
+    values_ptr,  # [slots, G, HEAD]
+    eps,
+    num_heads,
+    num_groups,
+    HEAD: tl.constexpr,
+    ROTATES: tl.constexpr,
+    IS_INTERLEAVED: tl.constexpr,
+    NORMS: tl.constexpr,
+    HAS_TEMPERATURE: tl.constexpr,
+):
+    """Make one head of one token ready; see `models.llama4.attention.Attention.project` for the order."""
+    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    half: tl.constexpr = HEAD // 2
+    pairs = tl.arange(0, half)
+    if IS_INTERLEAVED:
+        first, second = 2 * pairs, 2 * pairs + 1
+    else:
+        first, second = pairs, pairs + half
+    dtype = q_ptr.dtype.element_ty
+    qkv_ptr += (token * (num_heads + 2 * num_groups) + head) * HEAD
+    a, b = tl.load(qkv_ptr + first), tl.load(qkv_ptr + second)
+    if head < num_heads + num_groups:
+        if ROTATES:
+            turn_ptrs = turns_ptr + token * HEAD + 2 * pairs
+            cos, sin = tl.load(turn_ptrs), tl.load(turn_ptrs + 1)
+            a32, b32 = a.to(tl.float32), b.to(tl.float32)
+            a, b = (a32 * cos - b32 * sin).to(dtype), (a32 * sin + b32 * cos).to(dtype)
+            if NORMS:
+                a32, b32 = a.to(tl.float32), b.to(tl.float32)
+                scale = tl.rsqrt((tl.sum(a32 * a32) + tl.sum(b32 * b32)) / HEAD + eps)
+                a, b = (a32 * scale).to(dtype), (b32 * scale).to(dtype)
+    if head < num_heads:
+        if HAS_TEMPERATURE:
+            temperature = tl.load(temperature_ptr + token)
+            a, b = (a.to(tl.float32) * temperature).to(dtype), (b.to(tl.float32) * temperature).to(dtype)
+        out_ptr = q_ptr + (token * num_heads + head) * HEAD
+        tl.store(out_ptr + first, a)
+        tl.store(out_ptr + second, b)
+    else:
+        slot = tl.load(slots_ptr + token)
+        if head < num_heads + num_groups:
+            out_ptr = keys_ptr + (slot * num_groups + head - num_heads) * HEAD
+            tl.store(out_ptr + first, a)
+            tl.store(out_ptr + second, b)
+        else:
+            out_ptr = values_ptr + (slot * num_groups + head - num_heads - num_groups) * HEAD
+            tl.store(out_ptr + first, a)
+            tl.store(out_ptr + second, b)
+
+
+@triton.jit
+def attend_kernel(
+    q_ptr,  # [T, H, HEAD]
+    keys_ptr,  # [slots, G, HEAD]
+    values_ptr,  # [slots, G, HEAD]
+    query_tiles_ptr,  # [Q, 5] int32
+    key_tiles_ptr,  # [N, 3] int32
+    out_ptr,  # [T, H, HEAD]; of several splits [splits, T, H, HEAD] float32
+    lse_ptr,  # [splits, T, H] float32, to the base 2
+    scale,  # of scores, times log2(e)
+    num_rows,  # T
+    num_groups,
+    HEAD: tl.constexpr,
+    PER_GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    IS_NATIVE: tl.constexpr,
+):
+    """Attend with some tokens' queries of one group of heads over one part of the keys they see."""
+    tile_ptr = query_tiles_ptr + tl.program_id(0) * 5
+    group, split = tl.program_id(1), tl.program_id(2)
+    first_row, num_tokens, first_sees = tl.load(tile_ptr), tl.load(tile_ptr + 1), tl.load(tile_ptr + 2)
+    first_tile, num_tiles = tl.load(tile_ptr + 3), tl.load(tile_ptr + 4)
+    rows, sizes, keys = tl.arange(0, ROWS), tl.arange(0, HEAD), tl.arange(0, KEYS)
+    tokens, heads = rows // PER_GROUP, group * PER_GROUP + rows % PER_GROUP
+    is_row, sees = tokens < num_tokens, first_sees + tokens
+    num_heads = num_groups * PER_GROUP
+    lines = (first_row + tokens).to(tl.int64) * num_heads + heads
+    q = tl.load(q_ptr + lines[:, None] * HEAD + sizes[None, :], mask=is_row[:, None], other=0.0)
+    largest = tl.full((ROWS,), float("-inf"), dtype=tl.float32)
+    total = tl.zeros((ROWS,), dtype=tl.float32)
+    mixed = tl.zeros((ROWS, HEAD), dtype=tl.float32)
+    for tile in range(num_tiles * split // SPLITS, num_tiles * (split + 1) // SPLITS):
+        key_tile_ptr = key_tiles_ptr + (first_tile + tile) * 3
+        slot, count, position = tl.load(key_tile_ptr), tl.load(key_tile_ptr + 1), tl.load(key_tile_ptr + 2)
+        is_key = keys < count
+        starts = ((slot + keys).to(tl.int64) * num_groups + group) * HEAD
+        key = tl.load(keys_ptr + starts[None, :] + sizes[:, None], mask=is_key[None, :], other=0.0)
+        scores = dot(q, key, tl.zeros((ROWS, KEYS), dtype=tl.float32), IS_NATIVE) * scale
+        is_seen = is_key[None, :] & ((position + keys)[None, :] < sees[:, None])
+        scores = tl.where(is_seen, scores, float("-inf"))
+        new_largest = tl.maximum(largest, tl.max(scores, 1))
+        # A row that has seen nothing yet: -inf less -inf would be no number.
+        base = tl.where(new_largest == float("-inf"), 0.0, new_largest)
+        weights = tl.exp2(scores - base[:, None])
+        keep = tl.exp2(largest - base)
+        value = tl.load(values_ptr + starts[:, None] + sizes[None, :], mask=is_key[:, None], other=0.0)
+        total = total * keep + tl.sum(weights, 1)
+        mixed = dot(weights.to(value.dtype), value, mixed * keep[:, None], IS_NATIVE)
+        largest = new_largest
+    if SPLITS == 1:
+        out = mixed / total[:, None]
+    else:
+        lines += split.to(tl.int64) * num_rows * num_heads
+        out = mixed / tl.where(total > 0, total, 1.0)[:, None]
+        tl.store(lse_ptr + lines, largest + tl.log2(tl.where(total > 0, total, 1.0)), mask=is_row)
+    out_ptrs = out_ptr + lines[:, None] * HEAD + sizes[None, :]
+    tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=is_row[:, None])
+
+
+@triton.jit
+def merge_kernel(
+    parts_ptr,  # [splits, lines, HEAD] float32
+    lse_ptr,  # [splits, lines] float32, to the base 2
+    out_ptr,  # [lines, HEAD]
+    num_lines,
+    HEAD: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    """Join the parts of one token's head: outputs add up weighted by 2 ** lse."""
+    line, sizes = tl.program_id(0).to(tl.int64), tl.arange(0, HEAD)
+    largest = float("-inf")
+    for split in range(SPLITS):
+        largest = tl.maximum(largest, tl.load(lse_ptr + split * num_lines + line))
+    total = 0.0
+    mixed = tl.zeros((HEAD,), dtype=tl.float32)
+    for split in range(SPLITS):
+        weight = tl.exp2(tl.load(lse_ptr + split * num_lines + line) - largest)
+        mixed += weight * tl.load(parts_ptr + (split * num_lines + line) * HEAD + sizes)
+        total += weight
+    tl.store(out_ptr + line * HEAD + sizes, (mixed / total).to(out_ptr.dtype.element_ty))
+
+
+def place(
+    qkv_TC: Tensor,
+    turns: Tensor | None,
+    temperature_T: Tensor | None,
+    slots_T: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    interleaved: bool,
+    norm_eps: float | None,
+) -> Tensor:
+    """Write keys and values into the cache; return the queries [T, H, C], ready for `attend`.
+
+    Args:
+        qkv_TC: [T, (H + 2G) · C], queries, keys and values of every token.
+        turns: [T, 1, C/2] complex64, `RotaryEmbedding.turns`; None in layers that do not rotate.
+        temperature_T: [T, 1, 1] float32 for queries of layers that do not rotate; None: none.
+        slots_T: [T] int64, where each token's own go.
+        keys: [slots, G, C], contiguous.
+        values: [slots, G, C], contiguous.
+        interleaved: how pairs lie that are rotated.
+        norm_eps: of the norm after the rotation; None: there is none.
+    """
+    num_tokens, (_, num_groups, size) = qkv_TC.shape[0], keys.shape
+    num_heads = qkv_TC.shape[1] // size - 2 * num_groups
+    q_THC = torch.empty(num_tokens, num_heads, size, dtype=qkv_TC.dtype, device=qkv_TC.device)
+    none = slots_T  # never read
+    place_kernel[(num_tokens, num_heads + 2 * num_groups)](
+        qkv_TC,
+        none if turns is None else torch.view_as_real(turns),
+        none if temperature_T is None else temperature_T,
+        slots_T,
+        q_THC,
+        keys,
+        values,
+        0.0 if norm_eps is None else norm_eps,
+        num_heads,
+        num_groups,
+        HEAD=size,
+        ROTATES=turns is not None,
+        IS_INTERLEAVED=interleaved,
+        NORMS=norm_eps is not None,
+        HAS_TEMPERATURE=temperature_T is not None,
+        num_warps=1,
+    )
+    return q_THC
+
+
+def attend(q_THC: Tensor, keys: Tensor, values: Tensor, tiles: AttentionTiles) -> Tensor:
+    """Return the attention [T, H, C] of every token over what it sees.
+
+    Args:
+        q_THC: [T, H, C], contiguous, as `place` returns it.
+        keys: [slots, G, C], contiguous.
+        values: [slots, G, C], contiguous.
+        tiles: of the step, in layers of this kind.
+    """
+    num_tokens, num_heads, size = q_THC.shape
+    num_groups = keys.shape[1]
+    per_group = num_heads // num_groups
+    out_THC = torch.empty_like(q_THC)
+    parts, lse = out_THC, out_THC
+    if tiles.splits > 1:
+        parts = torch.empty(tiles.splits, *q_THC.shape, dtype=torch.float32, device=q_THC.device)
+        lse = torch.empty(tiles.splits, num_tokens, num_heads, dtype=torch.float32, device=q_THC.device)
+    rows = max(_LEAST_ROWS, triton.next_power_of_2(tiles.tokens * per_group))
+    attend_kernel[(tiles.queries.shape[0], num_groups, tiles.splits)](
+        q_THC,
+        keys,
+        values,
+        tiles.queries,
+        tiles.keys,
+        parts,
+        lse,
+        size**-0.5 * _LOG2_E,
+        num_tokens,
+        num_groups,
+        HEAD=size,
+        PER_GROUP=per_group,
+        ROWS=rows,
+        KEYS=KEYS,
+        SPLITS=tiles.splits,
+        IS_NATIVE=q_THC.is_cuda,
+        num_warps=4,
+        num_stages=2,
+    )
+    if tiles.splits > 1:
+        lines = num_tokens * num_heads
+        merge_kernel[(lines,)](parts, lse, out_THC, lines, HEAD=size, SPLITS=tiles.splits, num_warps=1)
+    return out_THC

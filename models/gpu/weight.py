@@ -1,0 +1,190 @@
+"""How a weight lies in a GPU's memory: by rows, each output's inputs next to each other, so that a row is read once.
+
+plain   [O, I] in the tokens' dtype
+int8    [O, I], one scale for each output
+fp8     [O, I] e4m3, one scale for each output
+int4    [O, I / 2] bytes and one scale for each group of 128 inputs of an output, as [groups, O], because a block of
+        outputs wants one group at a time. A word of four bytes has inputs j to j + 3 of a group and j + 64 to j + 67:
+
+            bits     0-3   4-7   8-11  12-15    16-19  20-23  24-27  28-31
+            input    j     j+2   j+64  j+66     j+1    j+3    j+65   j+67
+
+        so that a mask leaves two neighbours in two halves of a word, and 64 inputs next to each other make a product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Form = Literal["plain", "int8", "fp8", "int4"]
+
+GROUP = 128
+"""Inputs of an output that share a scale in four bits."""
+_HALF = GROUP // 2
+_MIDDLE = 8
+_LARGEST_INT8, _LARGEST_E4M3 = 127.0, 448.0
+# Parts of the largest weight of a group that the code 7 is tried for.
+_RANGES = (1.0, 0.92, 0.84, 0.76)
+# Weights rounded at once: what that needs in float32 stays below 0.6 GB.
+_PART_NUMEL = 2**25
+# A kernel counts elements of a weight in 32 bits.
+_MOST_ELEMENTS = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class GpuWeight:
+    """A weight [O, I] as the kernels read it; made by the functions below."""
+
+    form: Form
+    values: Tensor
+    """[O, I] floating, int8 or float8_e4m3fn, or [O, groups · 64] uint8; contiguous."""
+    scale: Tensor | None
+    """None; [O] float32; or [groups, O] in the tokens' dtype."""
+    num_inputs: int
+    """I."""
+
+    def __post_init__(self) -> None:
+        """Check what the kernels take for granted."""
+        assert self.values.is_contiguous()
+        if self.num_outputs * self.num_inputs > _MOST_ELEMENTS:
+            raise ValueError(
+                f"expected at most {_MOST_ELEMENTS} weights in a matrix, found {self.num_outputs} x {self.num_inputs}"
+            )
+
+    @property
+    def num_outputs(self) -> int:
+        """O."""
+        return self.values.shape[0]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the weight and its scales in memory."""
+        return self.values.nbytes + (0 if self.scale is None else self.scale.nbytes)
+
+    def dequantized(self) -> Tensor:
+        """Return the weight [O, I] that is computed with: float32, or as it is if it was not rounded."""
+        if self.scale is None:
+            return self.values
+        if self.form != "int4":
+            return self.values.float() * self.scale[:, None]
+        codes = _unpack(self.values).float() - _MIDDLE
+        return (codes * self.scale.t().float()[:, :, None]).flatten(1)[:, : self.num_inputs]
+
+
+def plain(weight_OI: Tensor) -> GpuWeight:
+    """Keep a weight [O, I] as it is. Cost: a copy unless it lies by rows."""
+    return GpuWeight("plain", weight_OI.contiguous(), None, weight_OI.shape[1])
+
+
+def int8(codes_OI: Tensor, scale_O: Tensor) -> GpuWeight:
+    """Keep a weight that was rounded elsewhere.
+
+    Args:
+        codes_OI: [O, I] int8.
+        scale_O: [O], in any floating dtype.
+    """
+    return GpuWeight("int8", codes_OI.contiguous(), scale_O.float().contiguous(), codes_OI.shape[1])
+
+
+def round_int8(weight_OI: Tensor) -> GpuWeight:
+    """Round each output's weights [O, I] to 255 even steps, the largest of them being the last step."""
+    return _round_by_output(weight_OI, torch.int8, _LARGEST_INT8)
+
+
+def fp8(values_OI: Tensor, scale_O: Tensor) -> GpuWeight:
+    """Keep a weight that was rounded elsewhere.
+
+    Args:
+        values_OI: [O, I] float8_e4m3fn.
+        scale_O: [O], in any floating dtype.
+    """
+    return GpuWeight("fp8", values_OI.contiguous(), scale_O.float().contiguous(), values_OI.shape[1])
+
+
+def round_fp8(weight_OI: Tensor) -> GpuWeight:
+    """Round a weight [O, I] to e4m3, the largest of each output's weights to e4m3's largest number."""
+    return _round_by_output(weight_OI, torch.float8_e4m3fn, _LARGEST_E4M3)
+
+
+def _round_by_output(weight_OI: Tensor, dtype: torch.dtype, largest: float) -> GpuWeight:
+    largest_O = weight_OI.abs().amax(1).float().clamp_min(torch.finfo(torch.float32).tiny)
+    scale_O = largest_O / largest
+    values_OI = torch.empty(weight_OI.shape, dtype=dtype, device=weight_OI.device)
+    num_rows = _rows_at_once(weight_OI)
+    parts = (each.split(num_rows) for each in (weight_OI, scale_O, values_OI))
+    for part_OI, part_O, out_OI in zip(*parts, strict=True):
+        # A quotient may exceed the largest number by its own rounding, which e4m3 would make a NaN.
+        quotient_OI = (part_OI.float() / part_O[:, None]).clamp_(-largest, largest)
+        out_OI.copy_(quotient_OI.round_() if dtype == torch.int8 else quotient_OI)
+    return GpuWeight("int8" if dtype == torch.int8 else "fp8", values_OI, scale_O, weight_OI.shape[1])
+
+
+def int4(codes_OI: Tensor, scale_OG: Tensor) -> GpuWeight:
+    """Keep a weight that was rounded elsewhere.
+
+    Args:
+        codes_OI: [O, I] uint8 in 0..15, of which 8 means zero.
+        scale_OG: [O, G] floating, for groups of I / G inputs: `GROUP`, or a multiple of it.
+    """
+    num_inputs = codes_OI.shape[1]
+    group = num_inputs // scale_OG.shape[1]
+    if group * scale_OG.shape[1] != num_inputs or group % GROUP:
+        raise ValueError(
+            f"expected one scale for {GROUP} inputs or a multiple, found {scale_OG.shape[1]} for {num_inputs} inputs"
+        )
+    scale = scale_OG.repeat_interleave(group // GROUP, dim=1)
+    return GpuWeight("int4", _pack(codes_OI), scale.t().contiguous(), num_inputs)
+
+
+def round_weight(weight_OI: Tensor, form: Literal["int8", "fp8", "int4"]) -> GpuWeight:
+    """Round a weight [O, I] to a form."""
+    return {"int8": round_int8, "fp8": round_fp8, "int4": round_int4}[form](weight_OI)
+
+
+def round_int4(weight_OI: Tensor) -> GpuWeight:
+    """Round each group's weights to 16 even steps around zero, with the least squared error of four ranges tried."""
+    parts = [_round_int4(part_OI) for part_OI in weight_OI.split(_rows_at_once(weight_OI))]
+    values, scales = (torch.cat(each, dim=dim) for each, dim in zip(zip(*parts, strict=True), (0, 1), strict=True))
+    return GpuWeight("int4", values, scales.contiguous(), weight_OI.shape[1])
+
+
+def _round_int4(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
+    groups = F.pad(weight_OI.float(), (0, -weight_OI.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
+    largest = groups.abs().amax(-1, keepdim=True)
+    best_error = torch.full_like(largest, torch.inf)
+    best_codes, best_scale = torch.zeros_like(groups), torch.zeros_like(largest)
+    for share in _RANGES:
+        # What is kept of the scale is what codes are chosen for.
+        scale = (largest * (share / (_MIDDLE - 1))).to(weight_OI.dtype).float().clamp_min(1e-30)
+        codes = (groups / scale).round_().clamp_(-_MIDDLE, _MIDDLE - 1)
+        error = (codes * scale - groups).square_().sum(-1, keepdim=True)
+        is_better = error < best_error
+        best_error = torch.where(is_better, error, best_error)
+        best_codes, best_scale = torch.where(is_better, codes, best_codes), torch.where(is_better, scale, best_scale)
+    codes_OI = (best_codes + _MIDDLE).to(torch.uint8).flatten(1)
+    return _pack(codes_OI), best_scale[..., 0].t().to(weight_OI.dtype)
+
+
+def _pack(codes_OI: Tensor) -> Tensor:
+    """Return codes [O, I] two to a byte, [O, groups · 64] uint8; inputs that the last group lacks are zeros."""
+    codes = F.pad(codes_OI, (0, -codes_OI.shape[1] % GROUP), value=_MIDDLE)
+    # Of each four next to each other: [first or second pair, first or second of it], by halves of a group.
+    fours = codes.unflatten(1, (-1, 2, _HALF // 4, 2, 2))
+    low, high = fours.permute(0, 1, 3, 5, 2, 4).unbind(-1)
+    pairs: Tensor = low | (high << 4)
+    return pairs.flatten(1).contiguous()
+
+
+def _unpack(pairs: Tensor) -> Tensor:
+    """Return codes [O, groups, 128] of what `_pack` made."""
+    words = pairs.unflatten(1, (-1, _HALF // 4, 2, 2))
+    return torch.stack((words & 15, words >> 4), dim=-1).permute(0, 1, 4, 2, 5, 3).flatten(2)
+
+
+def _rows_at_once(weight_OI: Tensor) -> int:
+    return max(1, _PART_NUMEL // weight_OI.shape[1])

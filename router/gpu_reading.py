@@ -1,0 +1,41 @@
+"""What the tokens of a step see of the cache, as a GPU's attention kernels read it: by tiles of consecutive slots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.config import ModelConfig
+from models.gpu.attention_tiles import AttentionTiles, Reader, cut
+from router.seen import Place
+
+
+@dataclass(frozen=True, slots=True)
+class GpuReading:
+    """Who reads what in the layers of one kind."""
+
+    slots_T: Tensor
+    """[T] int64: where each token's own keys and values go."""
+    tiles: AttentionTiles
+
+
+@dataclass(frozen=True, slots=True)
+class GpuLook:
+    """Writes down what tokens see, for a model's heads."""
+
+    config: ModelConfig
+
+    def __call__(self, places: Sequence[Place], device: torch.device) -> GpuReading:
+        """Return what tokens at some places see; the places cover the step's rows in order."""
+        slots: list[int] = []
+        readers = []
+        for place in places:
+            slots += place.table.slots(place.low, place.high)
+            runs = place.table.pieces(place.first, place.high)
+            readers.append(Reader(place.row, place.high - place.low, place.low + 1 - place.first, runs))
+        groups = self.config.num_kv_heads
+        tiles = cut(readers, self.config.num_heads // groups, groups, device)
+        return GpuReading(torch.tensor(slots, dtype=torch.int64, device=device), tiles)
