@@ -34,9 +34,10 @@ from models.gpu.weight import GpuWeight, plain, round_fp8, round_int4
 
 RESULTS = Path(__file__).resolve().parent / "results"
 ROUND = {"plain": plain, "fp8": round_fp8, "int4": round_int4}
+_BYTES = {"plain": 2, "fp8": 1, "int4": 0.52}
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096)
 SHAPES = {"scout": (5120, 8192, 16), "maverick": (5120, 8192, 128)}
-"""D, F, experts. The shapes of an expert are the same; the tokens of a step meet up to 16 or up to 128 of them."""
+"""D, F, experts. An expert's shapes are the same; the tokens of a step meet up to 16, or up to 128 if so many fit."""
 _MOST_WEIGHTS_BYTES = 24 << 30
 """Of all experts that calls take turns with."""
 _CALLS, _REPLAYS = 8, 7
@@ -58,6 +59,7 @@ class Row:
     """Of weights, each counted once."""
     tflops: float
     part_of_copy: float
+    """Of what copying reads and writes together: reading alone may be a little faster."""
     part_of_matmul: float
     error: float
     torch_us: float | None
@@ -112,7 +114,8 @@ def measure_matmul() -> float:
 def measure_form(shape: str, form: str, tokens: list[int], copy_bytes_per_s: float, flops: float) -> list[Row]:
     """Measure one form of one shape's experts for every number of tokens."""
     width, inner, most_experts = SHAPES[shape]
-    num_blocks = max(8, min(most_experts, _MOST_WEIGHTS_BYTES // (3 * width * inner * 2)))
+    expert_bytes = 3 * width * inner * _BYTES[form]
+    num_blocks = max(8, min(most_experts, int(_MOST_WEIGHTS_BYTES // expert_bytes)))
     blocks = [random_block(form, width, inner) for _ in range(num_blocks)]
     stacked = stack(blocks) if form == "plain" else None
     if stacked is not None:
@@ -212,6 +215,7 @@ def torch_seconds(
 def seconds_of(calls: list[Callable[[], Tensor]]) -> float:
     """Return the seconds of one call: the median of several replays of all of them as one graph."""
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for call in calls:  # compiles, too
             call()

@@ -124,7 +124,7 @@ def decide(
         if now - since < pace.up_after_s:
             return _bound(present, bounds), replace(history, more_since=since, fewer_since=None)
         return _bound(more, bounds), History(grew_at=now)
-    fewer = _fewer(need, present, bounds, pace)
+    fewer = _fewer(need, present, running, bounds, pace)
     if fewer < present:
         since = now if history.fewer_since is None else history.fewer_since
         if now - since < pace.down_after_s:
@@ -145,13 +145,15 @@ def _more(need: Need, present: int, running: int, bounds: Bounds, pace: Pace, hi
     return min(wanted, most, bounds.max_replicas)
 
 
-def _fewer(need: Need, present: int, bounds: Bounds, pace: Pace) -> int:
+def _fewer(need: Need, present: int, running: int, bounds: Bounds, pace: Pace) -> int:
     """Return how many replicas are enough, if fewer than are present; else as many."""
     if need.lateness >= CALM:
         return present
+    # Experts work while they still load others, and are not asked how much: as much, at most, as those that run.
+    demand = need.demand * max(present, running) / max(running, 1)
     left = present - max(1, int(pace.down_share * present))
     # No fewer than what would be added again at once.
-    while left < present and need.demand > pace.low * left:
+    while left < present and demand > pace.low * left:
         left += 1
     return max(left, bounds.min_replicas)
 

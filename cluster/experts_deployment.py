@@ -34,7 +34,7 @@ from cluster.warm_process import was_warm
 from cluster.weight_source import weight_source
 from experts.holder_source import HolderSource
 from experts.server import ExpertServer
-from experts.startup import StartupClock
+from experts.startup import StartupClock, StartupPhases
 from experts.unix_socket import make_socket_path
 from experts.weights import ExpertWeights
 from models.checkpoint import as_stored
@@ -57,22 +57,24 @@ class Experts:
     """
 
     def __init__(self, plan: DeploymentPlan, group: int) -> None:
+        self._holdings: Holdings | None = None
+        self._reporting = threading.Lock()
         end_when_given_up()
         self._replica_id = serve.get_replica_context().replica_id.unique_id
         self._clock = StartupClock(_GIVEN_AT_S if was_warm(_GIVEN_AT_S) else None)
         self._clock.imported()
         self._drain_s = plan.settings.experts.drain_s
-        self._holdings: Holdings | None = None
         self._report = StartupReport(
             replica_id=self._replica_id, app=APP, deployment=experts_deployment(group), directory_deployment=ROUTER
         )
-        with self._report.failures():
-            try:
+        try:
+            with self._report.failures():
                 self._start(plan, group)
-            except BaseException:
-                self._leave()
-                raise
-        self._report.ready(self._clock.ready())
+        except BaseException:
+            self._leave()
+            raise
+        with self._reporting:
+            self._report.ready(self._clock.ready())
         self._spares = SpareProcesses(plan.warm_spares)
         self._spares.start()
 
@@ -167,7 +169,11 @@ class Experts:
         phases = self._clock.dispatched()
         _LOG.info("replica %s computes: %s", self._replica_id, phases.described())
         if phases.ready_s is not None:
-            threading.Thread(target=self._report.ready, args=(phases,), daemon=True).start()
+            threading.Thread(target=self._report_all, args=(phases,), daemon=True).start()
+
+    def _report_all(self, phases: StartupPhases) -> None:
+        with self._reporting:  # after what was known without the first dispatch
+            self._report.ready(phases)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Tell Ray Serve what ExpertsPolicy wants to know."""

@@ -240,13 +240,11 @@ class _Decision:
         most = self._rules.keep_above * sum(busy.values()) / len(busy)
         for replica_id, extras in self._extras.items():
             for expert in extras & self._reports[replica_id].held:
-                others = [each for each in copies[expert] if each != replica_id]
+                # One that is wanted elsewhere and not there yet replaces nothing.
+                others = [each for each in copies[expert] if each != replica_id and expert in self._reports[each].held]
                 load = loads.get(expert, 0.0)
                 more = load / len(others) - load / len(copies[expert]) if others else math.inf
-                # A copy that is wanted elsewhere and not there yet replaces nothing.
-                if any(expert in self._reports[each].held for each in others) and all(
-                    busy[each] + more <= most for each in others
-                ):
+                if others and all(busy[each] + more <= most for each in others):
                     copy = (replica_id, expert)
                     self._unneeded[copy] = self._state.unneeded_since.get(copy, self._now)
 

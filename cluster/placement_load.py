@@ -19,7 +19,7 @@ class ReplicaReport:
     replica_id: str
     """Unique in the cluster, new after every restart."""
     group: str
-    """The expert group it belongs to; it always holds that group's experts."""
+    """The expert group it belongs to; once it has loaded, it holds all of that group's experts."""
     host: str
     """Machine it runs on; copies of an expert prefer different ones."""
     held: frozenset[int]

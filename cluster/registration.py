@@ -19,7 +19,7 @@ _LOOK_EVERY = 8
 
 
 class Member(Protocol):
-    """What a replica tells directories. Its methods are called from the registration's thread."""
+    """What a replica tells directories. Called from the registration's thread; to register, from whoever announces."""
 
     @property
     def replica_id(self) -> str:
@@ -80,7 +80,8 @@ class Registration:
         For any thread; blocks for seconds at most.
         """
         with self._registering:
-            self._register(self._directories)
+            if not self._stopping.is_set():  # else it would come back after it has left
+                self._register(self._directories)
 
     def stop(self) -> None:
         """End the heartbeats and deregister. Blocks for a few seconds at most. Idempotent."""
@@ -94,7 +95,8 @@ class Registration:
             # Until the first directory is there, the whole start waits for this.
             if self._stopping.wait(self._period_s if found_any else 0.1):
                 break
-        self._deregister()
+        with self._registering:
+            self._deregister()
 
     def _beat(self) -> bool:
         """Renew or register everywhere; tell whether a directory was found."""
@@ -121,7 +123,8 @@ class Registration:
             return
         try:
             self._directories = find_directories(self._app, self._deployment)
-            self._told = {each: told for each, told in self._told.items() if each in self._directories}
+            with self._registering:
+                self._told = {each: told for each, told in self._told.items() if each in self._directories}
             self._beats_since_look = 0
         except (RayError, TimeoutError) as error:
             _LOG.warning("could not look for the directory, the next heartbeat does: %s", error)

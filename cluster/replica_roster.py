@@ -56,7 +56,8 @@ class ReplicaInfo:
     """The deployment it belongs to: FrontDoor, Router, Experts-0 ..."""
     state: ReplicaState
     """failed: its start ended with an error. silent: it runs, and the directory hears no heartbeat of it. starting:
-    it loads, or waits. draining: it answers what it has accepted, then ends. ready: it serves."""
+    it loads, or waits; experts that are loaded serve already. draining: it answers what it has accepted, then ends.
+    ready: it serves."""
     done_bytes: int = 0
     """Bytes of weights read, while it starts."""
     total_bytes: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import ray
@@ -67,10 +67,11 @@ class StartupReport:
         if time.monotonic() < self._next_at and not at_once:
             return
         self._next_at = time.monotonic() + _PERIOD_S
-        if self._directory is None:
-            self._directory = next(iter(find_directories(self._app, self._directory_deployment)), None)
-        if self._directory is not None:
-            self._directory.report.remote(self._last)
+        with suppress(RayError, TimeoutError):
+            if self._directory is None:
+                self._directory = next(iter(find_directories(self._app, self._directory_deployment)), None)
+            if self._directory is not None:
+                self._directory.report.remote(self._last)
 
     def _send_failure(self) -> None:
         """Wait for the directory to be there and to have understood: nobody reports after us."""

@@ -13,13 +13,11 @@ import torch
 from experts.kernels.kernel import Kernel
 from experts.kernels.reference import ReferenceKernel
 from experts.kernels.torch_cpu import TorchCpuKernel
+from models.gpu.device import is_supported
 from models.linear import Quantization
 from protos.errors import BadConfig
 
 __all__ = ["Kernel", "choose"]
-
-# The first cards that have the instructions by which rounded weights become bfloat16: Hopper.
-_CAPABILITY = (9, 0)
 
 
 def choose(device: torch.device, quantize: Quantization | None = None) -> Kernel:
@@ -31,10 +29,10 @@ def choose(device: torch.device, quantize: Quantization | None = None) -> Kernel
     Raises:
         BadConfig: nothing computes with weights rounded so on that device.
     """
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= _CAPABILITY:
+    if is_supported(device):
         from experts.kernels.triton_gpu import TritonKernel  # processes without a GPU do not pay for Triton
 
         return TritonKernel(device, quantize)
     if quantize == "fp8":
-        raise BadConfig(f"expected weights in fp8 on a GPU, found {device.type}: quantize to int8 or int4 there")
+        raise BadConfig(f"expected a Hopper GPU for weights in fp8, found {device}: quantize to int8 or int4 there")
     return TorchCpuKernel(quantize) if device.type == "cpu" or quantize else ReferenceKernel()

@@ -1,5 +1,6 @@
 """Weights and products on a GPU, in Triton.
 
+device     which GPUs they are for
 weight     how a weight lies in memory: bfloat16, fp8 or four bits
 tiles      which rows of tokens meet which weight, as a table the device reads
 product    the inner loop, and products of many weights in one launch

@@ -193,28 +193,30 @@ def place(
         interleaved: how pairs lie that are rotated.
         norm_eps: of the norm after the rotation; None: there is none.
     """
+    assert all(each.is_contiguous() for each in (qkv_TC, keys, values))
     num_tokens, (_, num_groups, size) = qkv_TC.shape[0], keys.shape
     num_heads = qkv_TC.shape[1] // size - 2 * num_groups
     q_THC = torch.empty(num_tokens, num_heads, size, dtype=qkv_TC.dtype, device=qkv_TC.device)
     none = slots_T  # never read
-    place_kernel[(num_tokens, num_heads + 2 * num_groups)](
-        qkv_TC,
-        none if turns is None else torch.view_as_real(turns),
-        none if temperature_T is None else temperature_T,
-        slots_T,
-        q_THC,
-        keys,
-        values,
-        0.0 if norm_eps is None else norm_eps,
-        num_heads,
-        num_groups,
-        HEAD=size,
-        ROTATES=turns is not None,
-        IS_INTERLEAVED=interleaved,
-        NORMS=norm_eps is not None,
-        HAS_TEMPERATURE=temperature_T is not None,
-        num_warps=1,
-    )
+    with torch.cuda.device_of(qkv_TC):
+        place_kernel[(num_tokens, num_heads + 2 * num_groups)](
+            qkv_TC,
+            none if turns is None else torch.view_as_real(turns),
+            none if temperature_T is None else temperature_T,
+            slots_T,
+            q_THC,
+            keys,
+            values,
+            0.0 if norm_eps is None else norm_eps,
+            num_heads,
+            num_groups,
+            HEAD=size,
+            ROTATES=turns is not None,
+            IS_INTERLEAVED=interleaved,
+            NORMS=norm_eps is not None,
+            HAS_TEMPERATURE=temperature_T is not None,
+            num_warps=1,
+        )
     return q_THC
 
 
@@ -227,6 +229,7 @@ def attend(q_THC: Tensor, keys: Tensor, values: Tensor, tiles: AttentionTiles) -
         values: [slots, G, C], contiguous.
         tiles: of the step, in layers of this kind.
     """
+    assert all(each.is_contiguous() for each in (q_THC, keys, values))
     num_tokens, num_heads, size = q_THC.shape
     num_groups = keys.shape[1]
     per_group = num_heads // num_groups
@@ -236,27 +239,28 @@ def attend(q_THC: Tensor, keys: Tensor, values: Tensor, tiles: AttentionTiles) -
         parts = torch.empty(tiles.splits, *q_THC.shape, dtype=torch.float32, device=q_THC.device)
         lse = torch.empty(tiles.splits, num_tokens, num_heads, dtype=torch.float32, device=q_THC.device)
     rows = max(_LEAST_ROWS, triton.next_power_of_2(tiles.tokens * per_group))
-    attend_kernel[(tiles.queries.shape[0], num_groups, tiles.splits)](
-        q_THC,
-        keys,
-        values,
-        tiles.queries,
-        tiles.keys,
-        parts,
-        lse,
-        size**-0.5 * _LOG2_E,
-        num_tokens,
-        num_groups,
-        HEAD=size,
-        PER_GROUP=per_group,
-        ROWS=rows,
-        KEYS=KEYS,
-        SPLITS=tiles.splits,
-        IS_NATIVE=q_THC.is_cuda,
-        num_warps=4,
-        num_stages=2,
-    )
-    if tiles.splits > 1:
-        lines = num_tokens * num_heads
-        merge_kernel[(lines,)](parts, lse, out_THC, lines, HEAD=size, SPLITS=tiles.splits, num_warps=1)
+    with torch.cuda.device_of(q_THC):
+        attend_kernel[(tiles.queries.shape[0], num_groups, tiles.splits)](
+            q_THC,
+            keys,
+            values,
+            tiles.queries,
+            tiles.keys,
+            parts,
+            lse,
+            size**-0.5 * _LOG2_E,
+            num_tokens,
+            num_groups,
+            HEAD=size,
+            PER_GROUP=per_group,
+            ROWS=rows,
+            KEYS=KEYS,
+            SPLITS=tiles.splits,
+            IS_NATIVE=q_THC.is_cuda,
+            num_warps=4,
+            num_stages=2,
+        )
+        if tiles.splits > 1:
+            lines = num_tokens * num_heads
+            merge_kernel[(lines,)](parts, lse, out_THC, lines, HEAD=size, SPLITS=tiles.splits, num_warps=1)
     return out_THC

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,8 +15,8 @@ KEYS = 64
 """Of a tile."""
 _ROWS = 64
 """Most queries of a program."""
-_LEAST_HEAD = 16
-"""What tensor cores multiply at least."""
+_LEAST_HEAD, _MOST_HEAD = 16, 128
+"""What tensor cores multiply at least, and what registers have room for."""
 _WAVES = 2
 """Programs for each of the card's processors that a step is cut into at least, if it has so many tiles of keys."""
 
@@ -50,7 +51,7 @@ class AttentionTiles:
 def is_supported(config: ModelConfig) -> bool:
     """Tell whether the kernels know heads of such a size and number."""
     per_group, size = config.num_heads // config.num_kv_heads, config.head_size
-    return per_group <= _ROWS and size >= _LEAST_HEAD and size & (size - 1) == 0
+    return per_group <= _ROWS and _LEAST_HEAD <= size <= _MOST_HEAD and size & (size - 1) == 0
 
 
 def cut(readers: Sequence[Reader], per_group: int, num_groups: int, device: torch.device) -> AttentionTiles:
@@ -67,12 +68,12 @@ def cut(readers: Sequence[Reader], per_group: int, num_groups: int, device: torc
     keys: list[tuple[int, int, int]] = []
     most_tiles = 1
     for reader in readers:
-        first_tile = len(keys)
-        keys += _key_tiles(reader.runs)
+        first_tile, tiles = len(keys), _key_tiles(reader.runs)
+        keys += tiles
         for first in range(0, reader.num_tokens, tokens):
             count = min(tokens, reader.num_tokens - first)
             last_sees = reader.first_sees + first + count - 1
-            num_tiles = sum(position < last_sees for _, _, position in keys[first_tile:])
+            num_tiles = bisect_left(tiles, last_sees, key=lambda tile: tile[2])
             queries.append((reader.row + first, count, reader.first_sees + first, first_tile, num_tiles))
             most_tiles = max(most_tiles, num_tiles)
     programs = len(queries) * num_groups

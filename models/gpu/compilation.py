@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -27,8 +27,10 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from models.gpu.attention import attend_kernel, merge_kernel, place_kernel
+from models.gpu.attention_tiles import KEYS
 from models.gpu.launches import down_launch, gate_up_launch
-from models.gpu.product import Launch, grouped_product_kernel
+from models.gpu.product import grouped_product_kernel
 from models.gpu.swiglu import gate_up_kernel
 from models.gpu.weight import GROUP, Form
 
@@ -38,6 +40,22 @@ TOKENS = (1, 32, 64, 4096)
 _TOOLS = Path(triton.backends.nvidia.__file__).parent / "bin"
 _RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
 _TOOL_S = 60
+_SCOUT_HEADS = {"HEAD": 128, "PER_GROUP": 5}
+_PARTS = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """A kernel as it is launched somewhere."""
+
+    kernel: Any
+    of: str
+    """What for."""
+    types: Mapping[str, str]
+    """Of arguments that are no 32-bit integers, as Triton writes them."""
+    constants: Mapping[str, object]
+    warps: int
+    stages: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,9 +63,9 @@ class Compiled:
     """A kernel as a card would run it."""
 
     kernel: str
-    form: Form
-    most_tokens: int
-    launch: Launch
+    of: str
+    constants: Mapping[str, object]
+    warps: int
     registers: int
     """Of a thread; the processor has 65,536."""
     shared_bytes: int
@@ -62,35 +80,62 @@ class Compiled:
     """That compiling took."""
 
 
-def compile_all(most_tokens: Sequence[int] = TOKENS) -> Iterator[Compiled]:
-    """Compile every kernel for every form of weights, as it is cut for each of some numbers of tokens."""
+def expert_cases(most_tokens: Sequence[int] = TOKENS) -> Iterator[Case]:
+    """Yield the products, for every form of weights, as they are cut for each of some numbers of tokens."""
+    types = {"x_ptr": "*bf16", "tiles_ptr": "*i64", "out_ptr": "*bf16"}
     for kernel, choose in ((gate_up_kernel, gate_up_launch), (grouped_product_kernel, down_launch)):
         for form in get_args(Form):
-            for launch, number in {choose(form, number): number for number in most_tokens}.items():
-                yield compile_one(kernel, form, number, launch)
+            for launch in dict.fromkeys(choose(form, number) for number in most_tokens):
+                constants = {
+                    "FORM": form,
+                    "TOKENS": launch.tokens,
+                    "OUTPUTS": launch.outputs,
+                    "INPUTS": GROUP if form == "int4" else launch.inputs,
+                    "IS_WHOLE": True,
+                    "IS_NATIVE": True,
+                }
+                yield Case(
+                    kernel=kernel,
+                    of=f"{form}, {launch.tokens} tokens",
+                    types=types,
+                    constants=constants,
+                    warps=launch.warps,
+                    stages=launch.stages,
+                )
 
 
-def compile_one(kernel: Any, form: Form, most_tokens: int, launch: Launch) -> Compiled:
-    """Compile a kernel for shapes whose sizes are multiples of 128, and read what became of it."""
-    constants = {
-        "FORM": form,
-        "TOKENS": launch.tokens,
-        "OUTPUTS": launch.outputs,
-        "INPUTS": GROUP if form == "int4" else launch.inputs,
-        "IS_WHOLE": True,
-        "IS_NATIVE": True,
+def attention_cases() -> Iterator[Case]:
+    """Yield attention with Scout's heads: a prompt's tokens, and lone ones over many keys."""
+    types = dict.fromkeys(("q_ptr", "keys_ptr", "values_ptr"), "*bf16")
+    tables = {"query_tiles_ptr": "*i32", "key_tiles_ptr": "*i32", "lse_ptr": "*fp32", "scale": "fp32"}
+    for of, rows, splits, out in (("prompts", 64, 1, "*bf16"), ("lone tokens", 16, _PARTS, "*fp32")):
+        constants = _SCOUT_HEADS | {"ROWS": rows, "KEYS": KEYS, "SPLITS": splits, "IS_NATIVE": True}
+        pointers = types | tables | {"out_ptr": out}
+        yield Case(kernel=attend_kernel, of=of, types=pointers, constants=constants, warps=4, stages=2)
+    parts = {"parts_ptr": "*fp32", "lse_ptr": "*fp32", "out_ptr": "*bf16"}
+    yield Case(kernel=merge_kernel, of="parts", types=parts, constants={"HEAD": 128, "SPLITS": _PARTS}, warps=1)
+    for rotates in (True, False):
+        flags = {"ROTATES": rotates, "IS_INTERLEAVED": True, "NORMS": rotates, "HAS_TEMPERATURE": not rotates}
+        pointers = types | {"qkv_ptr": "*bf16", "turns_ptr": "*fp32", "temperature_ptr": "*fp32"}
+        of = "local layers" if rotates else "global layers"
+        pointers |= {"slots_ptr": "*i64", "eps": "fp32"}
+        yield Case(kernel=place_kernel, of=of, types=pointers, constants={"HEAD": 128, **flags}, warps=1)
+
+
+def compile_case(case: Case) -> Compiled:
+    """Compile for sizes that are multiples of 16, and read what became of it."""
+    names = case.kernel.arg_names
+    types = {name: case.types.get(name, "i32") for name in names} | dict.fromkeys(case.constants, "constexpr")
+    whole = {
+        (index,): [["tt.divisibility", 16]]
+        for index, name in enumerate(names)
+        if name not in case.constants and types[name] != "fp32"
     }
-    types = {"x_ptr": "*bf16", "tiles_ptr": "*i64", "out_ptr": "*bf16"} | dict.fromkeys(constants, "constexpr")
-    names = kernel.arg_names
-    source = ASTSource(
-        kernel,
-        {name: types.get(name, "i32") for name in names},
-        constants,
-        {(index,): [["tt.divisibility", 16]] for index, name in enumerate(names) if name not in constants},
-    )
     began = time.perf_counter()
-    options = {"num_warps": launch.warps, "num_stages": launch.stages}
-    compiled = triton.compile(source, target=TARGET, options=options)
+    options = {"num_warps": case.warps, "num_stages": case.stages}
+    compiled = triton.compile(
+        ASTSource(case.kernel, types, dict(case.constants), whole), target=TARGET, options=options
+    )
     seconds = time.perf_counter() - began
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -100,10 +145,10 @@ def compile_one(kernel: Any, form: Form, most_tokens: int, launch: Launch) -> Co
     if found is None:
         raise RuntimeError(f"expected cuobjdump to tell registers and stack, found: {usage[:500]}")
     return Compiled(
-        kernel=kernel.__name__,
-        form=form,
-        most_tokens=most_tokens,
-        launch=launch,
+        kernel=case.kernel.__name__,
+        of=case.of,
+        constants=case.constants,
+        warps=case.warps,
         registers=int(found[1]),
         shared_bytes=compiled.metadata.shared,
         stack_bytes=int(found[2]) + int(found[3]),
@@ -124,9 +169,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="that one weight meets at most (all)")
     spills = False
-    for each in compile_all(parser.parse_args().tokens):
-        print(json.dumps(asdict(each)), flush=True)
-        spills |= each.stack_bytes > 0
+    for case in (*expert_cases(parser.parse_args().tokens), *attention_cases()):
+        compiled = compile_case(case)
+        print(json.dumps(asdict(compiled)), flush=True)
+        spills |= compiled.stack_bytes > 0
     return int(spills)
 
 

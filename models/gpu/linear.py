@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from models.gpu.tiles import tile_table
@@ -34,6 +35,8 @@ class GpuLinear:
         from models.gpu.product import grouped_product
 
         num_tokens = x_TI.shape[0]
+        assert x_TI.device == self.weight.values.device
+        assert x_TI.shape[1] == self.weight.num_inputs
         if not num_tokens:
             return x_TI.new_empty(0, self.weight.num_outputs)
         launch = down_launch(self.weight.form, num_tokens)
@@ -41,8 +44,11 @@ class GpuLinear:
         return grouped_product(x_TI.contiguous(), tiles, self.weight.form, self.weight.num_outputs, launch)
 
     def _table(self, num_tokens: int, most_tokens: int) -> Tensor:
-        """Return the table of tiles, on the device before it is asked for a second time."""
+        """Return the table of tiles, made once for every number of tokens."""
         table = self._tables.get((num_tokens, most_tokens))
+        if self.weight.values.is_cuda and torch.cuda.is_current_stream_capturing():
+            # What is made now is there when the graph runs, not before: others must not find it.
+            return tile_table([self.weight], [num_tokens], most_tokens) if table is None else table
         if table is None:
             if len(self._tables) >= _MOST_TABLES:
                 self._tables.clear()

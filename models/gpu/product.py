@@ -45,23 +45,24 @@ class Launch:
 
 @triton.jit
 def unpack_int4(pairs, IS_NATIVE: tl.constexpr):
-    """Return the numbers from -8 to 7 in [OUTPUTS, 64] bytes: of inputs 0 to 63 of a group, and of 64 to 127.
+    """Return the low and the high halves of bytes as numbers from -8 to 7, two tensors of the bytes' shape.
 
-    What a mask of 0x000F000F leaves of a word, shifted or not, are two inputs next to each other: see `weight`.
+    Byte by byte: which four of them Triton puts into one call is not told, and differs by layout.
     """
     if IS_NATIVE:
         low, high = tl.inline_asm_elementwise(
             """
             {
-                .reg .b32 word, middle;
+                .reg .b32 first, second, middle;
                 mov.b32 middle, 0x43084308;
-                lop3.b32 $0, $4, 0x000F000F, 0x43004300, 0xEA;
-                shr.u32 word, $4, 4;
-                lop3.b32 $1, word, 0x000F000F, 0x43004300, 0xEA;
-                shr.u32 word, $4, 8;
-                lop3.b32 $2, word, 0x000F000F, 0x43004300, 0xEA;
-                shr.u32 word, $4, 12;
-                lop3.b32 $3, word, 0x000F000F, 0x43004300, 0xEA;
+                prmt.b32 first, $4, 0, 0x4140;
+                prmt.b32 second, $4, 0, 0x4342;
+                lop3.b32 $0, first, 0x000F000F, 0x43004300, 0xEA;
+                lop3.b32 $1, second, 0x000F000F, 0x43004300, 0xEA;
+                shr.u32 first, first, 4;
+                shr.u32 second, second, 4;
+                lop3.b32 $2, first, 0x000F000F, 0x43004300, 0xEA;
+                lop3.b32 $3, second, 0x000F000F, 0x43004300, 0xEA;
                 sub.rn.bf16x2 $0, $0, middle;
                 sub.rn.bf16x2 $1, $1, middle;
                 sub.rn.bf16x2 $2, $2, middle;
@@ -75,22 +76,14 @@ def unpack_int4(pairs, IS_NATIVE: tl.constexpr):
             pack=4,
         )
     else:
-        by_word = tl.reshape(pairs, (pairs.shape[0], 16, 2, 2))
-        low_bytes, high_bytes = tl.split(by_word)
-        low, high = _halves(low_bytes), _halves(high_bytes)
+        low = (pairs & 15).to(tl.int8) - 8
+        high = (pairs >> 4).to(tl.int8) - 8
     return low, high
 
 
 @triton.jit
-def _halves(pairs):
-    """Return the numbers in [OUTPUTS, 16, 2] bytes, [OUTPUTS, 64]: of four, the low halves of both bytes come first."""
-    codes = tl.join((pairs & 15).to(tl.int8) - 8, (pairs >> 4).to(tl.int8) - 8)
-    return tl.reshape(tl.permute(codes, (0, 1, 3, 2)), (pairs.shape[0], 64))
-
-
-@triton.jit
 def e4m3_to_bfloat16(values):
-    """Return fp8 numbers as bfloat16, exactly, by moving bits: the processor's own conversion takes far longer.
+    """Return fp8 numbers as bfloat16, exactly, by moving bits: the processor's own conversion takes far longer. No NaN.
 
     e4m3 is s eeee mmm with a bias of 7. Four bits lower in bfloat16's s eeeeeeee mmmmmmm it is 2**-120 of itself, among
     the smallest numbers (subnormal) too.
@@ -203,7 +196,7 @@ def pointers(line_ptr, like_ptr, FORM: tl.constexpr):
     values, scale = tl.load(line_ptr), tl.load(line_ptr + 1)
     if FORM == "int4":
         values_ptr = values.to(tl.pointer_type(tl.uint8))
-        scale_ptr = scale.to(tl.pointer_type(like_ptr.dtype.element_ty))
+        scale_ptr = scale.to(tl.pointer_type(tl.bfloat16))
     else:
         if FORM == "int8":
             values_ptr = values.to(tl.pointer_type(tl.int8))
@@ -261,7 +254,8 @@ def grouped_product(x_NI: Tensor, tiles: Tensor, form: Form, num_outputs: int, l
     """
     out_NO = torch.empty(x_NI.shape[0], num_outputs, dtype=x_NI.dtype, device=x_NI.device)
     grid = (tiles.shape[0], triton.cdiv(num_outputs, launch.outputs))
-    grouped_product_kernel[grid](x_NI, tiles, out_NO, x_NI.shape[1], num_outputs, **constants(form, x_NI, launch))
+    with torch.cuda.device_of(x_NI):  # Triton launches on the current device, whatever its arguments' is
+        grouped_product_kernel[grid](x_NI, tiles, out_NO, x_NI.shape[1], num_outputs, **constants(form, x_NI, launch))
     return out_NO
 
 
@@ -276,5 +270,6 @@ def constants(form: Form, x_NI: Tensor, launch: Launch) -> dict[str, object]:
         "IS_WHOLE": x_NI.shape[1] % inputs == 0,
         "IS_NATIVE": x_NI.is_cuda,
         "num_warps": launch.warps,
-        "num_stages": launch.stages,
+        # Launches are chosen for two bytes a number: shared memory has no room for as many steps of four.
+        "num_stages": launch.stages if x_NI.element_size() <= 2 else max(1, launch.stages // 2),
     }

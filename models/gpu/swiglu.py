@@ -110,12 +110,15 @@ def swiglu(x_ND: Tensor, plan: SwigluPlan) -> Tensor:
         plan: for N tokens; the blocks' weights must be there still.
     """
     gate_up, down, launch = plan.like.gate_up, plan.like.down, plan.gate_up_launch
+    assert x_ND.device == gate_up.values.device
+    assert x_ND.shape[1] == gate_up.num_inputs
     if not x_ND.shape[0]:
         return torch.empty_like(x_ND)
     inner = gate_up.num_outputs // 2
     mixed_NF = torch.empty(x_ND.shape[0], inner, dtype=x_ND.dtype, device=x_ND.device)
     grid = (plan.gate_up_tiles.shape[0], triton.cdiv(inner, launch.outputs))
-    gate_up_kernel[grid](
-        x_ND, plan.gate_up_tiles, mixed_NF, x_ND.shape[1], inner, **constants(gate_up.form, x_ND, launch)
-    )
+    with torch.cuda.device_of(x_ND):
+        gate_up_kernel[grid](
+            x_ND, plan.gate_up_tiles, mixed_NF, x_ND.shape[1], inner, **constants(gate_up.form, x_ND, launch)
+        )
     return grouped_product(mixed_NF, plan.down_tiles, down.form, down.num_outputs, plan.down_launch)

@@ -3,13 +3,9 @@
 plain   [O, I] in the tokens' dtype
 int8    [O, I], one scale for each output
 fp8     [O, I] e4m3, one scale for each output
-int4    [O, I / 2] bytes and one scale for each group of 128 inputs of an output, as [groups, O], because a block of
-        outputs wants one group at a time. A word of four bytes has inputs j to j + 3 of a group and j + 64 to j + 67:
-
-            bits     0-3   4-7   8-11  12-15    16-19  20-23  24-27  28-31
-            input    j     j+2   j+64  j+66     j+1    j+3    j+65   j+67
-
-        so that a mask leaves two neighbours in two halves of a word, and 64 inputs next to each other make a product.
+int4    [O, I / 2] bytes and one scale for each group of 128 inputs of an output. Input j of a group is the low half
+        of its byte j, input j + 64 the high half: halves are multiplied by 64 inputs next to each other each, and
+        nothing is put in another order. Scales lie as [groups, O]: a block of outputs wants one group at a time.
 """
 
 from __future__ import annotations
@@ -26,6 +22,7 @@ Form = Literal["plain", "int8", "fp8", "int4"]
 GROUP = 128
 """Inputs of an output that share a scale in four bits."""
 _HALF = GROUP // 2
+_ALIGNMENT = 16
 _MIDDLE = 8
 _LARGEST_INT8, _LARGEST_E4M3 = 127.0, 448.0
 # Parts of the largest weight of a group that the code 7 is tried for.
@@ -44,13 +41,14 @@ class GpuWeight:
     values: Tensor
     """[O, I] floating, int8 or float8_e4m3fn, or [O, groups · 64] uint8; contiguous."""
     scale: Tensor | None
-    """None; [O] float32; or [groups, O] in the tokens' dtype."""
+    """None; [O] float32; or [groups, O] bfloat16."""
     num_inputs: int
     """I."""
 
     def __post_init__(self) -> None:
         """Check what the kernels take for granted."""
         assert self.values.is_contiguous()
+        assert self.values.data_ptr() % _ALIGNMENT == 0, "a row is read 16 bytes at a time"
         if self.num_outputs * self.num_inputs > _MOST_ELEMENTS:
             raise ValueError(
                 f"expected at most {_MOST_ELEMENTS} weights in a matrix, found {self.num_outputs} x {self.num_inputs}"
@@ -72,13 +70,17 @@ class GpuWeight:
             return self.values
         if self.form != "int4":
             return self.values.float() * self.scale[:, None]
-        codes = _unpack(self.values).float() - _MIDDLE
+        pairs = self.values.unflatten(1, (-1, _HALF))
+        codes = torch.cat((pairs & 15, pairs >> 4), dim=2).float() - _MIDDLE
         return (codes * self.scale.t().float()[:, :, None]).flatten(1)[:, : self.num_inputs]
 
 
 def plain(weight_OI: Tensor) -> GpuWeight:
-    """Keep a weight [O, I] as it is. Cost: a copy unless it lies by rows."""
-    return GpuWeight("plain", weight_OI.contiguous(), None, weight_OI.shape[1])
+    """Keep a weight [O, I] as it is. Cost: a copy unless it lies by rows, and where a row can be read."""
+    values_OI = weight_OI.contiguous()
+    if values_OI.data_ptr() % _ALIGNMENT:
+        values_OI = values_OI.clone()
+    return GpuWeight("plain", values_OI, None, weight_OI.shape[1])
 
 
 def int8(codes_OI: Tensor, scale_O: Tensor) -> GpuWeight:
@@ -137,7 +139,7 @@ def int4(codes_OI: Tensor, scale_OG: Tensor) -> GpuWeight:
         raise ValueError(
             f"expected one scale for {GROUP} inputs or a multiple, found {scale_OG.shape[1]} for {num_inputs} inputs"
         )
-    scale = scale_OG.repeat_interleave(group // GROUP, dim=1)
+    scale = scale_OG.bfloat16().repeat_interleave(group // GROUP, dim=1)
     return GpuWeight("int4", _pack(codes_OI), scale.t().contiguous(), num_inputs)
 
 
@@ -160,30 +162,22 @@ def _round_int4(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
     best_codes, best_scale = torch.zeros_like(groups), torch.zeros_like(largest)
     for share in _RANGES:
         # What is kept of the scale is what codes are chosen for.
-        scale = (largest * (share / (_MIDDLE - 1))).to(weight_OI.dtype).float().clamp_min(1e-30)
+        scale = (largest * (share / (_MIDDLE - 1))).bfloat16().float().clamp_min(1e-30)
         codes = (groups / scale).round_().clamp_(-_MIDDLE, _MIDDLE - 1)
         error = (codes * scale - groups).square_().sum(-1, keepdim=True)
         is_better = error < best_error
         best_error = torch.where(is_better, error, best_error)
         best_codes, best_scale = torch.where(is_better, codes, best_codes), torch.where(is_better, scale, best_scale)
     codes_OI = (best_codes + _MIDDLE).to(torch.uint8).flatten(1)
-    return _pack(codes_OI), best_scale[..., 0].t().to(weight_OI.dtype)
+    return _pack(codes_OI), best_scale[..., 0].t().bfloat16()
 
 
 def _pack(codes_OI: Tensor) -> Tensor:
     """Return codes [O, I] two to a byte, [O, groups · 64] uint8; inputs that the last group lacks are zeros."""
     codes = F.pad(codes_OI, (0, -codes_OI.shape[1] % GROUP), value=_MIDDLE)
-    # Of each four next to each other: [first or second pair, first or second of it], by halves of a group.
-    fours = codes.unflatten(1, (-1, 2, _HALF // 4, 2, 2))
-    low, high = fours.permute(0, 1, 3, 5, 2, 4).unbind(-1)
+    low, high = codes.unflatten(1, (-1, 2, _HALF)).unbind(2)
     pairs: Tensor = low | (high << 4)
     return pairs.flatten(1).contiguous()
-
-
-def _unpack(pairs: Tensor) -> Tensor:
-    """Return codes [O, groups, 128] of what `_pack` made."""
-    words = pairs.unflatten(1, (-1, _HALF // 4, 2, 2))
-    return torch.stack((words & 15, words >> 4), dim=-1).permute(0, 1, 4, 2, 5, 3).flatten(2)
 
 
 def _rows_at_once(weight_OI: Tensor) -> int:

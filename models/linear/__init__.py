@@ -17,6 +17,7 @@ from torch import Tensor
 
 from models.arena import Arena
 from models.cpu.weight import Weight, copy_weight, is_int8_supported, is_supported
+from models.gpu.device import is_supported as is_gpu_supported
 from models.gpu.linear import GpuLinear
 from models.gpu.weight import round_weight
 from models.linear import int4, int8, onednn
@@ -68,10 +69,10 @@ def pack_linear(weight_OI: Tensor, quantize: Quantization | None = None, arena: 
     Raises:
         BadConfig: nothing multiplies weights rounded so on that device.
     """
-    if quantize and weight_OI.is_cuda:
+    if quantize and is_gpu_supported(weight_OI.device):
         return GpuLinear(round_weight(weight_OI, quantize))
     if quantize == "fp8":
-        raise BadConfig(f"expected weights in fp8 on a GPU, found {weight_OI.device}: quantize to int8 or int4 there")
+        raise BadConfig(f"expected a Hopper GPU for fp8, found {weight_OI.device}: quantize to int8 or int4 there")
     arena = arena or Arena()
     if quantize == "int8":
         codes_OI = arena.empty(weight_OI.shape, torch.int8) if is_int8_supported(weight_OI) else None

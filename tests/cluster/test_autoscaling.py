@@ -92,6 +92,21 @@ def test_one_fewer_after_a_minute_of_too_little_to_do_and_the_next_a_minute_late
     assert (asked[59], asked[60], asked[120], asked[121]) == (5, 4, 4, 3)
 
 
+def test_none_goes_for_want_of_the_work_that_one_does_which_still_loads():
+    """One that ran at 0.9 has half of it left, because the other has the rest and is not asked."""
+    history, bounds = History(), Bounds(max_replicas=3)
+    for second in range(200):
+        asked, history = decide(
+            Need(demand=0.45), present=2, running=1, bounds=bounds, pace=PACE, history=history, now=second
+        )
+        assert asked == 2
+    for second in range(200, 261):
+        asked, history = decide(
+            Need(demand=0.0), present=2, running=1, bounds=bounds, pace=PACE, history=history, now=second
+        )
+    assert asked == 1  # an idle one does go
+
+
 def test_a_large_deployment_gives_up_a_tenth_at_a_time():
     assert Deployment(90).hold(Need(demand=10.0), 61)[-1] == 81
 

@@ -31,26 +31,26 @@ def compiled(tmp_path_factory) -> list[dict]:
 
 
 def test_every_kernel_compiles_without_spilling_registers(compiled):
-    assert {(each["kernel"], each["form"]) for each in compiled} == {
-        (kernel, form)
-        for kernel in ("gate_up_kernel", "grouped_product_kernel")
-        for form in ("plain", "int8", "fp8", "int4")
-    }
+    found = {each["kernel"] for each in compiled}
+    assert found == {"gate_up_kernel", "grouped_product_kernel", "attend_kernel", "merge_kernel", "place_kernel"}
+    forms = {(each["kernel"], each["constants"]["FORM"]) for each in compiled if "FORM" in each["constants"]}
+    assert len(forms) == 2 * 4
     assert [each for each in compiled if each["stack_bytes"]] == []
 
 
 def test_a_processor_has_room_for_every_program(compiled):
     for each in compiled:
         assert each["shared_bytes"] <= MOST_SHARED_BYTES, each
-        assert each["registers"] * 32 * each["launch"]["warps"] <= MOST_REGISTERS, each
+        assert each["registers"] * 32 * each["warps"] <= MOST_REGISTERS, each
 
 
 def test_where_weights_are_all_that_counts_every_load_is_as_wide_as_a_thread_can(compiled):
-    few = [each for each in compiled if each["launch"]["tokens"] == 16]
+    few = [each for each in compiled if each["constants"].get("TOKENS") == 16]
     assert len(few) == 8
     for each in few:
         assert each["wide_loads"] == each["loads"] > 0, each
 
 
 def test_every_product_is_the_tensor_cores(compiled):
-    assert all(each["tensor_core_instructions"] for each in compiled)
+    products = [each for each in compiled if each["kernel"] not in ("merge_kernel", "place_kernel")]
+    assert all(each["tensor_core_instructions"] for each in products)

@@ -66,3 +66,15 @@ def test_codes_from_elsewhere_mean_what_they_meant():
 def test_groups_that_are_no_multiple_of_a_byte_tile_are_refused(num_scales):
     with pytest.raises(ValueError, match="expected one scale for 128 inputs or a multiple"):
         int4(torch.zeros(4, 2 * GROUP, dtype=torch.uint8), torch.ones(4, num_scales))
+
+
+def test_every_fp8_number_is_its_bits_moved_and_scaled():
+    """What the kernels' assembly relies on, which no interpreter runs: see models/gpu/product.py, e4m3_to_bfloat16."""
+    numbers = torch.arange(256, dtype=torch.uint8)
+    halves = numbers.int() << 8
+    moved = ((halves >> 4) & 0x07F0) | (halves & 0x8000)
+    found = moved.to(torch.int16).view(torch.bfloat16) * torch.tensor(0x7B80, dtype=torch.int16).view(torch.bfloat16)
+    expected = numbers.view(torch.float8_e4m3fn).float()
+    is_number = ~expected.isnan()
+    assert is_number.sum() == 254
+    assert torch.equal(found.float()[is_number], expected[is_number])

@@ -1,0 +1,13 @@
+"""Which GPUs the kernels are for."""
+
+from __future__ import annotations
+
+import torch
+
+# The first NVIDIA cards that have the instructions by which rounded weights become bfloat16: Hopper.
+_CAPABILITY = (9, 0)
+
+
+def is_supported(device: torch.device) -> bool:
+    """Tell whether weights on a device can be multiplied by Triton's kernels."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _CAPABILITY
