@@ -10,7 +10,7 @@ its readers keep what they knew.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.events import Events
 from router.context_shards.stream import ShardHolder
@@ -33,6 +33,10 @@ class ExpertReplica:
     """Process id on its host."""
     registered_at_s: float | None = None
     """When it began to serve, in seconds since 1970."""
+
+    def holding(self, expert_ids: tuple[int, ...], weight_bytes: int) -> ExpertReplica:
+        """Return the replica as it registers once it holds these experts, ascending."""
+        return replace(self, holder=replace(self.holder, expert_ids=expert_ids), weight_bytes=weight_bytes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

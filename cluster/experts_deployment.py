@@ -12,7 +12,6 @@ import os
 import socket
 import threading
 import time
-from dataclasses import replace
 
 import ray
 import torch
@@ -105,12 +104,7 @@ class Experts:
             self._listen(plan, weights)
             self._register(plan, group, weights)
             return
-        registered = self._member.registered
-        self._member.registered = replace(
-            registered,
-            holder=replace(registered.holder, expert_ids=weights.expert_ids),
-            weight_bytes=weights.weight_bytes,
-        )
+        self._member.registered = self._member.registered.holding(weights.expert_ids, weights.weight_bytes)
 
     def _listen(self, plan: DeploymentPlan, weights: ExpertWeights) -> None:
         self._server = ExpertServer(

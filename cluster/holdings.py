@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 
 from cluster.directory import ExpertReplica
 from experts.replica import Replica
@@ -105,9 +104,5 @@ class Holdings:
         _LOG.info("dropped its copy of expert %d", expert)
 
     def _tell(self, expert_ids: tuple[int, ...]) -> None:
-        self._registered = replace(
-            self._registered,
-            holder=replace(self._registered.holder, expert_ids=tuple(sorted(expert_ids))),
-            weight_bytes=self._replica.held.weight_bytes,
-        )
+        self._registered = self._registered.holding(tuple(sorted(expert_ids)), self._replica.held.weight_bytes)
         self._announce(self._registered)

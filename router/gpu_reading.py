@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.config import ModelConfig
 from models.gpu.attention_tiles import AttentionTiles, Reader, cut
-from router.seen import Place
+from router.seen import Place, own_slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +30,15 @@ class GpuLook:
 
     def __call__(self, places: Sequence[Place], device: torch.device) -> GpuReading:
         """Return what tokens at some places see; the places cover the step's rows in order."""
-        slots: list[int] = []
-        readers = []
-        for place in places:
-            slots += place.table.slots(place.low, place.high)
-            runs = place.table.pieces(place.first, place.high)
-            readers.append(Reader(place.row, place.high - place.low, place.low + 1 - place.first, runs))
+        readers = [
+            Reader(
+                place.row,
+                place.high - place.low,
+                place.low + 1 - place.first,
+                place.table.pieces(place.first, place.high),
+            )
+            for place in places
+        ]
         groups = self.config.num_kv_heads
         tiles = cut(readers, self.config.num_heads // groups, groups, device)
-        return GpuReading(torch.tensor(slots, dtype=torch.int64, device=device), tiles)
+        return GpuReading(own_slots(places, device), tiles)

@@ -75,17 +75,20 @@ class Place:
     """Row of the first token in the step."""
 
 
+def own_slots(places: Sequence[Place], device: torch.device) -> Tensor:
+    """Return where the own keys and values of tokens at some places go, [T] int64, place after place."""
+    slots = [slot for place in places for slot in place.table.slots(place.low, place.high)]
+    return torch.tensor(slots, dtype=torch.int64, device=device)
+
+
 def look_up(places: Sequence[Place], device: torch.device) -> Seen:
     """Return what tokens at some places see."""
-    slots: list[int] = []
-    for place in places:
-        slots += place.table.slots(place.low, place.high)
     short = [place for place in places if place.high - place.low == 1 and place.high - place.first <= _SHORT]
     if len(short) < _FEW:
         short = []
     grouped = {place.row for place in short}
     return Seen(
-        slots_T=torch.tensor(slots, dtype=torch.int64, device=device),
+        slots_T=own_slots(places, device),
         segments=tuple(_segment(place) for place in places if place.row not in grouped),
         together=tuple(_together(group, device) for group in _of_like_length(short)),
     )

@@ -30,9 +30,9 @@ from triton.compiler import ASTSource
 from models.gpu.attention import attend_kernel, merge_kernel, place_kernel
 from models.gpu.attention_tiles import KEYS
 from models.gpu.launches import down_launch, gate_up_launch
-from models.gpu.product import grouped_product_kernel
+from models.gpu.product import cut_constants, grouped_product_kernel
 from models.gpu.swiglu import gate_up_kernel
-from models.gpu.weight import GROUP, Form
+from models.gpu.weight import Form
 
 TARGET = GPUTarget("cuda", 90, 32)
 TOKENS = (1, 32, 64, 4096)
@@ -86,14 +86,7 @@ def expert_cases(most_tokens: Sequence[int] = TOKENS) -> Iterator[Case]:
     for kernel, choose in ((gate_up_kernel, gate_up_launch), (grouped_product_kernel, down_launch)):
         for form in get_args(Form):
             for launch in dict.fromkeys(choose(form, number) for number in most_tokens):
-                constants = {
-                    "FORM": form,
-                    "TOKENS": launch.tokens,
-                    "OUTPUTS": launch.outputs,
-                    "INPUTS": GROUP if form == "int4" else launch.inputs,
-                    "IS_WHOLE": True,
-                    "IS_NATIVE": True,
-                }
+                constants = cut_constants(form, launch) | {"IS_WHOLE": True, "IS_NATIVE": True}
                 yield Case(
                     kernel=kernel,
                     of=f"{form}, {launch.tokens} tokens",

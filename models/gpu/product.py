@@ -15,6 +15,7 @@ Source of that trick: Kim et al. 2022, "Who Says Elephants Can't Run", 4.3 (ther
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -22,10 +23,12 @@ import triton.language as tl
 from torch import Tensor
 
 from models.gpu.dot import dot
+from models.gpu.tiles import FIELDS
 from models.gpu.weight import GROUP, Form
 
 _HALF_GROUP = tl.constexpr(GROUP // 2)
 _GROUP = tl.constexpr(GROUP)
+_FIELDS = tl.constexpr(FIELDS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,9 +194,19 @@ def _tokens(x_ptrs, is_token, inputs, width, IS_WHOLE: tl.constexpr):
 
 
 @triton.jit
-def pointers(line_ptr, like_ptr, FORM: tl.constexpr):
-    """Return where a tile's weight and its scales lie. `like_ptr`: to tokens, whose dtype plain weights have."""
+def tile_of(tiles_ptr, x_ptr, FORM: tl.constexpr, TOKENS: tl.constexpr):
+    """Return what a program's line of the table says.
+
+    Args:
+        tiles_ptr: to the table, see `tiles`.
+        x_ptr: to tokens, whose dtype plain weights have.
+
+    Returns:
+        Pointers to the weight and its scales; [TOKENS] int64, the tile's rows of tokens; whether there are such.
+    """
+    line_ptr = tiles_ptr + tl.program_id(0) * _FIELDS
     values, scale = tl.load(line_ptr), tl.load(line_ptr + 1)
+    first, count = tl.load(line_ptr + 2), tl.load(line_ptr + 3)
     if FORM == "int4":
         values_ptr = values.to(tl.pointer_type(tl.uint8))
         scale_ptr = scale.to(tl.pointer_type(tl.bfloat16))
@@ -203,9 +216,10 @@ def pointers(line_ptr, like_ptr, FORM: tl.constexpr):
         elif FORM == "fp8":
             values_ptr = values.to(tl.pointer_type(tl.float8e4nv))
         else:
-            values_ptr = values.to(tl.pointer_type(like_ptr.dtype.element_ty))
+            values_ptr = values.to(tl.pointer_type(x_ptr.dtype.element_ty))
         scale_ptr = scale.to(tl.pointer_type(tl.float32))
-    return values_ptr, scale_ptr
+    tokens = tl.arange(0, TOKENS)
+    return values_ptr, scale_ptr, first + tokens, tokens < count
 
 
 @triton.jit
@@ -223,13 +237,10 @@ def grouped_product_kernel(
     IS_NATIVE: tl.constexpr,
 ):
     """Write tokens · weightᵀ for every tile."""
-    line_ptr = tiles_ptr + tl.program_id(0) * 4
-    first, count = tl.load(line_ptr + 2), tl.load(line_ptr + 3)
-    values_ptr, scale_ptr = pointers(line_ptr, x_ptr, FORM)
+    values_ptr, scale_ptr, tokens, is_token = tile_of(tiles_ptr, x_ptr, FORM, TOKENS)
     rows = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
-    tokens = tl.arange(0, TOKENS)
-    is_row, is_token = rows < num_rows, tokens < count
-    x_ptrs = x_ptr + (first + tokens)[None, :] * width
+    is_row = rows < num_rows
+    x_ptrs = x_ptr + tokens[None, :] * width
     acc = tl.zeros((OUTPUTS, TOKENS), dtype=tl.float32)
     for start in range(0, width, INPUTS):
         acc = multiply(
@@ -238,7 +249,7 @@ def grouped_product_kernel(
         )  # fmt: skip
     if FORM == "int8" or FORM == "fp8":
         acc *= tl.load(scale_ptr + rows, mask=is_row, other=0.0)[:, None]
-    out_ptrs = out_ptr + (first + tokens)[:, None] * num_rows + rows[None, :]
+    out_ptrs = out_ptr + tokens[:, None] * num_rows + rows[None, :]
     tl.store(out_ptrs, tl.trans(acc).to(out_ptr.dtype.element_ty), mask=is_token[:, None] & is_row[None, :])
 
 
@@ -259,17 +270,19 @@ def grouped_product(x_NI: Tensor, tiles: Tensor, form: Form, num_outputs: int, l
     return out_NO
 
 
-def constants(form: Form, x_NI: Tensor, launch: Launch) -> dict[str, object]:
-    """Return what a kernel is compiled for."""
-    inputs = GROUP if form == "int4" else launch.inputs
-    return {
-        "FORM": form,
-        "TOKENS": launch.tokens,
-        "OUTPUTS": launch.outputs,
-        "INPUTS": inputs,
-        "IS_WHOLE": x_NI.shape[1] % inputs == 0,
+def constants(form: Form, x_NI: Tensor, launch: Launch) -> dict[str, Any]:
+    """Return what a kernel is compiled for, and how it is launched."""
+    cut = cut_constants(form, launch)
+    return cut | {
+        "IS_WHOLE": x_NI.shape[1] % cut["INPUTS"] == 0,
         "IS_NATIVE": x_NI.is_cuda,
         "num_warps": launch.warps,
         # Launches are chosen for two bytes a number: shared memory has no room for as many steps of four.
         "num_stages": launch.stages if x_NI.element_size() <= 2 else max(1, launch.stages // 2),
     }
+
+
+def cut_constants(form: Form, launch: Launch) -> dict[str, Any]:
+    """Return what a kernel is compiled for, whatever the tokens."""
+    inputs = GROUP if form == "int4" else launch.inputs
+    return {"FORM": form, "TOKENS": launch.tokens, "OUTPUTS": launch.outputs, "INPUTS": inputs}

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from models.gpu.product import Launch, constants, grouped_product, multiply, pointers
+from models.gpu.product import Launch, constants, grouped_product, multiply, tile_of
 from models.gpu.tiles import tile_table
 from models.gpu.weight import GpuWeight
 
@@ -48,13 +48,10 @@ def gate_up_kernel(
     IS_NATIVE: tl.constexpr,
 ):
     """Write silu(gate(x)) * up(x) for every tile, whose weights are [2 · inner, width]."""
-    line_ptr = tiles_ptr + tl.program_id(0) * 4
-    first, count = tl.load(line_ptr + 2), tl.load(line_ptr + 3)
-    values_ptr, scale_ptr = pointers(line_ptr, x_ptr, FORM)
+    values_ptr, scale_ptr, tokens, is_token = tile_of(tiles_ptr, x_ptr, FORM, TOKENS)
     rows = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
-    tokens = tl.arange(0, TOKENS)
-    is_row, is_token = rows < inner, tokens < count
-    x_ptrs = x_ptr + (first + tokens)[None, :] * width
+    is_row = rows < inner
+    x_ptrs = x_ptr + tokens[None, :] * width
     gate = tl.zeros((OUTPUTS, TOKENS), dtype=tl.float32)
     up = tl.zeros((OUTPUTS, TOKENS), dtype=tl.float32)
     for start in range(0, width, INPUTS):
@@ -70,7 +67,7 @@ def gate_up_kernel(
         gate *= tl.load(scale_ptr + rows, mask=is_row, other=0.0)[:, None]
         up *= tl.load(scale_ptr + inner + rows, mask=is_row, other=0.0)[:, None]
     mixed = tl.trans(gate * tl.sigmoid(gate) * up)
-    out_ptrs = out_ptr + (first + tokens)[:, None] * inner + rows[None, :]
+    out_ptrs = out_ptr + tokens[:, None] * inner + rows[None, :]
     tl.store(out_ptrs, mixed.to(out_ptr.dtype.element_ty), mask=is_token[:, None] & is_row[None, :])
 
 

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.linear.quantization import quantize_int8
+
 Form = Literal["plain", "int8", "fp8", "int4"]
 
 GROUP = 128
@@ -24,7 +26,7 @@ GROUP = 128
 _HALF = GROUP // 2
 _ALIGNMENT = 16
 _MIDDLE = 8
-_LARGEST_INT8, _LARGEST_E4M3 = 127.0, 448.0
+_LARGEST_E4M3 = 448.0
 # Parts of the largest weight of a group that the code 7 is tried for.
 _RANGES = (1.0, 0.92, 0.84, 0.76)
 # Weights rounded at once: what that needs in float32 stays below 0.6 GB.
@@ -90,12 +92,13 @@ def int8(codes_OI: Tensor, scale_O: Tensor) -> GpuWeight:
         codes_OI: [O, I] int8.
         scale_O: [O], in any floating dtype.
     """
-    return GpuWeight("int8", codes_OI.contiguous(), scale_O.float().contiguous(), codes_OI.shape[1])
+    return _scaled_by_output("int8", codes_OI, scale_O)
 
 
 def round_int8(weight_OI: Tensor) -> GpuWeight:
     """Round each output's weights [O, I] to 255 even steps, the largest of them being the last step."""
-    return _round_by_output(weight_OI, torch.int8, _LARGEST_INT8)
+    rounded = quantize_int8(weight_OI)
+    return int8(rounded.codes_OI, rounded.scale_O)
 
 
 def fp8(values_OI: Tensor, scale_O: Tensor) -> GpuWeight:
@@ -105,25 +108,24 @@ def fp8(values_OI: Tensor, scale_O: Tensor) -> GpuWeight:
         values_OI: [O, I] float8_e4m3fn.
         scale_O: [O], in any floating dtype.
     """
-    return GpuWeight("fp8", values_OI.contiguous(), scale_O.float().contiguous(), values_OI.shape[1])
+    return _scaled_by_output("fp8", values_OI, scale_O)
 
 
 def round_fp8(weight_OI: Tensor) -> GpuWeight:
     """Round a weight [O, I] to e4m3, the largest of each output's weights to e4m3's largest number."""
-    return _round_by_output(weight_OI, torch.float8_e4m3fn, _LARGEST_E4M3)
-
-
-def _round_by_output(weight_OI: Tensor, dtype: torch.dtype, largest: float) -> GpuWeight:
     largest_O = weight_OI.abs().amax(1).float().clamp_min(torch.finfo(torch.float32).tiny)
-    scale_O = largest_O / largest
-    values_OI = torch.empty(weight_OI.shape, dtype=dtype, device=weight_OI.device)
+    scale_O = largest_O / _LARGEST_E4M3
+    values_OI = torch.empty(weight_OI.shape, dtype=torch.float8_e4m3fn, device=weight_OI.device)
     num_rows = _rows_at_once(weight_OI)
     parts = (each.split(num_rows) for each in (weight_OI, scale_O, values_OI))
     for part_OI, part_O, out_OI in zip(*parts, strict=True):
         # A quotient may exceed the largest number by its own rounding, which e4m3 would make a NaN.
-        quotient_OI = (part_OI.float() / part_O[:, None]).clamp_(-largest, largest)
-        out_OI.copy_(quotient_OI.round_() if dtype == torch.int8 else quotient_OI)
-    return GpuWeight("int8" if dtype == torch.int8 else "fp8", values_OI, scale_O, weight_OI.shape[1])
+        out_OI.copy_((part_OI.float() / part_O[:, None]).clamp_(-_LARGEST_E4M3, _LARGEST_E4M3))
+    return fp8(values_OI, scale_O)
+
+
+def _scaled_by_output(form: Form, values_OI: Tensor, scale_O: Tensor) -> GpuWeight:
+    return GpuWeight(form, values_OI.contiguous(), scale_O.float().contiguous(), values_OI.shape[1])
 
 
 def int4(codes_OI: Tensor, scale_OG: Tensor) -> GpuWeight:

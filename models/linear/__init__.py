@@ -18,8 +18,6 @@ from torch import Tensor
 from models.arena import Arena
 from models.cpu.weight import Weight, copy_weight, is_int8_supported, is_supported
 from models.gpu.device import is_supported as is_gpu_supported
-from models.gpu.linear import GpuLinear
-from models.gpu.weight import round_weight
 from models.linear import int4, int8, onednn
 from models.linear.dequantized import DequantizedInt4, DequantizedInt8
 from models.linear.linear import Linear
@@ -70,6 +68,9 @@ def pack_linear(weight_OI: Tensor, quantize: Quantization | None = None, arena: 
         BadConfig: nothing multiplies weights rounded so on that device.
     """
     if quantize and is_gpu_supported(weight_OI.device):
+        from models.gpu.linear import GpuLinear  # these build on `quantization`
+        from models.gpu.weight import round_weight
+
         return GpuLinear(round_weight(weight_OI, quantize))
     if quantize == "fp8":
         raise BadConfig(f"expected a Hopper GPU for fp8, found {weight_OI.device}: quantize to int8 or int4 there")
