@@ -181,7 +181,7 @@ class Forward:
             interleaved=config.rope_interleaved,
             norm_eps=config.norm_eps if rotates and config.qk_norm else None,
         )
-        return layer.attention.o(attend_paged(q_THC, keys, values, seen.tiles).flatten(1))
+        return layer.attention.o(attend_paged(q_THC, keys, values, seen.pages).flatten(1))
 
     def _feed_forward(self, index: int, layer: DecoderLayer, hidden_TD: Tensor) -> Generator[None, None, Tensor]:
         if layer.gate_ED is None:

@@ -1,4 +1,4 @@
-"""What the tokens of a step see of the cache, as a GPU's attention kernels read it: by tiles of consecutive slots."""
+"""What the tokens of a step see of the cache, as a GPU's attention kernels read it: page by page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.config import ModelConfig
-from models.gpu.attention_tiles import AttentionTiles, Reader, cut
+from models.gpu.attention_pages import AttentionPages, Reader, list_pages
 from router.seen import Place, own_slots
 
 
@@ -19,7 +19,7 @@ class GpuReading:
 
     slots_T: Tensor
     """[T] int64: where each token's own keys and values go."""
-    tiles: AttentionTiles
+    pages: AttentionPages
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +35,10 @@ class GpuLook:
                 place.row,
                 place.high - place.low,
                 place.low + 1 - place.first,
-                place.table.pieces(place.first, place.high),
+                place.table.pages_of(place.first, place.high),
             )
             for place in places
         ]
-        groups = self.config.num_kv_heads
-        tiles = cut(readers, self.config.num_heads // groups, groups, device)
-        return GpuReading(own_slots(places, device), tiles)
+        groups, page_tokens = self.config.num_kv_heads, places[0].table.page_tokens
+        pages = list_pages(readers, page_tokens, self.config.num_heads // groups, groups, device)
+        return GpuReading(own_slots(places, device), pages)

@@ -7,6 +7,6 @@ product    the inner loop, and products of many weights in one launch
 swiglu     whole SwiGLU blocks, many in two launches
 linear     a weight that stays, as every other form of one
 launches   how these are cut
-attention, attention_tiles    attention over the paged cache, and how it is cut
+attention, attention_pages    attention over the paged cache, and what of it is read
 compilation    what all of it becomes for a card that is not there
 """

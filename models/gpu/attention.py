@@ -5,8 +5,8 @@
               the keys they see; its softmax is kept as output and log-sum-exp
     merge     joins the parts, where there are several: few tokens over many keys would else leave most of a card idle
 
-Nobody reads what nobody sees: which slots those are comes as a table of tiles of consecutive slots
-(`attention_tiles`), so that local layers read their chunk and global layers all, in pages of any size.
+Nobody reads what nobody sees: which slots those are comes as a list of pages (`attention_pages`), so that local layers
+read their chunk and global layers all, in pages of any size.
 
 Source: Dao 2023 (FlashAttention-2); Dao et al. 2023 (Flash-Decoding).
 """
@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from models.gpu.attention_tiles import KEYS, AttentionTiles
+from models.gpu.attention_pages import KEYS, AttentionPages
 from models.gpu.dot import dot
 
 _LEAST_ROWS = 16
@@ -33,7 +33,7 @@ def place_kernel(
     qkv_ptr,  # [T, H + 2G, HEAD]
     turns_ptr,  # [T, HEAD / 2, 2] float32: cosine and sine
     temperature_ptr,  # [T] float32
-    slots_ptr,  # [T] int64
+    slots_ptr,  # [T] integers; below 0: the cache takes nothing of this token
     q_ptr,  # [T, H, HEAD]
     keys_ptr,  # [slots, G, HEAD]
     values_ptr,  # [slots, G, HEAD]
@@ -75,13 +75,12 @@ def place_kernel(
         tl.store(out_ptr + first, a)
         tl.store(out_ptr + second, b)
     else:
-        slot = tl.load(slots_ptr + token)
+        slot = tl.load(slots_ptr + token).to(tl.int64)
         if head < num_heads + num_groups:
             out_ptr = keys_ptr + (slot * num_groups + head - num_heads) * HEAD
-            tl.store(out_ptr + first, a)
-            tl.store(out_ptr + second, b)
         else:
             out_ptr = values_ptr + (slot * num_groups + head - num_heads - num_groups) * HEAD
+        if slot >= 0:
             tl.store(out_ptr + first, a)
             tl.store(out_ptr + second, b)
 
@@ -91,8 +90,8 @@ def attend_kernel(
     q_ptr,  # [T, H, HEAD]
     keys_ptr,  # [slots, G, HEAD]
     values_ptr,  # [slots, G, HEAD]
-    query_tiles_ptr,  # [Q, 5] int32
-    key_tiles_ptr,  # [N, 3] int32
+    queries_ptr,  # [Q, 4] int32: see `AttentionPages`
+    pages_ptr,  # [P] int32
     out_ptr,  # [T, H, HEAD]; of several splits [splits, T, H, HEAD] float32
     lse_ptr,  # [splits, T, H] float32, to the base 2
     scale,  # of scores, times log2(e)
@@ -102,14 +101,19 @@ def attend_kernel(
     PER_GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
+    PAGE: tl.constexpr,
     SPLITS: tl.constexpr,
     IS_NATIVE: tl.constexpr,
 ):
     """Attend with some tokens' queries of one group of heads over one part of the keys they see."""
-    tile_ptr = query_tiles_ptr + tl.program_id(0) * 5
+    query_ptr = queries_ptr + tl.program_id(0) * 4
     group, split = tl.program_id(1), tl.program_id(2)
-    first_row, num_tokens, first_sees = tl.load(tile_ptr), tl.load(tile_ptr + 1), tl.load(tile_ptr + 2)
-    first_tile, num_tiles = tl.load(tile_ptr + 3), tl.load(tile_ptr + 4)
+    first_row, num_tokens = tl.load(query_ptr), tl.load(query_ptr + 1)
+    first_sees, first_page = tl.load(query_ptr + 2), tl.load(query_ptr + 3)
+    if num_tokens == 0:
+        return
+    num_keys = first_sees + num_tokens - 1
+    num_tiles = tl.cdiv(num_keys, KEYS)
     rows, sizes, keys = tl.arange(0, ROWS), tl.arange(0, HEAD), tl.arange(0, KEYS)
     tokens, heads = rows // PER_GROUP, group * PER_GROUP + rows % PER_GROUP
     is_row, sees = tokens < num_tokens, first_sees + tokens
@@ -120,13 +124,13 @@ def attend_kernel(
     total = tl.zeros((ROWS,), dtype=tl.float32)
     mixed = tl.zeros((ROWS, HEAD), dtype=tl.float32)
     for tile in range(num_tiles * split // SPLITS, num_tiles * (split + 1) // SPLITS):
-        key_tile_ptr = key_tiles_ptr + (first_tile + tile) * 3
-        slot, count, position = tl.load(key_tile_ptr), tl.load(key_tile_ptr + 1), tl.load(key_tile_ptr + 2)
-        is_key = keys < count
-        starts = ((slot + keys).to(tl.int64) * num_groups + group) * HEAD
+        positions = tile * KEYS + keys
+        is_key = positions < num_keys
+        page = tl.load(pages_ptr + first_page + positions // PAGE, mask=is_key, other=0).to(tl.int64)
+        starts = ((page * PAGE + positions % PAGE) * num_groups + group) * HEAD
         key = tl.load(keys_ptr + starts[None, :] + sizes[:, None], mask=is_key[None, :], other=0.0)
         scores = dot(q, key, tl.zeros((ROWS, KEYS), dtype=tl.float32), IS_NATIVE) * scale
-        is_seen = is_key[None, :] & ((position + keys)[None, :] < sees[:, None])
+        is_seen = is_key[None, :] & (positions[None, :] < sees[:, None])
         scores = tl.where(is_seen, scores, float("-inf"))
         new_largest = tl.maximum(largest, tl.max(scores, 1))
         # A row that has seen nothing yet: -inf less -inf would be no number.
@@ -187,7 +191,7 @@ def place(
         qkv_TC: [T, (H + 2G) · C], queries, keys and values of every token.
         turns: [T, 1, C/2] complex64, `RotaryEmbedding.turns`; None in layers that do not rotate.
         temperature_T: [T, 1, 1] float32 for queries of layers that do not rotate; None: none.
-        slots_T: [T] int64, where each token's own go.
+        slots_T: [T] int32 or int64, where each token's own go; below 0: nowhere.
         keys: [slots, G, C], contiguous.
         values: [slots, G, C], contiguous.
         interleaved: how pairs lie that are rotated.
@@ -220,14 +224,14 @@ def place(
     return q_THC
 
 
-def attend(q_THC: Tensor, keys: Tensor, values: Tensor, tiles: AttentionTiles) -> Tensor:
+def attend(q_THC: Tensor, keys: Tensor, values: Tensor, reading: AttentionPages) -> Tensor:
     """Return the attention [T, H, C] of every token over what it sees.
 
     Args:
         q_THC: [T, H, C], contiguous, as `place` returns it.
         keys: [slots, G, C], contiguous.
         values: [slots, G, C], contiguous.
-        tiles: of the step, in layers of this kind.
+        reading: of the step, in layers of this kind. Rows that no tile has are left as they come.
     """
     assert all(each.is_contiguous() for each in (q_THC, keys, values))
     num_tokens, num_heads, size = q_THC.shape
@@ -235,17 +239,17 @@ def attend(q_THC: Tensor, keys: Tensor, values: Tensor, tiles: AttentionTiles) -
     per_group = num_heads // num_groups
     out_THC = torch.empty_like(q_THC)
     parts, lse = out_THC, out_THC
-    if tiles.splits > 1:
-        parts = torch.empty(tiles.splits, *q_THC.shape, dtype=torch.float32, device=q_THC.device)
-        lse = torch.empty(tiles.splits, num_tokens, num_heads, dtype=torch.float32, device=q_THC.device)
-    rows = max(_LEAST_ROWS, triton.next_power_of_2(tiles.tokens * per_group))
+    if reading.splits > 1:
+        parts = torch.empty(reading.splits, *q_THC.shape, dtype=torch.float32, device=q_THC.device)
+        lse = torch.empty(reading.splits, num_tokens, num_heads, dtype=torch.float32, device=q_THC.device)
+    rows = max(_LEAST_ROWS, triton.next_power_of_2(reading.tokens * per_group))
     with torch.cuda.device_of(q_THC):
-        attend_kernel[(tiles.queries.shape[0], num_groups, tiles.splits)](
+        attend_kernel[(reading.queries.shape[0], num_groups, reading.splits)](
             q_THC,
             keys,
             values,
-            tiles.queries,
-            tiles.keys,
+            reading.queries,
+            reading.pages,
             parts,
             lse,
             size**-0.5 * _LOG2_E,
@@ -255,12 +259,13 @@ def attend(q_THC: Tensor, keys: Tensor, values: Tensor, tiles: AttentionTiles) -
             PER_GROUP=per_group,
             ROWS=rows,
             KEYS=KEYS,
-            SPLITS=tiles.splits,
+            PAGE=reading.page_tokens,
+            SPLITS=reading.splits,
             IS_NATIVE=q_THC.is_cuda,
             num_warps=4,
             num_stages=2,
         )
-        if tiles.splits > 1:
+        if reading.splits > 1:
             lines = num_tokens * num_heads
-            merge_kernel[(lines,)](parts, lse, out_THC, lines, HEAD=size, SPLITS=tiles.splits, num_warps=1)
+            merge_kernel[(lines,)](parts, lse, out_THC, lines, HEAD=size, SPLITS=reading.splits, num_warps=1)
     return out_THC

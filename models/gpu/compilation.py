@@ -28,7 +28,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from models.gpu.attention import attend_kernel, merge_kernel, place_kernel
-from models.gpu.attention_tiles import KEYS
+from models.gpu.attention_pages import KEYS
 from models.gpu.launches import down_launch, gate_up_launch
 from models.gpu.product import cut_constants, grouped_product_kernel
 from models.gpu.swiglu import gate_up_kernel
@@ -41,7 +41,7 @@ _TOOLS = Path(triton.backends.nvidia.__file__).parent / "bin"
 _RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
 _TOOL_S = 60
 _SCOUT_HEADS = {"HEAD": 128, "PER_GROUP": 5}
-_PARTS = 8
+_PARTS, _PAGE = 8, 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,9 +100,9 @@ def expert_cases(most_tokens: Sequence[int] = TOKENS) -> Iterator[Case]:
 def attention_cases() -> Iterator[Case]:
     """Yield attention with Scout's heads: a prompt's tokens, and lone ones over many keys."""
     types = dict.fromkeys(("q_ptr", "keys_ptr", "values_ptr"), "*bf16")
-    tables = {"query_tiles_ptr": "*i32", "key_tiles_ptr": "*i32", "lse_ptr": "*fp32", "scale": "fp32"}
+    tables = {"queries_ptr": "*i32", "pages_ptr": "*i32", "lse_ptr": "*fp32", "scale": "fp32"}
     for of, rows, splits, out in (("prompts", 64, 1, "*bf16"), ("lone tokens", 16, _PARTS, "*fp32")):
-        constants = _SCOUT_HEADS | {"ROWS": rows, "KEYS": KEYS, "SPLITS": splits, "IS_NATIVE": True}
+        constants = _SCOUT_HEADS | {"ROWS": rows, "KEYS": KEYS, "PAGE": _PAGE, "SPLITS": splits, "IS_NATIVE": True}
         pointers = types | tables | {"out_ptr": out}
         yield Case(kernel=attend_kernel, of=of, types=pointers, constants=constants, warps=4, stages=2)
     parts = {"parts_ptr": "*fp32", "lse_ptr": "*fp32", "out_ptr": "*bf16"}

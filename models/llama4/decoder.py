@@ -14,7 +14,7 @@ from models.arena import Arena
 from models.config import ModelConfig
 from models.cpu import attention as cpu_attention
 from models.cpu.attention import AttentionKernel, LayerTensors
-from models.gpu import attention_tiles as gpu_attention
+from models.gpu import attention_pages as gpu_attention
 from models.linear import (
     Int4Weight,
     Linear,

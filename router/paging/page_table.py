@@ -11,6 +11,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 
+import numpy as np
+
 
 class PageTable:
     """Where a sequence's tokens are.
@@ -98,6 +100,13 @@ class PageTable:
         slot, length = pieces[-1]
         pieces[-1] = (slot, length - -stop % size)
         return pieces
+
+    def pages_of(self, start: int, stop: int) -> np.ndarray:
+        """Return the pages [pages] int32 that hold positions [start, stop), in order."""
+        if start >= stop:
+            return np.empty(0, dtype=np.int32)
+        ranges = self._ranges(start // self.page_tokens, -(-stop // self.page_tokens))
+        return np.concatenate([np.arange(*run, dtype=np.int32) for run in ranges])
 
     def pages(self) -> list[int]:
         """Return every page held, in order."""

@@ -85,3 +85,5 @@ def test_every_view_of_a_table_tells_the_same(pages, first, data):
     pieces = made.pieces(start, stop)
     assert [slot for begin, length in pieces for slot in range(begin, begin + length)] == expected
     assert all(begin + length != after for (begin, length), (after, _) in pairwise(pieces))
+    held = dict.fromkeys(pages[position // 3 - first] for position in range(start, stop))
+    assert made.pages_of(start, stop).tolist() == list(held)
