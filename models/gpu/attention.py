@@ -157,21 +157,19 @@ def merge_kernel(
     lse_ptr,  # [splits, lines] float32, to the base 2
     out_ptr,  # [lines, HEAD]
     num_lines,
+    num_splits,
     HEAD: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
     """Join the parts of one token's head: outputs add up weighted by 2 ** lse."""
-    line, sizes = tl.program_id(0).to(tl.int64), tl.arange(0, HEAD)
-    largest = float("-inf")
-    for split in range(SPLITS):
-        largest = tl.maximum(largest, tl.load(lse_ptr + split * num_lines + line))
-    total = 0.0
-    mixed = tl.zeros((HEAD,), dtype=tl.float32)
-    for split in range(SPLITS):
-        weight = tl.exp2(tl.load(lse_ptr + split * num_lines + line) - largest)
-        mixed += weight * tl.load(parts_ptr + (split * num_lines + line) * HEAD + sizes)
-        total += weight
-    tl.store(out_ptr + line * HEAD + sizes, (mixed / total).to(out_ptr.dtype.element_ty))
+    line, sizes, splits = tl.program_id(0).to(tl.int64), tl.arange(0, HEAD), tl.arange(0, SPLITS)
+    is_part = splits < num_splits
+    lse = tl.load(lse_ptr + splits * num_lines + line, mask=is_part, other=float("-inf"))
+    weights = tl.exp2(lse - tl.max(lse))
+    lines = (splits * num_lines).to(tl.int64) + line
+    parts = tl.load(parts_ptr + lines[:, None] * HEAD + sizes[None, :], mask=is_part[:, None], other=0.0)
+    mixed = tl.sum(parts * weights[:, None], axis=0) / tl.sum(weights)
+    tl.store(out_ptr + line * HEAD + sizes, mixed.to(out_ptr.dtype.element_ty))
 
 
 def place(
@@ -267,5 +265,6 @@ def attend(q_THC: Tensor, keys: Tensor, values: Tensor, reading: AttentionPages)
         )
         if reading.splits > 1:
             lines = num_tokens * num_heads
-            merge_kernel[(lines,)](parts, lse, out_THC, lines, HEAD=size, SPLITS=reading.splits, num_warps=1)
+            splits = triton.next_power_of_2(reading.splits)
+            merge_kernel[(lines,)](parts, lse, out_THC, lines, reading.splits, HEAD=size, SPLITS=splits, num_warps=4)
     return out_THC

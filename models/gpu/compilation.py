@@ -31,6 +31,8 @@ from models.gpu.attention import attend_kernel, merge_kernel, place_kernel
 from models.gpu.attention_pages import KEYS
 from models.gpu.launches import down_launch, gate_up_launch
 from models.gpu.product import cut_constants, grouped_product_kernel
+from models.gpu.residual import add_norm_kernel
+from models.gpu.route import route_kernel
 from models.gpu.swiglu import gate_up_kernel
 from models.gpu.weight import Form
 
@@ -41,7 +43,7 @@ _TOOLS = Path(triton.backends.nvidia.__file__).parent / "bin"
 _RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
 _TOOL_S = 60
 _SCOUT_HEADS = {"HEAD": 128, "PER_GROUP": 5}
-_PARTS, _PAGE = 8, 16
+_PARTS, _PAGE, _WIDTH = 8, 16, 8192
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,13 +108,29 @@ def attention_cases() -> Iterator[Case]:
         pointers = types | tables | {"out_ptr": out}
         yield Case(kernel=attend_kernel, of=of, types=pointers, constants=constants, warps=4, stages=2)
     parts = {"parts_ptr": "*fp32", "lse_ptr": "*fp32", "out_ptr": "*bf16"}
-    yield Case(kernel=merge_kernel, of="parts", types=parts, constants={"HEAD": 128, "SPLITS": _PARTS}, warps=1)
+    yield Case(kernel=merge_kernel, of="parts", types=parts, constants={"HEAD": 128, "SPLITS": _PARTS}, warps=4)
     for rotates in (True, False):
         flags = {"ROTATES": rotates, "IS_INTERLEAVED": True, "NORMS": rotates, "HAS_TEMPERATURE": not rotates}
         pointers = types | {"qkv_ptr": "*bf16", "turns_ptr": "*fp32", "temperature_ptr": "*fp32"}
         of = "local layers" if rotates else "global layers"
         pointers |= {"slots_ptr": "*i64", "eps": "fp32"}
         yield Case(kernel=place_kernel, of=of, types=pointers, constants={"HEAD": 128, **flags}, warps=1)
+
+
+def step_cases() -> Iterator[Case]:
+    """Yield what a decode step does between its products, for Scout and Maverick."""
+    rows = dict.fromkeys(("hidden_ptr", "base_ptr", "outputs_ptr", "weight_ptr", "gate_ptr"), "*bf16")
+    rows |= {"rows_ptr": "*i32", "new_hidden_ptr": "*bf16", "normed_ptr": "*bf16", "logits_ptr": "*fp32", "eps": "fp32"}
+    for of, choices, experts in (("before attention", 1, 0), ("before experts", 0, 4)):
+        constants = {"HAS_BASE": True, "CHOICES": choices, "EXPERTS": experts, "WIDTH": _WIDTH}
+        yield Case(kernel=add_norm_kernel, of=of, types=rows, constants=constants, warps=8)
+    pointers = {"logits_ptr": "*fp32", "normed_ptr": "*bf16", "x_ptr": "*bf16"}
+    pointers |= dict.fromkeys(("count_ptr", "rows_ptr"), "*i32")
+    pointers |= dict.fromkeys(("experts_ptr", "gate_up_tiles_ptr", "down_tiles_ptr"), "*i64")
+    for tokens, experts in ((1, 16), (64, 16), (64, 128), (128, 128)):
+        constants = {"CHOICES": 1, "TILE": 16, "TOKENS": tokens, "EXPERTS": experts, "TILES": 256, "WIDTH": _WIDTH}
+        of = f"{tokens} tokens, {experts} experts"
+        yield Case(kernel=route_kernel, of=of, types=pointers, constants=constants, warps=8)
 
 
 def compile_case(case: Case) -> Compiled:
@@ -162,7 +180,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="that one weight meets at most (all)")
     spills = False
-    for case in (*expert_cases(parser.parse_args().tokens), *attention_cases()):
+    for case in (*expert_cases(parser.parse_args().tokens), *attention_cases(), *step_cases()):
         compiled = compile_case(case)
         print(json.dumps(asdict(compiled)), flush=True)
         spills |= compiled.stack_bytes > 0

@@ -40,3 +40,13 @@ def down_launch(form: Form, most_tokens: int) -> Launch:
     if most_tokens <= 64:
         return Launch(tokens=64, outputs=64)
     return Launch(tokens=128, outputs=128, inputs=64, warps=8)
+
+
+def decode_tile(num_choices: int, num_experts: int) -> int:
+    """Return the tokens of a tile where so many choices fall on so many experts, nobody on the host knows how.
+
+    Large enough that hardly an expert's tokens take two tiles, and its weights two readings; no larger, because what is
+    not there is multiplied, too.
+    """
+    expected = num_choices / num_experts
+    return 16 if expected <= 6 else 32 if expected <= 16 else 64

@@ -202,7 +202,7 @@ def tile_of(tiles_ptr, x_ptr, FORM: tl.constexpr, TOKENS: tl.constexpr):
         x_ptr: to tokens, whose dtype plain weights have.
 
     Returns:
-        Pointers to the weight and its scales; [TOKENS] int64, the tile's rows of tokens; whether there are such.
+        Pointers to the weight and its scales; [TOKENS] int64, the tile's rows of tokens; how many there are.
     """
     line_ptr = tiles_ptr + tl.program_id(0) * _FIELDS
     values, scale = tl.load(line_ptr), tl.load(line_ptr + 1)
@@ -218,8 +218,7 @@ def tile_of(tiles_ptr, x_ptr, FORM: tl.constexpr, TOKENS: tl.constexpr):
         else:
             values_ptr = values.to(tl.pointer_type(x_ptr.dtype.element_ty))
         scale_ptr = scale.to(tl.pointer_type(tl.float32))
-    tokens = tl.arange(0, TOKENS)
-    return values_ptr, scale_ptr, first + tokens, tokens < count
+    return values_ptr, scale_ptr, first + tl.arange(0, TOKENS), count
 
 
 @triton.jit
@@ -237,7 +236,10 @@ def grouped_product_kernel(
     IS_NATIVE: tl.constexpr,
 ):
     """Write tokens · weightᵀ for every tile."""
-    values_ptr, scale_ptr, tokens, is_token = tile_of(tiles_ptr, x_ptr, FORM, TOKENS)
+    values_ptr, scale_ptr, tokens, count = tile_of(tiles_ptr, x_ptr, FORM, TOKENS)
+    if count == 0:
+        return
+    is_token = tl.arange(0, TOKENS) < count
     rows = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
     is_row = rows < num_rows
     x_ptrs = x_ptr + tokens[None, :] * width

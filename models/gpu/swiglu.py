@@ -48,7 +48,10 @@ def gate_up_kernel(
     IS_NATIVE: tl.constexpr,
 ):
     """Write silu(gate(x)) * up(x) for every tile, whose weights are [2 · inner, width]."""
-    values_ptr, scale_ptr, tokens, is_token = tile_of(tiles_ptr, x_ptr, FORM, TOKENS)
+    values_ptr, scale_ptr, tokens, count = tile_of(tiles_ptr, x_ptr, FORM, TOKENS)
+    if count == 0:
+        return
+    is_token = tl.arange(0, TOKENS) < count
     rows = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
     is_row = rows < inner
     x_ptrs = x_ptr + tokens[None, :] * width

@@ -18,6 +18,11 @@ from models.gpu.weight import GpuWeight
 FIELDS = 4
 
 
+def addresses(weight: GpuWeight) -> tuple[int, int]:
+    """Return where a weight and its scales lie; 0: there are no scales."""
+    return weight.values.data_ptr(), 0 if weight.scale is None else weight.scale.data_ptr()
+
+
 def tile_table(weights: Sequence[GpuWeight], token_counts: Sequence[int], most_tokens: int) -> Tensor:
     """Return the table [tiles, 4] int64 for tokens sorted by weight, on the weights' device.
 
@@ -29,9 +34,8 @@ def tile_table(weights: Sequence[GpuWeight], token_counts: Sequence[int], most_t
     lines: list[tuple[int, int, int, int]] = []
     start = 0
     for weight, count in zip(weights, token_counts, strict=True):
-        values, scale = weight.values.data_ptr(), 0 if weight.scale is None else weight.scale.data_ptr()
         lines += [
-            (values, scale, first, min(most_tokens, start + count - first))
+            (*addresses(weight), first, min(most_tokens, start + count - first))
             for first in range(start, start + count, most_tokens)
         ]
         start += count
@@ -40,3 +44,22 @@ def tile_table(weights: Sequence[GpuWeight], token_counts: Sequence[int], most_t
     if device.type == "cpu":
         return table
     return table.pin_memory().to(device, non_blocking=True)
+
+
+def tile_table_of(addresses_E2: Tensor, counts_E: Tensor, most_tokens: int, num_tiles: int) -> Tensor:
+    """Return `tile_table` for counts that only the device knows, filled up with tiles of no rows.
+
+    Args:
+        addresses_E2: [E, 2] int64, see `addresses`.
+        counts_E: [E] int64.
+        most_tokens: of one tile.
+        num_tiles: lines of the table; enough.
+    """
+    tiles_E, stop_E = (counts_E + most_tokens - 1) // most_tokens, counts_E.cumsum(0)
+    stop_tile_E = tiles_E.cumsum(0)
+    tile_L = torch.arange(num_tiles, device=counts_E.device)
+    expert_L = torch.searchsorted(stop_tile_E, tile_L, right=True).clamp_(max=counts_E.shape[0] - 1)
+    first_L = (stop_E - counts_E)[expert_L] + (tile_L - (stop_tile_E - tiles_E)[expert_L]) * most_tokens
+    # Beyond the last tile, as much as the last expert lacks: nothing.
+    count_L = (stop_E[expert_L] - first_L).clamp_(0, most_tokens)
+    return torch.cat((addresses_E2[expert_L], first_L[:, None], count_L[:, None]), dim=1)
