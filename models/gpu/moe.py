@@ -76,14 +76,14 @@ class ResidentExperts:
         counts_E = ids_N.new_zeros(self.num_experts).scatter_add_(0, ids_N, torch.ones_like(ids_N))
         scores_N1 = scores_TK.reshape(-1, 1).index_select(0, slots_N)
         x_ND = normed_TD.index_select(0, slots_N // self.num_choices) * scores_N1
-        # The most that one expert may get is all of them; how to cut is chosen for what it will probably get.
+        # One of them may get all; how to cut is chosen for what it will probably get.
         expected = -(-2 * len(ids_N) // self.num_experts)
-        launches = gate_up_launch(self.like.gate_up.form, expected), down_launch(self.like.down.form, expected)
-        tables = (
+        gate_up, down = gate_up_launch(self.like.gate_up.form, expected), down_launch(self.like.down.form, expected)
+        gate_up_tiles, down_tiles = (
             tile_table_of(each, counts_E, launch.tokens, most_tiles(len(ids_N), self.num_experts, launch.tokens))
-            for each, launch in zip(self.experts.split(2, dim=1), launches, strict=True)
+            for each, launch in zip(self.experts.split(2, dim=1), (gate_up, down), strict=True)
         )
-        return swiglu(x_ND, SwigluPlan(self.like, *tables, *launches)), slots_N
+        return swiglu(x_ND, SwigluPlan(self.like, gate_up_tiles, down_tiles, gate_up, down)), slots_N
 
 
 class DecodeExperts:
@@ -110,9 +110,10 @@ class DecodeExperts:
                 torch.cat((table, _shifted(tile_table([weight], [num_tokens], tile), self._num_choices)))
                 for table, weight in ((gate_up, shared.gate_up), (down, shared.down))
             )
-        launches = gate_up_launch(experts.like.gate_up.form, tile), down_launch(experts.like.down.form, tile)
+        like = experts.like
+        launches = gate_up_launch(like.gate_up.form, tile), down_launch(like.down.form, tile)
         assert all(launch.tokens == tile for launch in launches)
-        self._plan = SwigluPlan(experts.like, gate_up, down, *launches)
+        self._plan = SwigluPlan(like, gate_up, down, *launches)
 
     def __call__(
         self, hidden_TD: Tensor, addend: Addend, norm_D: Tensor, eps: float, gate_ED: Tensor, num_there: Tensor

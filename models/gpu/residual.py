@@ -1,7 +1,7 @@
 """The residual stream on a GPU, between two blocks: add what the last one gave, normalise, ask the gate; one launch.
 
-Operator by operator this is five to eight launches, and a launch of a few microseconds costs a decode step more than the
-bytes it moves.
+Operator by operator this is five to eight launches, and a launch of a few microseconds costs a decode step more than
+the bytes it moves.
 
 A program holds one token's row. Where there is a gate, several programs share a token: each adds and normalises for
 itself, which costs less than another launch, and asks the gate about some experts.

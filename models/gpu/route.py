@@ -23,7 +23,7 @@ _FIELDS = tl.constexpr(FIELDS)
 
 def can_route(num_tokens: int, num_experts: int) -> bool:
     """Tell whether so many answers are few enough."""
-    return triton.next_power_of_2(num_tokens) * triton.next_power_of_2(num_experts) <= _MOST_ANSWERS
+    return bool(triton.next_power_of_2(num_tokens) * triton.next_power_of_2(num_experts) <= _MOST_ANSWERS)
 
 
 def most_tiles(num_choices: int, num_experts: int, tile_tokens: int) -> int:
