@@ -30,6 +30,7 @@ from router.overlap import Overlap
 from router.paging.blocks import BlockChain
 from router.paging.paged_kv import PagedKv
 from router.request import Ended, EngineLoad, GenerationRequest
+from router.resident import record_steps, resident_experts
 from router.sampling import SamplingState
 from router.scheduler import Scheduler, Work
 from router.sequence import Emit, Sequence
@@ -87,7 +88,9 @@ class Engine:
         self._longest = min(self.layout.longest_sequence(plan), limits.context_length)
         self._kv = PagedKv(plan)
         self._storage = KvStorage(self.layout, plan, decoder.dtype, decoder.device)
-        self._forward = Forward(decoder, transport, shards, probe=lambda layer, hidden_TD: self._give_sign())
+        resident = resident_experts(decoder, transport)
+        self._forward = Forward(decoder, transport, shards, resident, probe=lambda *layer: self._give_sign())
+        self._graphs = record_steps(decoder, resident, self._storage, self.layout, plan, limits.slots, self._longest)
         self._shards = shards
         self._left_on_shards: list[SequenceSegments] = []
         self._repairs = Repairs(self._kv, limits.step_tokens) if shards is not None else None
@@ -396,13 +399,15 @@ class Engine:
         started_s = time.perf_counter()
         num_generating = sum(not item.sequence.is_prefilling for item in work)
         num_tokens = sum(item.num_tokens for item in work)
-        parts = split([self._span(item) for item in work], self._overlap.num_batches(num_tokens))
-        logits_BV = self._logits(parts)
+        spans = [self._span(item) for item in work]
+        num_batches = 1 if self._graphs else self._overlap.num_batches(num_tokens)
+        if (logits_BV := self._replay(spans)) is None:
+            logits_BV = self._logits(split(spans, num_batches))
         for item in work:
             if item.sequence.segments is not None:
                 item.sequence.segments.num_tokens = item.sequence.num_computed + item.num_tokens
         seconds = time.perf_counter() - started_s
-        self._overlap.observe(num_tokens, len(parts), seconds)
+        self._overlap.observe(num_tokens, num_batches, seconds)
         self._budget.observe(
             num_generating=num_generating,
             num_prompts=self._scheduler.num_prompts,
@@ -410,6 +415,13 @@ class Engine:
             seconds=seconds,
         )
         return logits_BV
+
+    def _replay(self, spans: list[Span]) -> Tensor | None:
+        """Return the logits of a step that was recorded, None if there is no such."""
+        if self._graphs is None:
+            return None
+        self._tiers.save_evicted()  # before the step writes where it was
+        return self._graphs.logits(spans)
 
     def _logits(self, parts: list[list[Span]]) -> Tensor:
         self._tiers.save_evicted()  # before the step writes where it was

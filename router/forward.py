@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -25,6 +26,9 @@ from router.seen import Seen, look_up
 from router.threads import threads_beside, threads_for
 from router.transport.base import Transport
 
+if TYPE_CHECKING:  # Triton: routers on a CPU do not pay for it
+    from models.gpu.moe import ResidentExperts
+
 LayerProbe = Callable[[int, Tensor], None]
 """(layer, residual stream [T, D] after it), for parity tests, and as a sign of life."""
 
@@ -37,6 +41,8 @@ class Forward:
     transport: Transport
     shards: ContextShards | None = None
     """The way to keys and values of global layers that are elsewhere."""
+    resident: Mapping[int, ResidentExperts] = field(default_factory=dict)
+    """Experts by layer that are on the decoder's own GPU: no dispatch is made for them."""
     probe: LayerProbe = field(default=lambda layer, hidden_TD: None)
 
     def look(self, storage: KvStorage) -> Look:
@@ -165,23 +171,11 @@ class Forward:
         seen: GpuReading,
         storage: KvStorage,
     ) -> Tensor:
-        from models.gpu.attention import attend as attend_paged  # Triton: routers on a CPU do not pay for it
-        from models.gpu.attention import place
+        from router.gpu_attention import attend_layer  # Triton: routers on a CPU do not pay for it
 
         assert storage.plain is not None
-        config, (keys, values) = self.decoder.config, storage.plain[index]
-        rotates = index not in config.nope_layers
-        q_THC = place(
-            layer.attention.qkv(hidden_TD),
-            tables.turns if rotates else None,
-            None if rotates else tables.temperature_T,
-            seen.slots_T,
-            keys,
-            values,
-            interleaved=config.rope_interleaved,
-            norm_eps=config.norm_eps if rotates and config.qk_norm else None,
-        )
-        return layer.attention.o(attend_paged(q_THC, keys, values, seen.pages).flatten(1))
+        cache = storage.plain[index]
+        return attend_layer(self.decoder, index, layer, hidden_TD, tables, seen.slots_T, seen.pages, cache)
 
     def _feed_forward(self, index: int, layer: DecoderLayer, hidden_TD: Tensor) -> Generator[None, None, Tensor]:
         if layer.gate_ED is None:
@@ -194,6 +188,9 @@ class Forward:
         self, index: int, layer: DecoderLayer, hidden_TD: Tensor, expert_ids_TK: Tensor, scores_TK: Tensor
     ) -> Generator[None, None, Tensor]:
         assert layer.shared is not None
+        if (resident := self.resident.get(index)) is not None:
+            outputs_ND, slots_N = resident.run(hidden_TD, expert_ids_TK, scores_TK)
+            return combine(layer.shared(hidden_TD), outputs_ND, slots_N, expert_ids_TK.shape[1])
         plan = plan_dispatch(expert_ids_TK, self.transport.assign)
         # The score scales the expert's input, not its output: SwiGLU is not linear (llama-models, llama4/moe.py).
         scores_N1 = scores_TK.reshape(-1, 1).index_select(0, plan.slots_N)
@@ -203,7 +200,7 @@ class Forward:
             with threads_beside(pending.num_neighbours):
                 shared_TD = layer.shared(hidden_TD)  # computed while the dispatch is in flight
             yield
-            return combine(shared_TD, pending.wait(), plan)
+            return combine(shared_TD, pending.wait(), plan.slots_N, plan.num_choices)
         finally:
             pending.give_up()
 

@@ -87,7 +87,8 @@ class Decoder:
         self.has_gpu_kernels = embed_VD.is_cuda and gpu_attention.is_supported(config)
         """Whether attention over the paged cache is a GPU's kernels' (`models.gpu.attention`)."""
         self._embed_VD = embed_VD
-        self._norm_D = norm_D
+        self.norm_D = norm_D
+        """[D], of the norm before the LM head."""
         self._lm_head = lm_head or share_linear(embed_VD)
         self._head_bytes = lm_head.num_bytes if lm_head else 0
 
@@ -111,11 +112,15 @@ class Decoder:
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Return next-token logits [T, V] float32 from the residual stream after the last layer."""
-        return self._lm_head(self.normed(hidden_TD, self._norm_D)).float()
+        return self.head(self.normed(hidden_TD, self.norm_D))
+
+    def head(self, normed_TD: Tensor) -> Tensor:
+        """Return next-token logits [T, V] float32 from what `norm_D` has normalised."""
+        return self._lm_head(normed_TD).float()
 
     def weight_bytes(self) -> int:
         """Return the bytes of distinct weights in memory, as they are held."""
-        ends_bytes = self._embed_VD.nbytes + self._norm_D.nbytes + self._head_bytes
+        ends_bytes = self._embed_VD.nbytes + self.norm_D.nbytes + self._head_bytes
         return ends_bytes + sum(layer.num_bytes for layer in self.layers)
 
 

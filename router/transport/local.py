@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from models.llama4.mlp import Mlp
 from protos.errors import NoReplica
 from router.plan import DispatchPlan
 from router.spread import Assignment
@@ -37,9 +38,11 @@ class LocalTransport:
     Args:
         run_experts: holds every expert. A callable, because router and experts never import each other: who puts
             the two together passes it in.
+        resident: tells all experts of a layer, which stay; for who runs them himself. None: nobody may.
     """
 
-    def __init__(self, run_experts: RunExperts) -> None:
+    def __init__(self, run_experts: RunExperts, resident: Callable[[int], Mapping[int, Mlp]] | None = None) -> None:
+        self.resident = resident
         self.on_wait: Callable[[], None] = lambda: None
         """Never called: nothing here waits."""
         self._run_experts = run_experts

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import queue
+
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
@@ -12,7 +15,11 @@ from experts.kernels.triton_gpu import TritonKernel
 from models.checkpoint import open_checkpoint
 from models.checkpoint.tensor_shapes import expert_names
 from models.llama4.decoder import load_decoder
+from router.engine import Engine
 from router.forward import Forward
+from router.limits import EngineLimits
+from router.request import Ended, GenerationRequest, SamplingParams, TokenChosen
+from router.resident import resident_experts
 from router.transport.local import LocalTransport
 from tests.parity.splits import run_in_splits
 
@@ -20,31 +27,94 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = 1e-3
 STEPS = [9, 4, 1]
 """Over the end of a chunk of 8, in a prompt, in its continuation, and by a lone token."""
+WAIT_S = 120
 
 
-@pytest.fixture(params=["scout", "top2"])
+@pytest.fixture(scope="module")
 def case(request, shared_dir):
-    """Return a model whose attention and experts are the GPU's, and the golden outputs."""
+    """Return a model whose attention and experts are the GPU's, the way to its experts, and the golden outputs."""
     folder = shared_dir / "goldens" / request.param
     checkpoint = open_checkpoint(folder)
+    config = checkpoint.config
     decoder = load_decoder(checkpoint, dtype=torch.float32, device=DEVICE)
     decoder.has_gpu_kernels = True
     kernel = TritonKernel(DEVICE)
     experts = {
-        (layer, expert): kernel.pack(*(checkpoint.read(name, torch.float32) for name in expert_names(layer, expert)))
-        for layer in checkpoint.config.moe_layers
-        for expert in range(checkpoint.config.num_experts)
+        layer: {
+            expert: kernel.pack(*(checkpoint.read(name, torch.float32) for name in expert_names(layer, expert)))
+            for expert in range(config.num_experts)
+        }
+        for layer in config.moe_layers
     }
 
     def run_experts(layer, hidden_ND, expert_ids, token_counts):
-        return kernel.run([experts[layer, expert] for expert in expert_ids], token_counts, hidden_ND)
+        return kernel.run([experts[layer][expert] for expert in expert_ids], token_counts, hidden_ND)
 
-    return Forward(decoder, LocalTransport(run_experts)), load_file(folder / "golden.safetensors")
+    return decoder, LocalTransport(run_experts, experts.__getitem__), load_file(folder / "golden.safetensors")
 
 
-def test_logits_are_those_of_transformers_over_prompts_and_lone_tokens(case):
-    forward, golden = case
+@pytest.mark.parametrize(
+    ("case", "sorts"), [("scout", "host"), ("top2", "device"), ("maverick", "device")], indirect=["case"]
+)
+def test_logits_are_those_of_transformers_over_prompts_and_lone_tokens(case, sorts):
+    decoder, transport, golden = case
+    resident = resident_experts(decoder, transport) if sorts == "device" else {}
     num_tokens = sum(STEPS)
-    logits = run_in_splits(forward, golden["input_ids"][:1, :num_tokens], STEPS)
+    ids = golden["input_ids"][:1, :num_tokens]
+    logits = run_in_splits(Forward(decoder, transport, resident=resident), ids, STEPS)
     expected = golden["logits_full"][:1, :num_tokens]
     assert (logits.cpu() - expected).abs().max() < TOLERANCE
+
+
+class Recorded(TorchDispatchMode):
+    """Notes the operators that make a host wait for the device: those that tell it a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "masked_select", "unique_dim"):
+            self.waits.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("case", ["scout"], indirect=True)
+def test_an_engine_generates_the_tokens_of_transformers_in_steps_that_wait_for_nobody(case, monkeypatch):
+    decoder, transport, golden = case
+    prompt, expected = (golden[name][0].tolist() for name in ("greedy_prompt", "greedy_tokens"))
+    num_tokens = [5, 2]  # over the end of a chunk; the second one ends before the first
+    engine = Engine(decoder, transport, EngineLimits(slots=3, context_length=40, kv_bytes=1 << 20, page_tokens=4))
+    graphs = engine._graphs
+    waits, num_replayed = [], 0
+    compute = graphs.logits
+
+    def watched(spans):
+        nonlocal num_replayed
+        with Recorded() as recorded:
+            logits = compute(spans)
+        num_replayed += logits is not None
+        waits.extend(recorded.waits)
+        return logits
+
+    monkeypatch.setattr(graphs, "logits", watched)
+    monkeypatch.setattr(transport, "dispatch", None)  # nobody calls it: experts are found by address
+    events = [queue.Queue() for _ in num_tokens]
+    engine.start()
+    try:
+        for number, (many, receiver) in enumerate(zip(num_tokens, events, strict=True)):
+            sampling = SamplingParams(temperature=0.0)
+            wanted = GenerationRequest(
+                request_id=str(number), prompt_ids=tuple(prompt), max_tokens=many, sampling=sampling
+            )
+            engine.submit(wanted, receiver.put)
+        for many, receiver in zip(num_tokens, events, strict=True):
+            found = []
+            while not isinstance(event := receiver.get(timeout=WAIT_S), Ended):
+                found += [event.token_id] if isinstance(event, TokenChosen) else []
+            assert event.reason == "length"
+            assert found == expected[:many]
+    finally:
+        engine.stop()
+    assert num_replayed >= max(num_tokens) - 1
+    assert waits == []

@@ -58,7 +58,7 @@ def test_combining_what_identity_experts_return_adds_each_token_once_per_choice(
     expert_ids_TK, holders = routing
     plan = make_plan(expert_ids_TK, holders)
     hidden_TD = torch.arange(expert_ids_TK.shape[0] * HIDDEN, dtype=torch.float32).reshape(-1, HIDDEN)
-    combined_TD = combine(torch.zeros_like(hidden_TD), hidden_TD[plan.token_rows_N], plan)
+    combined_TD = combine(torch.zeros_like(hidden_TD), hidden_TD[plan.token_rows_N], plan.slots_N, plan.num_choices)
     used_T = (expert_ids_TK >= 0).sum(dim=1, keepdim=True)
     assert torch.equal(combined_TD, hidden_TD * used_T)
 
@@ -96,5 +96,5 @@ def test_a_tokens_sum_does_not_depend_on_which_replicas_ran_its_experts(routing,
     outputs_SD = torch.randn(expert_ids_TK.numel(), HIDDEN, generator=torch.Generator().manual_seed(1))
     base_TD = torch.randn(expert_ids_TK.shape[0], HIDDEN, generator=torch.Generator().manual_seed(2))
     plans = [make_plan(expert_ids_TK, order) for order in (holders, random.sample(holders, len(holders)))]
-    first_TD, second_TD = (combine(base_TD, outputs_SD[plan.slots_N], plan) for plan in plans)
+    first_TD, second_TD = (combine(base_TD, outputs_SD[plan.slots_N], plan.slots_N, plan.num_choices) for plan in plans)
     assert torch.equal(first_TD, second_TD)

@@ -1,0 +1,103 @@
+"""Decode steps recorded as CUDA graphs: the host hands over numbers and starts the step, nothing else.
+
+Launch by launch a step of Scout's 48 layers is some 500 launches, each of which costs Python more than the card. A
+recorded step is one. It is for a number of tokens; steps of fewer are filled up with tokens that are not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from models.gpu.moe import ResidentExperts
+from models.gpu.route import can_route
+from models.llama4.decoder import Decoder
+from router.batch import Span
+from router.decode_step import DecodeInputs, DecodeStep
+from router.kv_cache.layout import CacheLayout
+from router.kv_cache.storage import KvStorage
+from router.paging.paged_kv import PagingPlan
+
+_ROOM_FOR_SHARED = 2
+"""How many times the pages there are all sequences' may be: those that several share count for each."""
+
+
+class DecodeGraphs:
+    """Steps of one token of each sequence, for several numbers of sequences.
+
+    Where there is no GPU nothing is recorded: every step is computed anew.
+
+    Args:
+        decoder: on a GPU.
+        experts: of each MoE layer, on the same.
+        storage: the cache, which keeps what is computed as it is.
+        layout: of the cache.
+        plan: its pages.
+        slots: most sequences of a step.
+        longest: most tokens of a sequence.
+
+    Cost: records all steps, which takes seconds; each keeps its logits.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        experts: Mapping[int, ResidentExperts],
+        storage: KvStorage,
+        layout: CacheLayout,
+        plan: PagingPlan,
+        slots: int,
+        longest: int,
+    ) -> None:
+        num_experts = decoder.config.num_experts
+        self._steps: list[tuple[DecodeInputs, Callable[[], Tensor]]] = []
+        self._pool = torch.cuda.graph_pool_handle() if decoder.device.type == "cuda" else None
+        num_pages = _ROOM_FOR_SHARED * (plan.num_global_pages + plan.num_local_pages)
+        for num_rows in step_sizes(slots):
+            if num_experts and not can_route(num_rows, num_experts):
+                break
+            inputs = DecodeInputs(num_rows, num_pages, layout, decoder.device)
+            step = DecodeStep(decoder, experts, storage, layout, inputs, longest)
+            self._steps.append((inputs, self._recorded(step)))
+
+    @torch.inference_mode()
+    def logits(self, spans: Sequence[Span]) -> Tensor | None:
+        """Compute a step; return the logits [B, V] float32, span after span, or None if it is no such step.
+
+        They are overwritten by the next step of about as many sequences.
+        """
+        if any(len(span.ids) != 1 or span.segments is not None for span in spans):
+            return None
+        for inputs, step in self._steps:
+            if len(spans) <= inputs.num_rows:
+                return step()[: len(spans)] if inputs.fill(spans) else None
+        return None
+
+    @torch.inference_mode()
+    def _recorded(self, step: DecodeStep) -> Callable[[], Tensor]:
+        if self._pool is None:
+            return step
+        # Once without being recorded: kernels are compiled, and libraries take the memory they want.
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads, those that move pages, may go on meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            logits = step()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return logits
+
+        return replay
+
+
+def step_sizes(slots: int) -> list[int]:
+    """Return the numbers of tokens that steps are recorded for: up to 8 by doubling, then in eights, then in 32s."""
+    sizes = [1, 2, 4, *range(8, 64, 8), *range(64, slots + 32, 32)]
+    return [*(size for size in sizes if size < slots), slots]

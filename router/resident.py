@@ -1,0 +1,54 @@
+"""Which layers' experts are on the router's own GPU, all of them, so that no host needs to know who visits whom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from models.llama4.decoder import Decoder
+from router.kv_cache.layout import CacheLayout
+from router.kv_cache.storage import KvStorage
+from router.paging.paged_kv import PagingPlan
+from router.transport.base import Transport
+from router.transport.local import LocalTransport
+
+if TYPE_CHECKING:  # Triton: routers on a CPU do not pay for it
+    from models.gpu.moe import ResidentExperts
+    from router.decode_graphs import DecodeGraphs
+
+
+def resident_experts(decoder: Decoder, transport: Transport) -> dict[int, ResidentExperts]:
+    """Return the experts by layer that stay beside the decoder, on its GPU; nothing where they are elsewhere."""
+    if not (decoder.has_gpu_kernels and isinstance(transport, LocalTransport) and transport.resident):
+        return {}
+    from models.gpu.moe import ResidentExperts
+
+    found: dict[int, ResidentExperts] = {}
+    for layer in decoder.config.moe_layers:
+        shared = decoder.layers[layer].shared
+        assert shared is not None
+        experts = ResidentExperts.of(transport.resident(layer), shared, decoder.config.experts_per_token)
+        if experts is not None:
+            found[layer] = experts
+    return found
+
+
+def record_steps(
+    decoder: Decoder,
+    experts: Mapping[int, ResidentExperts],
+    storage: KvStorage,
+    layout: CacheLayout,
+    plan: PagingPlan,
+    slots: int,
+    longest: int,
+) -> DecodeGraphs | None:
+    """Return decode steps that need the host for nothing; None where a layer's attention or experts do.
+
+    Arguments and cost as of `DecodeGraphs`.
+    """
+    is_here = set(experts) == set(decoder.config.moe_layers)
+    if not (decoder.has_gpu_kernels and is_here and storage.plain and plan.has_global == bool(layout.global_layers)):
+        return None
+    from router.decode_graphs import DecodeGraphs
+
+    return DecodeGraphs(decoder, experts, storage, layout, plan, slots, longest)
