@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from protos import errors
 from router.logprobs import prompt_logprobs, token_logprobs
 from router.paging.paged_kv import PagedKv
 from router.request import Ended, PromptDone, PromptProgress, TokenChosen
-from router.sampling import choose_tokens
+from router.sampling import draft_tokens, settle_tokens
 from router.scheduler import Work
 from router.sequence import Sequence
 
@@ -21,6 +23,38 @@ PROGRESS_S = 0.5
 
 End = Callable[[Sequence, Ended], None]
 """Takes a sequence that has ended off the engine, then emits the event."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """What a step computed of a sequence that is still there."""
+
+    sequence: Sequence
+    num_tokens: int
+    rows: slice
+    """Of the logits."""
+    chooses: bool
+    """All its ids are in the cache after it."""
+
+
+def _pieces(work: SequenceOf[Work]) -> Iterator[_Piece]:
+    row = 0
+    for item in work:
+        sequence = item.sequence
+        first, row = row, row + (item.num_tokens if sequence.wants_prompt_logits else 1)
+        if not sequence.has_left:
+            chooses = sequence.num_uncomputed == item.num_tokens
+            yield _Piece(sequence, item.num_tokens, slice(first, row), chooses)
+
+
+def _read(*rows: Tensor) -> list[list[float]]:
+    """Return rows of numbers of any lengths, with one wait for the device."""
+    numbers = torch.cat([row.double() for row in rows]).tolist()
+    found, start = [], 0
+    for row in rows:
+        found.append(numbers[start : start + len(row)])
+        start += len(row)
+    return found
 
 
 class NextTokens:
@@ -50,38 +84,42 @@ class NextTokens:
             work: of the step. Sequences that have left meanwhile are passed over.
             logits_BV: for each piece of work in turn its last row, or all of them for prompt logprobs.
         """
-        # A sequence whose logits are unusable has keys and values that are: nobody else may come to read them.
-        is_sound = logits_BV.amax(dim=-1).isfinite().tolist()
-        choosing: list[Sequence] = []
-        rows: list[int] = []
-        row = 0
-        for item in work:
-            sequence = item.sequence
-            num_rows = item.num_tokens if sequence.wants_prompt_logits else 1
-            first, row = row, row + num_rows
-            if sequence.has_left:
-                continue
-            if sequence.wants_prompt_logits and not self._took_prompt_logprobs(item, logits_BV[first:row]):
+        pieces = [*_pieces(work)]
+        choosing = [piece for piece in pieces if piece.chooses]
+        rows = [piece.rows.stop - 1 for piece in choosing]
+        # Usually every row chooses: to copy them would cost as much as to choose.
+        chosen_BV = logits_BV if len(rows) == len(logits_BV) else logits_BV[rows]
+        draft_3B = draft_tokens(chosen_BV, [piece.sequence.sampling for piece in choosing])
+        # The one read from the device: until here nobody waits for the step.
+        finite, *draft = _read(logits_BV.amax(dim=-1).isfinite(), *draft_3B)
+        for piece in pieces:
+            sequence = piece.sequence
+            if sequence.wants_prompt_logits and not self._took_prompt_logprobs(sequence, logits_BV[piece.rows]):
                 continue
             assert sequence.pages is not None
-            publish = self._publishes and all(is_sound[first:row])
-            self._kv.advance(sequence.pages, sequence.ids, item.num_tokens, publish=publish)
+            # A sequence whose logits are unusable has keys and values that are: nobody else may come to read them.
+            publish = self._publishes and all(finite[piece.rows])
+            self._kv.advance(sequence.pages, sequence.ids, piece.num_tokens, publish=publish)
             if sequence.num_uncomputed:
                 self._tell_progress(sequence)
-                continue
-            if not sequence.prompt_is_done:
+            elif not sequence.prompt_is_done:
                 self._emit_prompt_done(sequence)
-            choosing.append(sequence)
-            rows.append(row - 1)
-        if choosing:
-            # Usually every row chooses: to copy them would cost as much as to choose.
-            self._choose(choosing, logits_BV if len(rows) == len(logits_BV) else logits_BV[rows])
+        self._choose([piece.sequence for piece in choosing], chosen_BV, draft)
 
-    def _choose(self, sequences: SequenceOf[Sequence], logits_BV: Tensor) -> None:
+    def _choose(self, sequences: SequenceOf[Sequence], logits_BV: Tensor, draft: SequenceOf[SequenceOf[float]]) -> None:
+        """Emit the tokens that were drafted; of sequences that have left, nothing."""
+        if left := [row for row, sequence in enumerate(sequences) if sequence.has_left]:
+            self._choose_without(left, sequences, logits_BV)
+            return
+        if not sequences:
+            return
         try:
-            token_ids = choose_tokens(logits_BV, [sequence.sampling for sequence in sequences])
+            token_ids = settle_tokens(draft, logits_BV, [sequence.sampling for sequence in sequences])
         except errors.InternalError as error:
-            self._choose_without(error, sequences, logits_BV)
+            broken = [int(row) for row in error.metadata["rows"].split(",")]
+            for row in broken:
+                self._end(sequences[row], Ended(reason="error", error=error))
+            self._choose_without(broken, sequences, logits_BV)
             return
         logprobs = token_logprobs(logits_BV, token_ids, [sequence.request.logprobs for sequence in sequences])
         for sequence, token_id, logprob in zip(sequences, token_ids, logprobs, strict=True):
@@ -95,17 +133,15 @@ class NextTokens:
             if sequence.num_output == sequence.request.max_tokens:
                 self._end(sequence, Ended(reason="length"))
 
-    def _choose_without(self, error: errors.InternalError, sequences: SequenceOf[Sequence], logits_BV: Tensor) -> None:
-        """End the sequences whose logits are unusable, and go on with the others."""
-        broken = {int(row) for row in error.metadata["rows"].split(",")}
-        for row in broken:
-            self._end(sequences[row], Ended(reason="error", error=error))
-        if sound := [row for row in range(len(sequences)) if row not in broken]:
-            self._choose([sequences[row] for row in sound], logits_BV[sound])
+    def _choose_without(self, gone: SequenceOf[int], sequences: SequenceOf[Sequence], logits_BV: Tensor) -> None:
+        """Choose for all but some."""
+        rows = [row for row in range(len(sequences)) if row not in gone]
+        kept, kept_BV = [sequences[row] for row in rows], logits_BV[rows]
+        self._choose(kept, kept_BV, draft_tokens(kept_BV, [sequence.sampling for sequence in kept]).tolist())
 
-    def _took_prompt_logprobs(self, item: Work, logits_TV: Tensor) -> bool:
+    def _took_prompt_logprobs(self, sequence: Sequence, logits_TV: Tensor) -> bool:
         """Report on a chunk of the prompt; end the sequence and return False if its logits are unusable."""
-        sequence, request = item.sequence, item.sequence.request
+        request = sequence.request
         num_top = request.prompt_logprobs or 0
         try:
             reports = prompt_logprobs(logits_TV, request.prompt_ids, sequence.num_computed, num_top)

@@ -54,7 +54,6 @@ class SamplingState:
         return self.params.temperature == 0 and self.seen is None
 
 
-@torch.inference_mode()
 def choose_tokens(logits_BV: Tensor, states: Sequence[SamplingState]) -> list[int]:
     """Choose the next token of each sequence; the states stay as they are.
 
@@ -72,6 +71,16 @@ def choose_tokens(logits_BV: Tensor, states: Sequence[SamplingState]) -> list[in
 
     Cost: one read from the device; a second where the choice lies beyond the first HEAD_WIDTH tokens of a row.
     """
+    return settle_tokens(draft_tokens(logits_BV, states).tolist(), logits_BV, states)
+
+
+@torch.inference_mode()
+def draft_tokens(logits_BV: Tensor, states: Sequence[SamplingState]) -> Tensor:
+    """Begin `choose_tokens`, without a read from the device.
+
+    Returns:
+        [3, B] float64 for `settle_tokens`: each row's id, its largest logit, and whether the id is final.
+    """
     assert logits_BV.shape[0] == len(states), f"{logits_BV.shape[0]} rows of logits for {len(states)} sequences"
     best_B, ids_B = logits_BV.max(dim=-1)  # of equal values torch promises the first
     is_final_B = torch.ones_like(ids_B, dtype=torch.bool)
@@ -79,8 +88,22 @@ def choose_tokens(logits_BV: Tensor, states: Sequence[SamplingState]) -> list[in
     for rows in row_blocks(sampled, logits_BV):
         index_B = torch.tensor(rows, dtype=torch.int64).to(logits_BV.device, non_blocking=True)
         ids_B[index_B], is_final_B[index_B] = _sample(logits_BV, states, rows, rank_all=False)
+    return torch.stack([ids_B.double(), best_B.double(), is_final_B.double()])
 
-    ids, bests, finals = torch.stack([ids_B.double(), best_B.double(), is_final_B.double()]).tolist()
+
+@torch.inference_mode()
+def settle_tokens(draft: Sequence[Sequence[float]], logits_BV: Tensor, states: Sequence[SamplingState]) -> list[int]:
+    """End `choose_tokens`.
+
+    Args:
+        draft: what `draft_tokens` returned, as numbers.
+        logits_BV: as there.
+        states: as there.
+
+    Raises:
+        InternalError: as `choose_tokens`.
+    """
+    ids, bests, finals = draft
     _check_finite(bests)
     chosen = [int(token_id) for token_id in ids]
     unsettled = [row for row, is_final in enumerate(finals) if not is_final]
