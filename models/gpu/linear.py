@@ -40,11 +40,11 @@ class GpuLinear:
         if not num_tokens:
             return x_TI.new_empty(0, self.weight.num_outputs)
         launch = down_launch(self.weight.form, num_tokens)
-        tiles = self._table(num_tokens, launch.tokens)
+        tiles = self.tiles(num_tokens, launch.tokens)
         return grouped_product(x_TI.contiguous(), tiles, self.weight.form, self.weight.num_outputs, launch)
 
-    def _table(self, num_tokens: int, most_tokens: int) -> Tensor:
-        """Return the table of tiles, made once for every number of tokens."""
+    def tiles(self, num_tokens: int, most_tokens: int) -> Tensor:
+        """Return the table of tiles of at most so many tokens (`tiles`), made once for every number of tokens."""
         table = self._tables.get((num_tokens, most_tokens))
         if self.weight.values.is_cuda and torch.cuda.is_current_stream_capturing():
             # What is made now is there when the graph runs, not before: others must not find it.
@@ -54,3 +54,23 @@ class GpuLinear:
                 self._tables.clear()
             table = self._tables[num_tokens, most_tokens] = tile_table([self.weight], [num_tokens], most_tokens)
         return table
+
+
+def swiglu_of(gate_up: GpuLinear, down: GpuLinear, x_TD: Tensor) -> Tensor:
+    """Return down(silu(gate(x)) * up(x)), [T, D] in the dtype of x, in two launches.
+
+    Args:
+        gate_up: [2F, D], the gate's F rows first.
+        down: [D, F].
+        x_TD: [T, D]; bfloat16 for weights in four bits.
+    """
+    from models.gpu.launches import down_launch, gate_up_launch
+    from models.gpu.swiglu import Block, SwigluPlan, swiglu
+
+    num_tokens = x_TD.shape[0]
+    if not num_tokens:
+        return torch.empty_like(x_TD)
+    first, second = gate_up_launch(gate_up.weight.form, num_tokens), down_launch(down.weight.form, num_tokens)
+    first_tiles, second_tiles = gate_up.tiles(num_tokens, first.tokens), down.tiles(num_tokens, second.tokens)
+    plan = SwigluPlan(Block(gate_up.weight, down.weight), first_tiles, second_tiles, first, second)
+    return swiglu(x_TD.contiguous(), plan)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from models.cpu.tensors import swiglu
 from models.cpu.weight import Weight
+from models.gpu.linear import GpuLinear, swiglu_of
 from models.linear import Linear, RowMajorLinear
 
 
@@ -39,5 +40,7 @@ class Mlp:
         """Return [T, D] in the dtype of x."""
         if rows := self.rows:
             return swiglu([rows], [x_TD.shape[0]], x_TD.contiguous())
+        if isinstance(self.gate_up, GpuLinear) and isinstance(self.down, GpuLinear):
+            return swiglu_of(self.gate_up, self.down, x_TD)
         gate_TF, up_TF = self.gate_up(x_TD).chunk(2, dim=-1)
         return self.down(F.silu(gate_TF).mul_(up_TF))

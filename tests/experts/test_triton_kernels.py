@@ -15,6 +15,7 @@ from models.gpu.swiglu import Block, plan_swiglu, swiglu
 from models.gpu.tiles import tile_table
 from models.gpu.weight import GROUP, GpuWeight, plain, round_fp8, round_int4, round_int8
 from models.linear.quantization import quantize_int4, quantize_int8, symmetric_int4
+from models.llama4.mlp import Mlp
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ROUND = {"plain": plain, "int8": round_int8, "fp8": round_fp8, "int4": round_int4}
@@ -138,3 +139,14 @@ def test_a_tile_says_where_its_weight_and_its_tokens_are():
         [address, 0, 13, 1],
     ]
     assert tile_table([second], [1], 16).tolist() == [[second.values.data_ptr(), second.scale.data_ptr(), 0, 1]]
+
+
+@pytest.mark.parametrize("num_tokens", [0, 3])
+def test_an_mlp_of_two_weights_on_a_gpu_is_one_block(num_tokens):
+    block = random_block("int4")
+    mlp = Mlp(GpuLinear(block.gate_up), GpuLinear(block.down))
+    x_TD = random(num_tokens, D, seed=3) * D**0.5
+    found = mlp(x_TD)
+    assert found.shape == x_TD.shape
+    if num_tokens:
+        assert relative_error(found, exact_swiglu(block, x_TD)) < 1e-2
