@@ -7,6 +7,7 @@ recorded step is one. It is for a number of tokens; steps of fewer are filled up
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,6 +23,16 @@ from router.paging.paged_kv import PagingPlan
 
 _ROOM_FOR_SHARED = 2
 """How many times the pages there are all sequences' may be: those that several share count for each."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedStep:
+    """A step of up to so many tokens."""
+
+    inputs: DecodeInputs
+    step: DecodeStep
+    run: Callable[[], Tensor]
+    """Does what `step` does."""
 
 
 class DecodeGraphs:
@@ -52,7 +63,8 @@ class DecodeGraphs:
         longest: int,
     ) -> None:
         num_experts = decoder.config.num_experts
-        self._steps: list[tuple[DecodeInputs, Callable[[], Tensor]]] = []
+        self.steps: list[RecordedStep] = []
+        """By number of tokens, ascending."""
         self._pool = torch.cuda.graph_pool_handle() if decoder.device.type == "cuda" else None
         num_pages = _ROOM_FOR_SHARED * (plan.num_global_pages + plan.num_local_pages)
         for num_rows in step_sizes(slots):
@@ -60,7 +72,7 @@ class DecodeGraphs:
                 break
             inputs = DecodeInputs(num_rows, num_pages, layout, decoder.device)
             step = DecodeStep(decoder, experts, storage, layout, inputs, longest)
-            self._steps.append((inputs, self._recorded(step)))
+            self.steps.append(RecordedStep(inputs, step, self._recorded(step)))
 
     @torch.inference_mode()
     def logits(self, spans: Sequence[Span]) -> Tensor | None:
@@ -70,9 +82,9 @@ class DecodeGraphs:
         """
         if any(len(span.ids) != 1 or span.segments is not None for span in spans):
             return None
-        for inputs, step in self._steps:
-            if len(spans) <= inputs.num_rows:
-                return step()[: len(spans)] if inputs.fill(spans) else None
+        for recorded in self.steps:
+            if len(spans) <= recorded.inputs.num_rows:
+                return recorded.run()[: len(spans)] if recorded.inputs.fill(spans) else None
         return None
 
     @torch.inference_mode()

@@ -133,7 +133,8 @@ class DecodeStep:
     ) -> None:
         assert storage.plain is not None
         self._decoder, self._storage, self._inputs = decoder, storage.plain, inputs
-        self._experts = {layer: DecodeExperts(each, inputs.num_rows) for layer, each in experts.items()}
+        self.experts = {layer: DecodeExperts(each, inputs.num_rows) for layer, each in experts.items()}
+        """By layer."""
         programs = inputs.num_rows * decoder.config.num_kv_heads
         self._readings = [
             AttentionPages(
@@ -160,7 +161,7 @@ class DecodeStep:
                 normed = add_norm(normed.hidden_TD, addend, layer.ffn_norm, eps)
                 addend = Addend(layer.dense(normed.normed_TD))
             else:
-                normed, addend = self._experts[index](
+                normed, addend = self.experts[index](
                     normed.hidden_TD, addend, layer.ffn_norm, eps, layer.gate_ED, inputs.num_there
                 )
             hidden_BD = normed.hidden_TD

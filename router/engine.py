@@ -90,7 +90,8 @@ class Engine:
         self._storage = KvStorage(self.layout, plan, decoder.dtype, decoder.device)
         resident = resident_experts(decoder, transport)
         self._forward = Forward(decoder, transport, shards, resident, probe=lambda *layer: self._give_sign())
-        self._graphs = record_steps(decoder, resident, self._storage, self.layout, plan, limits.slots, self._longest)
+        self.graphs = record_steps(decoder, resident, self._storage, self.layout, plan, limits.slots, self._longest)
+        """Steps of lone tokens that need the host for nothing, if attention and experts are a GPU's."""
         self._shards = shards
         self._left_on_shards: list[SequenceSegments] = []
         self._repairs = Repairs(self._kv, limits.step_tokens) if shards is not None else None
@@ -400,7 +401,7 @@ class Engine:
         num_generating = sum(not item.sequence.is_prefilling for item in work)
         num_tokens = sum(item.num_tokens for item in work)
         spans = [self._span(item) for item in work]
-        num_batches = 1 if self._graphs else self._overlap.num_batches(num_tokens)
+        num_batches = 1 if self.graphs else self._overlap.num_batches(num_tokens)
         if (logits_BV := self._replay(spans)) is None:
             logits_BV = self._logits(split(spans, num_batches))
         for item in work:
@@ -418,10 +419,10 @@ class Engine:
 
     def _replay(self, spans: list[Span]) -> Tensor | None:
         """Return the logits of a step that was recorded, None if there is no such."""
-        if self._graphs is None:
+        if self.graphs is None:
             return None
         self._tiers.save_evicted()  # before the step writes where it was
-        return self._graphs.logits(spans)
+        return self.graphs.logits(spans)
 
     def _logits(self, parts: list[list[Span]]) -> Tensor:
         self._tiers.save_evicted()  # before the step writes where it was

@@ -100,7 +100,7 @@ class DecodeExperts:
         self._tile = tile = decode_tile(self._num_choices, experts.num_experts)
         shared = _like(block_of(experts.shared), experts.like)
         self._is_shared_apart = shared is None
-        num_tiles = most_tiles(self._num_choices, experts.num_experts, tile)
+        self._num_routed_tiles = num_tiles = most_tiles(self._num_choices, experts.num_experts, tile)
         gate_up, down = (
             torch.zeros(num_tiles, FIELDS, dtype=torch.int64, device=experts.experts.device) for _ in range(2)
         )
@@ -114,6 +114,11 @@ class DecodeExperts:
         launches = gate_up_launch(like.gate_up.form, tile), down_launch(like.down.form, tile)
         assert all(launch.tokens == tile for launch in launches)
         self._plan = SwigluPlan(like, gate_up, down, *launches)
+
+    def num_visited(self) -> int:
+        """Return how many routed experts the last step visited. Waits for the device."""
+        gate_up = self._plan.gate_up_tiles[: self._num_routed_tiles]
+        return len(set(gate_up[gate_up[:, 3] > 0, 0].tolist()))
 
     def __call__(
         self, hidden_TD: Tensor, addend: Addend, norm_D: Tensor, eps: float, gate_ED: Tensor, num_there: Tensor

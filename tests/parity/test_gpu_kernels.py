@@ -85,7 +85,7 @@ def test_an_engine_generates_the_tokens_of_transformers_in_steps_that_wait_for_n
     prompt, expected = (golden[name][0].tolist() for name in ("greedy_prompt", "greedy_tokens"))
     num_tokens = [5, 2]  # over the end of a chunk; the second one ends before the first
     engine = Engine(decoder, transport, EngineLimits(slots=3, context_length=40, kv_bytes=1 << 20, page_tokens=4))
-    graphs = engine._graphs
+    graphs = engine.graphs
     waits, num_replayed = [], 0
     compute = graphs.logits
 

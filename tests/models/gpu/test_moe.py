@@ -87,6 +87,7 @@ def test_a_decode_step_adds_what_experts_and_the_shared_one_give(num_choices, sh
             found = found + addend.outputs_ND[addend.rows_TK[:num_there, choice].long()].double()
         assert close(found, expected)
         assert addend.rows_TK[num_there:].eq(-1).all()
+        assert layer.num_visited() == len(routed[0].unique())
 
 
 def test_experts_of_several_forms_are_not_run_so():
