@@ -16,6 +16,7 @@ from models.gpu.moe import ResidentExperts
 from models.gpu.route import can_route
 from models.llama4.decoder import Decoder
 from router.batch import Span
+from router.cuda_graph import Recorder
 from router.decode_step import DecodeInputs, DecodeStep
 from router.kv_cache.layout import CacheLayout
 from router.kv_cache.storage import KvStorage
@@ -65,14 +66,13 @@ class DecodeGraphs:
         num_experts = decoder.config.num_experts
         self.steps: list[RecordedStep] = []
         """By number of tokens, ascending."""
-        self._pool = torch.cuda.graph_pool_handle() if decoder.device.type == "cuda" else None
-        num_pages = _ROOM_FOR_SHARED * (plan.num_global_pages + plan.num_local_pages)
+        recorder: Recorder[Tensor] = Recorder(decoder.device)
         for num_rows in step_sizes(slots):
             if num_experts and not can_route(num_rows, num_experts):
                 break
-            inputs = DecodeInputs(num_rows, num_pages, layout, decoder.device)
+            inputs = DecodeInputs(num_rows, room_for_pages(plan), layout, decoder.device)
             step = DecodeStep(decoder, experts, storage, layout, inputs, longest)
-            self.steps.append(RecordedStep(inputs, step, self._recorded(step)))
+            self.steps.append(RecordedStep(inputs, step, recorder.record(step)))
 
     @torch.inference_mode()
     def logits(self, spans: Sequence[Span]) -> Tensor | None:
@@ -80,36 +80,18 @@ class DecodeGraphs:
 
         They are overwritten by the next step of about as many sequences.
         """
-        if any(len(span.ids) != 1 or span.segments is not None for span in spans):
+        recorded = next((each for each in self.steps if len(spans) <= each.inputs.num_rows), None)
+        if recorded is None or not recorded.inputs.fill(spans):
             return None
-        for recorded in self.steps:
-            if len(spans) <= recorded.inputs.num_rows:
-                return recorded.run()[: len(spans)] if recorded.inputs.fill(spans) else None
-        return None
-
-    @torch.inference_mode()
-    def _recorded(self, step: DecodeStep) -> Callable[[], Tensor]:
-        if self._pool is None:
-            return step
-        # Once without being recorded: kernels are compiled, and libraries take the memory they want.
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            step()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads, those that move pages, may go on meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            logits = step()
-
-        def replay() -> Tensor:
-            graph.replay()
-            return logits
-
-        return replay
+        return recorded.run()[: len(spans)]
 
 
 def step_sizes(slots: int) -> list[int]:
     """Return the numbers of tokens that steps are recorded for: up to 8 by doubling, then in eights, then in 32s."""
     sizes = [1, 2, 4, *range(8, 64, 8), *range(64, slots + 32, 32)]
     return [*(size for size in sizes if size < slots), slots]
+
+
+def room_for_pages(plan: PagingPlan) -> int:
+    """Return the most pages of all sequences of a step together."""
+    return _ROOM_FOR_SHARED * (plan.num_global_pages + plan.num_local_pages)

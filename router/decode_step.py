@@ -74,8 +74,14 @@ class DecodeInputs:
         self._fill(())
 
     def fill(self, spans: Sequence[Span]) -> bool:
-        """Take the tokens of a step, one of each span; return False if there are too many tokens or pages."""
-        return len(spans) <= self.num_rows and self._fill(spans)
+        """Take the tokens of a step; return False where it is no such step.
+
+        That is one of a single token of each span, not too many of them nor of their pages, with keys and values of
+        all layers in the cache.
+        """
+        if len(spans) > self.num_rows or any(len(span.ids) != 1 or span.segments is not None for span in spans):
+            return False
+        return self._fill(spans)
 
     def _fill(self, spans: Sequence[Span]) -> bool:
         if self._copied is not None:
@@ -110,6 +116,26 @@ class DecodeInputs:
         return [*firsts, (1, chunk_start(position, chunk))] if chunk else firsts
 
 
+def decode_readings(
+    decoder: Decoder, layout: CacheLayout, inputs: DecodeInputs, longest: int
+) -> tuple[AttentionPages, AttentionPages]:
+    """Return how a decode step reads the cache in global layers and in local ones.
+
+    Args:
+        decoder: on a GPU.
+        layout: of the cache.
+        inputs: of the step.
+        longest: most tokens of a sequence.
+    """
+    programs = inputs.num_rows * decoder.config.num_kv_heads
+
+    def reading(kind: int, most_keys: int) -> AttentionPages:
+        splits = choose_splits(programs, most_keys, decoder.device)
+        return AttentionPages(inputs.queries_2B4[kind], inputs.pages_P, layout.page_tokens, 1, splits)
+
+    return reading(0, longest), reading(1, min(longest, layout.chunk or longest))
+
+
 class DecodeStep:
     """Computes logits of up to so many tokens, and writes their keys and values into the cache.
 
@@ -135,17 +161,7 @@ class DecodeStep:
         self._decoder, self._storage, self._inputs = decoder, storage.plain, inputs
         self.experts = {layer: DecodeExperts(each, inputs.num_rows) for layer, each in experts.items()}
         """By layer."""
-        programs = inputs.num_rows * decoder.config.num_kv_heads
-        self._readings = [
-            AttentionPages(
-                queries=inputs.queries_2B4[kind],
-                pages=inputs.pages_P,
-                page_tokens=layout.page_tokens,
-                tokens=1,
-                splits=choose_splits(programs, min(longest, seen), decoder.device),
-            )
-            for kind, seen in ((0, longest), (1, layout.chunk or longest))
-        ]
+        self._readings = decode_readings(decoder, layout, inputs, longest)
 
     def __call__(self) -> Tensor:
         """Return the logits [B, V] float32; rows of tokens that are not there hold anything."""

@@ -90,8 +90,18 @@ class Engine:
         self._storage = KvStorage(self.layout, plan, decoder.dtype, decoder.device)
         resident = resident_experts(decoder, transport)
         self._forward = Forward(decoder, transport, shards, resident, probe=lambda *layer: self._give_sign())
-        self.graphs = record_steps(decoder, resident, self._storage, self.layout, plan, limits.slots, self._longest)
-        """Steps of lone tokens that need the host for nothing, if attention and experts are a GPU's."""
+        self.graphs = record_steps(
+            decoder,
+            transport,
+            resident,
+            self._storage,
+            self.layout,
+            plan,
+            limits.slots,
+            self._longest,
+            self._give_sign,
+        )
+        """Steps of lone tokens that are recorded, where attention is a GPU's."""
         self._shards = shards
         self._left_on_shards: list[SequenceSegments] = []
         self._repairs = Repairs(self._kv, limits.step_tokens) if shards is not None else None

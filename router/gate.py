@@ -23,11 +23,15 @@ def route(hidden_TD: Tensor, gate_ED: Tensor, num_chosen: int) -> tuple[Tensor, 
 
     Source: meta-llama/llama-models, models/llama4/moe.py; transformers `Llama4Router`.
     """
-    logits_TE = F.linear(hidden_TD, gate_ED)
+    return choose(F.linear(hidden_TD, gate_ED), num_chosen, hidden_TD.dtype)
+
+
+def choose(logits_TE: Tensor, num_chosen: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Do what `route` does from the gate's logits [T, E] on; the scores are in `dtype`."""
     if num_chosen == 1:
         chosen_TK, ids_TK = logits_TE.max(dim=-1, keepdim=True)
     else:
         # A stable sort keeps equal logits in index order; topk promises no order among them.
         ordered_TE, order_TE = logits_TE.sort(dim=-1, descending=True, stable=True)
         chosen_TK, ids_TK = ordered_TE[:, :num_chosen], order_TE[:, :num_chosen]
-    return ids_TK, torch.sigmoid(chosen_TK.float()).to(hidden_TD.dtype)
+    return ids_TK, torch.sigmoid(chosen_TK.float()).to(dtype)

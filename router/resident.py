@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from models.llama4.decoder import Decoder
@@ -15,6 +15,7 @@ from router.transport.local import LocalTransport
 if TYPE_CHECKING:  # Triton: routers on a CPU do not pay for it
     from models.gpu.moe import ResidentExperts
     from router.decode_graphs import DecodeGraphs
+    from router.decode_segments import DecodeSegments
 
 
 def resident_experts(decoder: Decoder, transport: Transport) -> dict[int, ResidentExperts]:
@@ -35,20 +36,26 @@ def resident_experts(decoder: Decoder, transport: Transport) -> dict[int, Reside
 
 def record_steps(
     decoder: Decoder,
+    transport: Transport,
     experts: Mapping[int, ResidentExperts],
     storage: KvStorage,
     layout: CacheLayout,
     plan: PagingPlan,
     slots: int,
     longest: int,
-) -> DecodeGraphs | None:
-    """Return decode steps that need the host for nothing; None where a layer's attention or experts do.
+    give_sign: Callable[[], None],
+) -> DecodeGraphs | DecodeSegments | None:
+    """Return decode steps that are recorded, whole ones if experts are here; None where the decoder is not a GPU's.
 
-    Arguments and cost as of `DecodeGraphs`.
+    Arguments and cost as of `DecodeGraphs` and `DecodeSegments`.
     """
-    is_here = set(experts) == set(decoder.config.moe_layers)
-    if not (decoder.has_gpu_kernels and is_here and storage.plain and plan.has_global == bool(layout.global_layers)):
+    has_all_keys = storage.plain is not None and plan.has_global == bool(layout.global_layers)
+    if not (decoder.has_gpu_kernels and has_all_keys):
         return None
-    from router.decode_graphs import DecodeGraphs
+    if set(experts) == set(decoder.config.moe_layers):
+        from router.decode_graphs import DecodeGraphs
 
-    return DecodeGraphs(decoder, experts, storage, layout, plan, slots, longest)
+        return DecodeGraphs(decoder, experts, storage, layout, plan, slots, longest)
+    from router.decode_segments import DecodeSegments
+
+    return DecodeSegments(decoder, transport, storage, layout, plan, slots, longest, give_sign)

@@ -22,6 +22,7 @@ class GpuLinear:
     def __init__(self, weight: GpuWeight) -> None:
         self.weight = weight
         self._tables: dict[tuple[int, int], Tensor] = {}
+        self._recorded: list[Tensor] = []
 
     @property
     def num_bytes(self) -> int:
@@ -47,8 +48,8 @@ class GpuLinear:
         """Return the table of tiles of at most so many tokens (`tiles`), made once for every number of tokens."""
         table = self._tables.get((num_tokens, most_tokens))
         if self.weight.values.is_cuda and torch.cuda.is_current_stream_capturing():
-            # What is made now is there when the graph runs, not before: others must not find it.
-            return tile_table([self.weight], [num_tokens], most_tokens) if table is None else table
+            assert table is not None, "a step runs once before it is recorded"
+            self._recorded.append(table)  # the graph reads it as long as there is one
         if table is None:
             if len(self._tables) >= _MOST_TABLES:
                 self._tables.clear()

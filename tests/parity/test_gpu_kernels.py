@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -14,13 +15,13 @@ pytest.importorskip("triton")
 from experts.kernels.triton_gpu import TritonKernel
 from models.checkpoint import open_checkpoint
 from models.checkpoint.tensor_shapes import expert_names
-from models.llama4.decoder import load_decoder
+from models.llama4.decoder import Decoder, load_decoder
 from router.engine import Engine
 from router.forward import Forward
 from router.limits import EngineLimits
 from router.request import Ended, GenerationRequest, SamplingParams, TokenChosen
 from router.resident import resident_experts
-from router.transport.local import LocalTransport
+from router.transport.local import LocalTransport, RunExperts
 from tests.parity.splits import run_in_splits
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -28,6 +29,13 @@ TOLERANCE = 1e-3
 STEPS = [9, 4, 1]
 """Over the end of a chunk of 8, in a prompt, in its continuation, and by a lone token."""
 WAIT_S = 120
+
+
+class Case(NamedTuple):
+    decoder: Decoder
+    run_experts: RunExperts
+    transport: LocalTransport
+    golden: dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +58,15 @@ def case(request, shared_dir):
     def run_experts(layer, hidden_ND, expert_ids, token_counts):
         return kernel.run([experts[layer][expert] for expert in expert_ids], token_counts, hidden_ND)
 
-    return decoder, LocalTransport(run_experts, experts.__getitem__), load_file(folder / "golden.safetensors")
+    golden = load_file(folder / "golden.safetensors")
+    return Case(decoder, run_experts, LocalTransport(run_experts, experts.__getitem__), golden)
 
 
 @pytest.mark.parametrize(
     ("case", "sorts"), [("scout", "host"), ("top2", "device"), ("maverick", "device")], indirect=["case"]
 )
 def test_logits_are_those_of_transformers_over_prompts_and_lone_tokens(case, sorts):
-    decoder, transport, golden = case
+    decoder, _, transport, golden = case
     resident = resident_experts(decoder, transport) if sorts == "device" else {}
     num_tokens = sum(STEPS)
     ids = golden["input_ids"][:1, :num_tokens]
@@ -79,42 +88,62 @@ class Recorded(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("case", ["scout"], indirect=True)
-def test_an_engine_generates_the_tokens_of_transformers_in_steps_that_wait_for_nobody(case, monkeypatch):
-    decoder, transport, golden = case
-    prompt, expected = (golden[name][0].tolist() for name in ("greedy_prompt", "greedy_tokens"))
-    num_tokens = [5, 2]  # over the end of a chunk; the second one ends before the first
-    engine = Engine(decoder, transport, EngineLimits(slots=3, context_length=40, kv_bytes=1 << 20, page_tokens=4))
-    graphs = engine.graphs
-    waits, num_replayed = [], 0
-    compute = graphs.logits
-
-    def watched(spans):
-        nonlocal num_replayed
-        with Recorded() as recorded:
-            logits = compute(spans)
-        num_replayed += logits is not None
-        waits.extend(recorded.waits)
-        return logits
-
-    monkeypatch.setattr(graphs, "logits", watched)
-    monkeypatch.setattr(transport, "dispatch", None)  # nobody calls it: experts are found by address
+def generate(engine, golden, num_tokens):
+    """Run the golden prompt several times at once, for so many tokens each; return the tokens of each."""
+    prompt = tuple(golden["greedy_prompt"][0].tolist())
     events = [queue.Queue() for _ in num_tokens]
+    found = [[] for _ in num_tokens]
     engine.start()
     try:
         for number, (many, receiver) in enumerate(zip(num_tokens, events, strict=True)):
             sampling = SamplingParams(temperature=0.0)
-            wanted = GenerationRequest(
-                request_id=str(number), prompt_ids=tuple(prompt), max_tokens=many, sampling=sampling
-            )
+            wanted = GenerationRequest(request_id=str(number), prompt_ids=prompt, max_tokens=many, sampling=sampling)
             engine.submit(wanted, receiver.put)
-        for many, receiver in zip(num_tokens, events, strict=True):
-            found = []
+        for tokens, receiver in zip(found, events, strict=True):
             while not isinstance(event := receiver.get(timeout=WAIT_S), Ended):
-                found += [event.token_id] if isinstance(event, TokenChosen) else []
-            assert event.reason == "length"
-            assert found == expected[:many]
+                tokens += [event.token_id] if isinstance(event, TokenChosen) else []
+            assert event.reason == "length", event.error
     finally:
         engine.stop()
-    assert num_replayed >= max(num_tokens) - 1
-    assert waits == []
+    return found
+
+
+def watch(engine, monkeypatch):
+    """Return what the engine's recorded steps will have read from the device, one list for each step."""
+    reads, compute = [], engine.graphs.logits
+
+    def watched(spans):
+        with Recorded() as recorded:
+            logits = compute(spans)
+        if logits is not None:
+            reads.append(recorded.waits)
+        return logits
+
+    monkeypatch.setattr(engine.graphs, "logits", watched)
+    return reads
+
+
+LIMITS = EngineLimits(slots=2, context_length=40, kv_bytes=1 << 20, page_tokens=4)
+NUM_TOKENS = [5, 2]
+"""Over the end of a chunk; the second one ends before the first."""
+
+
+@pytest.mark.parametrize("case", ["scout"], indirect=True)
+def test_an_engine_generates_the_tokens_of_transformers_in_steps_that_wait_for_nobody(case, monkeypatch):
+    decoder, _, transport, golden = case
+    engine = Engine(decoder, transport, LIMITS)
+    monkeypatch.setattr(transport, "dispatch", None)  # nobody calls it: experts are found by address
+    reads = watch(engine, monkeypatch)
+    expected = golden["greedy_tokens"][0].tolist()
+    assert generate(engine, golden, NUM_TOKENS) == [expected[:many] for many in NUM_TOKENS]
+    assert reads == [[]] * (max(NUM_TOKENS) - 1)
+
+
+@pytest.mark.parametrize("case", ["maverick"], indirect=True)
+def test_with_experts_elsewhere_a_recorded_step_ends_at_each_dispatch_and_goes_on_after_it(case, monkeypatch):
+    decoder, run_experts, _, golden = case
+    engine = Engine(decoder, LocalTransport(run_experts), LIMITS)
+    reads = watch(engine, monkeypatch)
+    expected = golden["greedy_tokens"][0].tolist()
+    assert generate(engine, golden, NUM_TOKENS) == [expected[:many] for many in NUM_TOKENS]
+    assert len(reads) == max(NUM_TOKENS) - 1
