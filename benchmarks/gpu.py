@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -39,6 +38,7 @@ from benchmarks.gpu.experts import Shape, measure_experts
 from benchmarks.gpu.model import MeasuredModel
 from benchmarks.gpu.moe_block import measure_moe_block
 from models.config import ModelConfig
+from models.gpu.launches import card_name
 from models.presets import SCOUT
 
 PARTS = ("experts", "block", "model")
@@ -119,8 +119,7 @@ def _measure(part: str, card: Card, options: argparse.Namespace, device: torch.d
 
 def _write(card: Card, result: dict[str, object]) -> None:
     RESULTS.mkdir(exist_ok=True)
-    name = re.sub(r"[^a-z0-9]+", "-", card.name.lower()).strip("-")
-    (RESULTS / f"gpu-{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / f"gpu-{card_name(card.name)}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -18,7 +18,7 @@ from models.gpu.linear import GpuLinear
 from models.gpu.residual import Addend, Normed, add_norm
 from models.gpu.route import most_tiles, route
 from models.gpu.swiglu import Block, SwigluPlan, swiglu
-from models.gpu.tiles import FIELDS, addresses, tile_table, tile_table_of
+from models.gpu.tiles import addresses, tile_table, tile_table_of
 from models.gpu.weight import GpuWeight, plain
 from models.linear import Linear
 from models.linear.plain import PlainLinear
@@ -101,8 +101,10 @@ class DecodeExperts:
         shared = _like(block_of(experts.shared), experts.like)
         self._is_shared_apart = shared is None
         self._num_routed_tiles = num_tiles = most_tiles(self._num_choices, experts.num_experts, tile)
+        # Lines that a step does not need name some expert, whichever it was before.
         gate_up, down = (
-            torch.zeros(num_tiles, FIELDS, dtype=torch.int64, device=experts.experts.device) for _ in range(2)
+            torch.cat((first.expand(num_tiles, 2), first.new_zeros(num_tiles, 2)), dim=1)
+            for first in experts.experts[0].split(2)
         )
         if shared is not None:
             # Its tokens lie behind those of the others.

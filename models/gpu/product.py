@@ -237,14 +237,12 @@ def grouped_product_kernel(
 ):
     """Write tokens · weightᵀ for every tile."""
     values_ptr, scale_ptr, tokens, count = tile_of(tiles_ptr, x_ptr, FORM, TOKENS)
-    if count == 0:
-        return
     is_token = tl.arange(0, TOKENS) < count
     rows = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
     is_row = rows < num_rows
     x_ptrs = x_ptr + tokens[None, :] * width
     acc = tl.zeros((OUTPUTS, TOKENS), dtype=tl.float32)
-    for start in range(0, width, INPUTS):
+    for start in range(0, tl.minimum(count, 1).to(tl.int32) * width, INPUTS):
         acc = multiply(
             acc, values_ptr, scale_ptr, rows, is_row, num_rows, x_ptrs, is_token, start, width,
             FORM, INPUTS, IS_WHOLE, IS_NATIVE,

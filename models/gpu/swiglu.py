@@ -49,15 +49,13 @@ def gate_up_kernel(
 ):
     """Write silu(gate(x)) * up(x) for every tile, whose weights are [2 · inner, width]."""
     values_ptr, scale_ptr, tokens, count = tile_of(tiles_ptr, x_ptr, FORM, TOKENS)
-    if count == 0:
-        return
     is_token = tl.arange(0, TOKENS) < count
     rows = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
     is_row = rows < inner
     x_ptrs = x_ptr + tokens[None, :] * width
     gate = tl.zeros((OUTPUTS, TOKENS), dtype=tl.float32)
     up = tl.zeros((OUTPUTS, TOKENS), dtype=tl.float32)
-    for start in range(0, width, INPUTS):
+    for start in range(0, tl.minimum(count, 1).to(tl.int32) * width, INPUTS):
         gate = multiply(
             gate, values_ptr, scale_ptr, rows, is_row, 2 * inner, x_ptrs, is_token, start, width,
             FORM, INPUTS, IS_WHOLE, IS_NATIVE,
@@ -114,11 +112,22 @@ def swiglu(x_ND: Tensor, plan: SwigluPlan) -> Tensor:
     assert x_ND.shape[1] == gate_up.num_inputs
     if not x_ND.shape[0]:
         return torch.empty_like(x_ND)
-    inner = gate_up.num_outputs // 2
-    mixed_NF = torch.empty(x_ND.shape[0], inner, dtype=x_ND.dtype, device=x_ND.device)
-    grid = (plan.gate_up_tiles.shape[0], triton.cdiv(inner, launch.outputs))
-    with torch.cuda.device_of(x_ND):
-        gate_up_kernel[grid](
-            x_ND, plan.gate_up_tiles, mixed_NF, x_ND.shape[1], inner, **constants(gate_up.form, x_ND, launch)
-        )
+    mixed_NF = gated_product(x_ND, plan.gate_up_tiles, gate_up, launch)
     return grouped_product(mixed_NF, plan.down_tiles, down.form, down.num_outputs, plan.down_launch)
+
+
+def gated_product(x_ND: Tensor, tiles: Tensor, like: GpuWeight, launch: Launch) -> Tensor:
+    """Return silu(gate(x)) * up(x) with the weight of each token's tile, [N, F] in the dtype of the tokens.
+
+    Args:
+        x_ND: [N, D], contiguous; bfloat16 for weights in four bits.
+        tiles: [tiles, 4], of at most `launch.tokens` tokens each, see `tile_table`.
+        like: [2F, D], of the form and shape of all weights, the gate's F rows first.
+        launch: how to cut it.
+    """
+    inner = like.num_outputs // 2
+    mixed_NF = torch.empty(x_ND.shape[0], inner, dtype=x_ND.dtype, device=x_ND.device)
+    grid = (tiles.shape[0], triton.cdiv(inner, launch.outputs))
+    with torch.cuda.device_of(x_ND):
+        gate_up_kernel[grid](x_ND, tiles, mixed_NF, x_ND.shape[1], inner, **constants(like.form, x_ND, launch))
+    return mixed_NF

@@ -3,7 +3,7 @@
 A line says where its weight lies, not which expert it is: experts come and go without a table of theirs to be kept.
 
     values, scale    addresses of the weight (see `weight`); 0 for a scale that there is not
-    first, count     its rows of tokens; a count of 0 ends the program at once
+    first, count     its rows of tokens; a count of 0: the weight, which has to be there all the same, is not read
 """
 
 from __future__ import annotations
