@@ -3,8 +3,8 @@
     python benchmarks/tune_gpu.py                    all forms, in minutes; writes models/gpu/tuned/CARD.json
     python benchmarks/tune_gpu.py --forms int4 --tiles 16
 
-Every form of weights, each tile of tokens, both products, at the shapes of Scout's and Maverick's experts (which are the
-same). Calls take turns with more weights than the card's cache holds, as CUDA graphs. What does not fit the card is
+Every form of weights, each tile of tokens, both products, at the shapes of Scout's and Maverick's experts, which are
+the same. Calls take turns with more weights than the card's cache holds, as CUDA graphs. What does not fit the card is
 passed over. Then `python benchmarks/gpu.py` says what was gained.
 """
 
