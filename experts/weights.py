@@ -168,6 +168,13 @@ class ExpertWeights:
             )
         return {layer: experts[expert] for layer, experts in held.by_layer.items()}
 
+    def held_in(self, layer: int) -> Mapping[int, Mlp]:
+        """Return what is held of a MoE layer at this moment, by logical expert; it never changes.
+
+        Experts that are about to go are in it, too.
+        """
+        return self._held.by_layer[layer]
+
     def hold(self, expert_ids: Sequence[int], progress: Progress | None = None) -> None:
         """Read experts and add each once all its layers are in; those that are held already stay. Safe beside `run`.
 

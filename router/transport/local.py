@@ -7,12 +7,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from models.llama4.mlp import Mlp
 from protos.errors import NoReplica
 from router.plan import DispatchPlan
 from router.spread import Assignment
 
 RunExperts = Callable[[int, Tensor, Sequence[int], Sequence[int]], Tensor]
 """(layer, hidden [N, D] sorted by expert, expert ids, token counts) -> outputs [N, D]."""
+Resident = Callable[[int], Mapping[int, Mlp]]
+"""MoE layer -> the weights of its experts, by logical expert, as the kernel that runs them has packed them."""
 
 _REPLICA_ID = "local"
 
@@ -37,11 +40,13 @@ class LocalTransport:
     Args:
         run_experts: holds every expert. A callable, because router and experts never import each other: who puts
             the two together passes it in.
+        resident: where a step finds the weights themselves, if it is to run them as a part of its own; None: nowhere.
     """
 
-    def __init__(self, run_experts: RunExperts) -> None:
+    def __init__(self, run_experts: RunExperts, resident: Resident | None = None) -> None:
         self.on_wait: Callable[[], None] = lambda: None
         """Never called: nothing here waits."""
+        self.resident = resident
         self._run_experts = run_experts
 
     @property

@@ -42,6 +42,14 @@ def test_a_held_expert_runs_like_one_that_was_loaded(tiny_folder, some):
         assert torch.equal(some.run(*arguments), loaded.run(*arguments))
 
 
+def test_the_table_of_a_layer_stays_as_it_was_when_experts_come(some):
+    layer = some.layers[0]
+    before = some.held_in(layer)
+    some.hold([3])
+    assert (sorted(before), sorted(some.held_in(layer))) == ([0, 1], [0, 1, 3])
+    assert before[1] is some.held_in(layer)[1] is some.held_expert(1)[layer]
+
+
 def test_experts_count_as_held_once_all_their_layers_are_in(some):
     seen: list[tuple[int, ...]] = []
     some.hold([3, 2], lambda done, total: seen.append(some.expert_ids))
