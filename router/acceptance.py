@@ -72,7 +72,7 @@ def check_limits(limits: EngineLimits, layout: CacheLayout, dtype: torch.dtype) 
         )
     config = layout.config
     dispatch_bytes = limits.step_tokens * max(config.experts_per_token, 1) * config.hidden_size * dtype.itemsize
-    if dispatch_bytes > MAX_MESSAGE_BYTES // 2:
+    if dispatch_bytes > MAX_MESSAGE_BYTES // 2 and not limits.experts_in_process:
         raise errors.BadConfig(
             f"expected a step's dispatch within {MAX_MESSAGE_BYTES // 2} bytes, found {dispatch_bytes} for "
             f"{limits.step_tokens} tokens: lower router.step_tokens"

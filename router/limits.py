@@ -33,6 +33,8 @@ class EngineLimits:
     on_shards: bool = False
     """Whether keys and values of global layers are on context shards: then the cache is for local layers alone, and
     nothing of it is kept for later, here or in host memory or on disk."""
+    experts_in_process: bool = False
+    """Whether the experts are in the engine's own process: then no dispatch has to fit a message."""
     slots: int = 16
     """Most sequences that generate at once."""
     max_waiting: int = 256
