@@ -9,9 +9,7 @@ from cluster.planner.question import Question
 from cluster.planner.values import settings, split_known
 
 _WHAT = {
-    ("router", "device"): "GPUs: this version computes on CPUs",
     ("model", "quantize"): "weights in this form: this version does not round to it; releases are held in router.dtype",
-    ("experts", "in_router"): "experts in the router's own process: the engine has it, a deployment does not",
 }
 """What a setting that is not known means is missing."""
 _PUBLISHED = {
@@ -26,12 +24,22 @@ _PUBLISHED = {
 
 
 def missing(plan: CapacityPlan) -> Iterator[str]:
-    """Yield what this version cannot do of a plan: what its settings cannot say, as cluster/planner/values.py tells."""
+    """Yield what this version cannot do of a plan.
+
+    That is what its settings cannot say, as cluster/planner/values.py tells, and what `herd serve` does not do of what
+    they say.
+    """
     _, unknown = split_known(settings(plan))
     for section, keys in unknown.items():
         yield from (_WHAT[section, key] for key in keys if (section, key) in _WHAT)
-    if plan.question.weights == "int4" and not plan.question.fleet.device.is_cpu:
-        yield "int4 in groups of 128: this version rounds in groups of 32, 5 bits a weight with their scales"
+    if plan.question.fleet.nodes > 1:
+        yield "several machines: herd serve runs on the one it is started on"
+    if plan.question.fleet.device.is_cpu:
+        return
+    if plan.placement.is_shared:
+        yield "processes that share a GPU: each takes one of its own"
+    if plan.placement.shape.shards:
+        yield "context shards beside routers on GPUs: they go with routers on CPUs"
 
 
 def published(question: Question) -> str | None:
