@@ -1,4 +1,4 @@
-"""The GPUs of this machine, as their driver tells of them: torch is not asked, for it would take memory on each."""
+"""The GPUs of this machine, as their driver tells of them: asked itself, torch would take memory on each."""
 
 from __future__ import annotations
 
@@ -39,11 +39,20 @@ class Gpus:
     problem: str = ""
     """Why there may be more than were found; empty: there are not."""
 
-    def without_cuda(self) -> Gpus:
-        """Return what a torch that was built without CUDA leaves of them: none."""
-        if not self.cards:
-            return self
-        return Gpus(problem=f"{len(self.cards)} GPUs are there, but torch was built without CUDA: install one with it")
+
+def usable_gpus() -> Gpus:
+    """Return the GPUs there are, if torch was built to compute on them.
+
+    Cost: see `find_gpus`; imports torch where there is any.
+    """
+    found = find_gpus()
+    if not found.cards:
+        return found
+    import torch
+
+    if torch.version.cuda is None:
+        return Gpus(problem=f"{len(found.cards)} GPUs are there, but torch was built without CUDA: install one with it")
+    return found
 
 
 def find_gpus() -> Gpus:

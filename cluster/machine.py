@@ -8,7 +8,7 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.gpus import Gpus, find_gpus
+from cluster.gpus import Gpus, usable_gpus
 from protos.errors import PortTaken
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -28,7 +28,7 @@ class Machine:
 
 def read_machine() -> Machine:
     """Return what is there now."""
-    return Machine(cores=_count_cores(), free_bytes=_free_bytes(), gpus=find_gpus())
+    return Machine(cores=_count_cores(), free_bytes=_free_bytes(), gpus=usable_gpus())
 
 
 def check_port(port: int, what: str, setting: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cluster.config import ClusterConfig
@@ -32,17 +31,12 @@ def plan_start(settings: ClusterConfig) -> DeploymentPlan:
     Raises:
         StartupError: there is no such model, it is broken, or it does not fit.
     """
-    import torch
-
     from cluster.plan import make_plan
     from cluster.planned_model import load_planned_model
     from models.checkpoint import open_checkpoint
     from models.presets import resolve_model
 
     folder = resolve_model(settings.model.path)
-    machine = read_machine()
-    if torch.version.cuda is None:
-        machine = replace(machine, gpus=machine.gpus.without_cuda())
-    plan = make_plan(settings, open_checkpoint(folder), folder.resolve().name, machine)
+    plan = make_plan(settings, open_checkpoint(folder), folder.resolve().name, read_machine())
     load_planned_model(plan)  # a broken tokenizer is found here too
     return plan
