@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from protos import errors
+from protos.codec import MAX_MESSAGE_BYTES
 from router.acceptance import check_limits
 from router.engine import Engine
 from router.forward import Forward
 from router.kv_cache.layout import CacheLayout
-from router.limits import EngineLimits
+from router.limits import MOST_DISPATCH_BYTES, EngineLimits
 from router.request import Ended, GenerationRequest, PromptDone, SamplingParams, TokenChosen
 from router.transport.local import LocalTransport
 from tests.parity.splits import run_in_splits
@@ -430,6 +431,7 @@ def test_a_dispatch_has_to_fit_a_message_unless_the_experts_are_in_the_process()
     with pytest.raises(errors.BadConfig, match="a step's dispatch within"):
         check_limits(many, layout, torch.float32)
     check_limits(replace(many, experts_in_process=True), layout, torch.float32)
+    assert MOST_DISPATCH_BYTES == MAX_MESSAGE_BYTES // 2
 
 
 def wait_for_load(engine: Engine, holds):

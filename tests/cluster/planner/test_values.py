@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 import yaml
 
 from cluster.config import ClusterConfig
@@ -8,6 +9,8 @@ from cluster.config_source import load_config, with_values
 from cluster.planner.advice import plan_or_refuse
 from cluster.planner.missing import missing
 from cluster.planner.values import as_values, settings, split_known, workers
+from router.acceptance import check_limits
+from router.limits import EngineLimits
 from tests.cluster.planner.questions import PROFILES, ask, ask_profile
 
 
@@ -24,6 +27,14 @@ def test_the_settings_of_every_profile_are_read_by_the_loader_of_herd_serve(prof
     assert config.model.context_length == plan.question.context
     assert config.router.kv_bytes == plan.memory.kv_bytes
     assert config.router.slots * shape.routers >= plan.question.concurrency
+    limits = EngineLimits(
+        context_length=config.model.context_length,
+        kv_bytes=config.router.kv_bytes,
+        slots=config.router.slots,
+        step_tokens=config.router.step_tokens,
+        experts_in_process=config.experts.in_router,
+    )
+    check_limits(limits, limits.layout(plan.question.config, "bfloat16"), torch.bfloat16)
 
 
 @pytest.mark.parametrize("profile", PROFILES)
