@@ -8,6 +8,7 @@ from cluster.gpu_room import usable_bytes, workspace_bytes
 from cluster.gpus import Gpu, Gpus
 from cluster.machine import Machine
 from cluster.plan import make_plan
+from cluster.planned_model import load_planned_model
 from cluster.weight_bytes import WeightBytes
 from models.checkpoint import open_checkpoint
 from protos.errors import BadConfig, NotEnoughMemory
@@ -206,6 +207,7 @@ def test_experts_in_the_router_are_no_processes_of_their_own_and_counted_once_pe
     assert plan.experts_in_router
     assert (plan.expert_groups, plan.num_replicas, plan.spare_bytes) == ((), 2, 0)
     assert plan.weight_bytes == 2 * checkpoint.total_bytes
+    assert load_planned_model(plan).experts_in_router
 
 
 def test_a_dense_model_has_no_experts_to_be_in_the_router(shared_dir):
