@@ -76,6 +76,8 @@ def choose_devices(settings: ClusterConfig, num_groups: int, gpus: Gpus) -> Devi
     _check_number(devices, num_routers, num_experts, gpus)
     if devices.any_gpu and (conflict := _conflict(settings, router)):
         raise BadConfig(conflict)
+    if settings.model.quantize == "fp8":
+        _check_fp8(devices, gpus)
     return devices
 
 
@@ -104,10 +106,20 @@ def _check_number(devices: Devices, num_routers: int, num_experts: int, gpus: Gp
         )
 
 
+def _check_fp8(devices: Devices, gpus: Gpus) -> None:
+    old = [card.name for card in gpus.cards if devices.any_gpu and card.capability < LEAST_CAPABILITY]
+    found = ["cpu"] * ("cpu" in (devices.router, devices.experts)) + old
+    if found:
+        raise BadConfig(
+            f"expected a GPU of the Hopper kind or later for weights in fp8, found {found[0]}: quantize to int8 or "
+            "int4, or set router.device, and experts.device where experts have processes of their own, to cuda"
+        )
+
+
 def _why_not(settings: ClusterConfig, wanted: int, gpus: Gpus) -> str:
     """Return why routers that may take GPUs do not; empty: they do."""
     if len(gpus.cards) < wanted:
-        return gpus.problem or f"computing on CPUs: {_too_few(wanted, gpus)}"
+        return f"computing on CPUs: {gpus.problem or _too_few(wanted, gpus)}"
     old = next((card for card in gpus.cards if card.capability < LEAST_CAPABILITY), None)
     if old is not None:
         have, least = (".".join(map(str, each)) for each in (old.capability, LEAST_CAPABILITY))
@@ -115,7 +127,8 @@ def _why_not(settings: ClusterConfig, wanted: int, gpus: Gpus) -> str:
             f"computing on CPUs: the kernels are for GPUs of compute capability {least} and later, {old.name} has "
             f"{have}; router.device=cuda takes it all the same, without them"
         )
-    return _conflict(settings, "cuda")
+    conflict = _conflict(settings, "cuda")
+    return f"computing on CPUs: {conflict}" if conflict else ""
 
 
 def _too_few(wanted: int, gpus: Gpus) -> str:

@@ -132,7 +132,7 @@ def _device(name: str) -> torch.device:
             "--device: expected a GPU that torch can use, found none; take --device cpu, or see that the driver and a "
             "torch built with CUDA are there and CUDA_VISIBLE_DEVICES names a card"
         )
-    return torch.device("cuda", 0) if name == "cuda" else torch.device("cpu")
+    return torch.device(name)
 
 
 def _stop_on_signals() -> threading.Event:

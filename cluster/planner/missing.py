@@ -6,12 +6,7 @@ from collections.abc import Iterator
 
 from cluster.planner.capacity_plan import CapacityPlan
 from cluster.planner.question import Question
-from cluster.planner.values import settings, split_known
 
-_WHAT = {
-    ("model", "quantize"): "weights in this form: this version does not round to it; releases are held in router.dtype",
-}
-"""What a setting that is not known means is missing."""
 _PUBLISHED = {
     ("scout", "fp8"): "by others than Meta only (compressed-tensors)",
     ("scout", "int8"): "not by Meta",
@@ -24,14 +19,7 @@ _PUBLISHED = {
 
 
 def missing(plan: CapacityPlan) -> Iterator[str]:
-    """Yield what this version cannot do of a plan.
-
-    That is what its settings cannot say, as cluster/planner/values.py tells, and what `herd serve` does not do of what
-    they say.
-    """
-    _, unknown = split_known(settings(plan))
-    for section, keys in unknown.items():
-        yield from (_WHAT[section, key] for key in keys if (section, key) in _WHAT)
+    """Yield what this version does not do of a plan that its settings can say."""
     if plan.question.fleet.nodes > 1:
         yield "several machines: herd serve runs on the one it is started on"
     if plan.question.fleet.device.is_cpu:

@@ -82,6 +82,16 @@ def test_gpus_that_cannot_be_had_or_used_so_are_refused(cards, assignments, mess
         chosen(*assignments, cards=cards)
 
 
+def test_fp8_is_for_gpus_that_have_it():
+    fp8 = "model.quantize=fp8"
+    assert chosen(fp8, cards=3).experts == "cuda"
+    for arguments in ({}, {"cards": 1}, {"gpus": Gpus((OLD,) * 3)}):
+        with pytest.raises(BadConfig, match="for weights in fp8, found cpu: quantize to int8 or int4"):
+            chosen(fp8, **arguments)
+    with pytest.raises(BadConfig, match="fp8, found NVIDIA A100"):
+        chosen(fp8, "router.device=cuda", gpus=Gpus((OLD,) * 3))
+
+
 def test_why_the_driver_shows_none_is_told():
     with pytest.raises(BadConfig, match=r"found 0 \(no driver\)"):
         chosen("router.device=cuda", gpus=Gpus(problem="no driver"))
