@@ -82,7 +82,8 @@ def _memory(model: str) -> str:
 
     plan = plan_start(load_config(assignments=[f"model.path={model}"]))
     found = format_bytes(read_machine().free_bytes)
-    return f"{found} free, {plan.model_name} takes about {format_bytes(plan.needed_bytes)}"
+    gpus = f" and {plan.num_gpus} GPUs" if plan.num_gpus else ""
+    return f"{found} free, {plan.model_name} takes about {format_bytes(plan.needed_bytes)}{gpus}"
 
 
 def _shared_memory() -> Finding:
