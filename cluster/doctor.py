@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from importlib import import_module
 
 from cluster.byte_text import format_bytes
 from cluster.gpus import Gpus, usable_gpus
@@ -54,10 +54,10 @@ def examine(model: str, http_port: int, grpc_port: int) -> list[Finding]:
         *(_ask(name, lambda name=name: check_version(name)) for name in ("python", *OLDEST)),  # type: ignore[misc]
         _ask("imports", _imports),
         _ask("memory", lambda: _memory(model)),
+        gpu_finding(usable_gpus(), _why_no_triton),
         _shared_memory(),
         _temporary_folder(),
         _cpu_kernels(),
-        gpu_finding(usable_gpus(), _why_no_triton),
         _ask("HTTP port", lambda: _port(http_port, "HTTP", "--http-port")),
         _ask("gRPC port", lambda: _port(grpc_port, "gRPC", "--grpc-port")),
     ]
@@ -84,37 +84,6 @@ def _memory(model: str) -> str:
     found = format_bytes(read_machine().free_bytes)
     gpus = f" and {plan.num_gpus} GPUs" if plan.num_gpus else ""
     return f"{found} free, {plan.model_name} takes about {format_bytes(plan.needed_bytes)}{gpus}"
-
-
-def _shared_memory() -> Finding:
-    free = shutil.disk_usage("/dev/shm").free
-    if free < _SHARED_MEMORY_BYTES:
-        return Finding(
-            "shared memory",
-            Verdict.WARN,
-            f"expected {format_bytes(_SHARED_MEMORY_BYTES)} free in /dev/shm, found {format_bytes(free)}: Ray falls "
-            "back to slow files; in a container, give --shm-size=1g",
-        )
-    return Finding("shared memory", Verdict.OK, f"{format_bytes(free)} free in /dev/shm")
-
-
-def _temporary_folder() -> Finding:
-    folder = tempfile.gettempdir()
-    free = shutil.disk_usage(folder).free
-    if free < _TEMP_BYTES:
-        return Finding(
-            "temporary files",
-            Verdict.WARN,
-            f"expected {format_bytes(_TEMP_BYTES)} free in {folder}, found {format_bytes(free)}: logs may fill it",
-        )
-    return Finding("temporary files", Verdict.OK, f"{format_bytes(free)} free in {folder}")
-
-
-def _cpu_kernels() -> Finding:
-    why = why_unavailable()
-    if why is None:
-        return Finding("CPU kernels", Verdict.OK, "compiled for this processor: bfloat16 and int8 run on them")
-    return Finding("CPU kernels", Verdict.WARN, f"bfloat16 and int8 on a CPU take up to twice as long without: {why}")
 
 
 def gpu_finding(gpus: Gpus, why_no_triton: Callable[[], str]) -> Finding:
@@ -149,7 +118,7 @@ def gpu_finding(gpus: Gpus, why_no_triton: Callable[[], str]) -> Finding:
 
 def _why_no_triton() -> str:
     try:
-        importlib.import_module("triton")
+        import_module("triton")
     except ImportError as error:
         return f"it missing ({error})"
     return ""
@@ -157,6 +126,37 @@ def _why_no_triton() -> str:
 
 def _dotted(capability: tuple[int, int]) -> str:
     return ".".join(map(str, capability))
+
+
+def _shared_memory() -> Finding:
+    free = shutil.disk_usage("/dev/shm").free
+    if free < _SHARED_MEMORY_BYTES:
+        return Finding(
+            "shared memory",
+            Verdict.WARN,
+            f"expected {format_bytes(_SHARED_MEMORY_BYTES)} free in /dev/shm, found {format_bytes(free)}: Ray falls "
+            "back to slow files; in a container, give --shm-size=1g",
+        )
+    return Finding("shared memory", Verdict.OK, f"{format_bytes(free)} free in /dev/shm")
+
+
+def _temporary_folder() -> Finding:
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if free < _TEMP_BYTES:
+        return Finding(
+            "temporary files",
+            Verdict.WARN,
+            f"expected {format_bytes(_TEMP_BYTES)} free in {folder}, found {format_bytes(free)}: logs may fill it",
+        )
+    return Finding("temporary files", Verdict.OK, f"{format_bytes(free)} free in {folder}")
+
+
+def _cpu_kernels() -> Finding:
+    why = why_unavailable()
+    if why is None:
+        return Finding("CPU kernels", Verdict.OK, "compiled for this processor: bfloat16 and int8 run on them")
+    return Finding("CPU kernels", Verdict.WARN, f"bfloat16 and int8 on a CPU take up to twice as long without: {why}")
 
 
 def _port(port: int, what: str, setting: str) -> str:
