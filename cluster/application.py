@@ -11,6 +11,7 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.deployment import Application
 
 from cluster.context_deployment import Context
+from cluster.devices import Device
 from cluster.directory_actor import directory_config
 from cluster.experts_deployment import Experts
 from cluster.front_door import FrontDoor
@@ -61,7 +62,7 @@ def build_application(plan: DeploymentPlan) -> Application:
             name=name,
             request_router_config=RequestRouterConfig(request_router_class="cluster.routing.RouterChoice"),
             deployment_actors=[directory] if name == ROUTER else None,
-            ray_actor_options=actor,
+            ray_actor_options=actor | _gpu(plan.devices.router),
             **router_replicas(plan, name),
             **common,
         ).bind(plan)
@@ -71,7 +72,7 @@ def build_application(plan: DeploymentPlan) -> Application:
         serve.deployment(
             Experts,
             name=experts_deployment(group),
-            ray_actor_options=actor,
+            ray_actor_options=actor | _gpu(plan.devices.experts),
             **experts_replicas(plan),
             **common,
         ).bind(plan, group)
@@ -96,3 +97,8 @@ def build_application(plan: DeploymentPlan) -> Application:
     )
     # The front door never calls the last. It takes their handles because that makes them part of the application.
     return front_door.bind(plan, *routers, *called_by_address)
+
+
+def _gpu(device: Device) -> dict[str, int]:
+    """Return the options that reserve a replica's GPU, and have Ray show it no other."""
+    return {"num_gpus": 1} if device == "cuda" else {}

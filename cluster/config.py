@@ -11,10 +11,11 @@ from cluster.scaling_settings import ScalingSettings, bounds_around
 from cluster.setting_checks import check_floor, check_seconds
 from protos.errors import BadConfig
 
+DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 CopyName = Literal["auto", "always", "never"]
 PriorityName = Literal["idle", "normal"]
-QuantizeName = Literal["int8", "int4"]
+QuantizeName = Literal["int8", "int4", "fp8"]
 KvDtypeName = Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"]
 
 
@@ -29,8 +30,9 @@ class ModelSettings:
     context_length: int | None = None
     """Most tokens of prompt and output together; at least 2. None: what the model and `router.kv_bytes` allow."""
     quantize: QuantizeName | None = None
-    """Round weights to 8 or 4 bits when they are loaded: less memory, faster on a CPU. None: what the model's folder
-    has in 4 bits stays so, all else is held in `router.dtype`."""
+    """Round weights to 8 or 4 bits when they are loaded: less memory, faster on a CPU; fp8 needs a Hopper GPU. What the
+    model's folder has in that form stays as it is. None: what it has in 4 bits, and on a GPU in fp8, stays so, all else
+    is held in `router.dtype`."""
 
     def check(self) -> None:
         """Refuse values that cannot work."""
@@ -76,8 +78,11 @@ class RouterSettings:
 
     replicas: int = 1
     """Processes, each with its own copy of the router's weights; at least 1."""
+    device: DeviceName = "auto"
+    """What routers compute on: cpu, cuda (a GPU each), or, auto, GPUs where this machine has one that the kernels are
+    for (Hopper or later) for each router and expert replica there may be; else the CPU."""
     dtype: DtypeName = "auto"
-    """What routers and experts compute in; auto: float32 on a CPU."""
+    """What routers and experts compute in; auto: float32 on a CPU, bfloat16 where anything computes on a GPU."""
     threads: int | None = None
     """CPU threads of one router; at least 1. None: this machine's cores shared evenly by all routers."""
     slots: int = 16
@@ -92,7 +97,7 @@ class RouterSettings:
     delays the others' tokens less, and takes longer itself."""
     kv_bytes: int | None = None
     """Bytes of KV cache of one router; at least 1. None: what `slots` full contexts need, within a quarter of the
-    memory that is free when Herd starts."""
+    memory that is free when Herd starts; on a GPU, within what weights, workspace and a margin leave of the card."""
     kv_dtype: KvDtypeName = "auto"
     """What keys and values are stored in; auto: the dtype of the model. int8 and fp8 take a quarter of float32's bytes
     and cost accuracy."""
@@ -140,6 +145,11 @@ class ExpertsSettings:
 
     groups: int | None = None
     """Groups the experts of every layer are split into, one deployment each; 1 to the model's experts. None: 2."""
+    in_router: bool = False
+    """Hold all experts in each router's own process, on its device, instead of in processes of their own: one process
+    on one GPU serves a whole model. Nothing stands in for an expert then, or scales apart from its router."""
+    device: DeviceName = "auto"
+    """What expert replicas compute on: cpu, cuda (a GPU each), or, auto, what routers do, if GPUs are left for them."""
     replicas_per_group: int = 1
     """Processes per group, each with a copy of the group's weights; at least 1."""
     spare_experts: int | None = None
@@ -169,6 +179,23 @@ class ExpertsSettings:
             check_floor(f"experts.{name}", getattr(self, name), 0)
         check_floor("experts.lease_s", self.lease_s, 2)
         check_seconds("experts.drain_s", self.drain_s)
+        if self.in_router:
+            self._check_in_router()
+
+    def _check_in_router(self) -> None:
+        """Refuse what only processes of their own could have."""
+        for name, most in (("groups", 1), ("replicas_per_group", 1), ("spare_experts", 0)):
+            asked = getattr(self, name)
+            if asked is not None and asked > most:
+                raise BadConfig(
+                    f"experts.{name}: expected at most {most} with experts.in_router, which makes no expert replicas, "
+                    f"found {asked}; leave it out, or set experts.in_router=false"
+                )
+        if self.copy_from_peers == "always":
+            raise BadConfig(
+                "experts.copy_from_peers: expected auto or never with experts.in_router, which makes no expert "
+                "replicas, found always; leave it out, or set experts.in_router=false"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -241,8 +268,8 @@ class LongSettings:
     slots: int = 2
     """Most sequences one of them generates at once; at least 1. Further ones wait in line in the front door."""
     kv_bytes: int | None = None
-    """Bytes of KV cache of one of them; at least 1. None: what `slots` full contexts need, within a quarter of the
-    memory that is free when Herd starts."""
+    """Bytes of KV cache of one of them; at least 1. None: what `slots` full contexts need, within the same as for
+    `router.kv_bytes`."""
     step_tokens: int = 512
     """Most tokens computed in one step; at least `slots`. Experts are shared: a short request's tokens may wait for one
     piece of this size in a layer. Larger: long prompts are computed faster."""
@@ -338,13 +365,29 @@ class ClusterConfig:
             section.check()
         self.scaling.front_doors()
         self.scaling.routers(self.router.replicas)
-        self.scaling.experts(self.experts.replicas_per_group)
+        experts = self.scaling.experts(self.experts.replicas_per_group)
+        if self.experts.in_router:
+            self._check_in_router(experts)
         try:
             self.limits.check()
         except BadConfig as error:
             raise BadConfig(f"limits.{error.message}") from None
         if self.http.port == self.grpc.port:
             raise BadConfig(f"expected two ports, found {self.http.port} for both HTTP and gRPC; change one")
+
+    def _check_in_router(self, replicas: Bounds) -> None:
+        """Refuse what contradicts experts in the routers' processes."""
+        if (replicas.min_replicas, replicas.max_replicas) != (1, 1):
+            raise BadConfig(
+                "scaling.experts_min_replicas, scaling.experts_max_replicas: expected none with experts.in_router, "
+                f"where experts scale with their routers, found {replicas.min_replicas} and {replicas.max_replicas}; "
+                "leave them out, or set experts.in_router=false"
+            )
+        if self.experts.device not in ("auto", self.router.device):
+            raise BadConfig(
+                f"experts.device: expected router.device, {self.router.device}, with experts.in_router, found "
+                f"{self.experts.device}; set router.device and leave it out"
+            )
 
 
 def _check_port(name: str, port: int) -> None:

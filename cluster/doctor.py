@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from importlib import import_module
 
 from cluster.byte_text import format_bytes
+from cluster.gpus import Gpus, usable_gpus
 from cluster.imports import check_imports
 from cluster.machine import check_port, read_machine
 from cluster.versions import OLDEST, check_version
@@ -51,6 +54,7 @@ def examine(model: str, http_port: int, grpc_port: int) -> list[Finding]:
         *(_ask(name, lambda name=name: check_version(name)) for name in ("python", *OLDEST)),  # type: ignore[misc]
         _ask("imports", _imports),
         _ask("memory", lambda: _memory(model)),
+        gpu_finding(usable_gpus(), _why_no_triton),
         _shared_memory(),
         _temporary_folder(),
         _cpu_kernels(),
@@ -78,7 +82,50 @@ def _memory(model: str) -> str:
 
     plan = plan_start(load_config(assignments=[f"model.path={model}"]))
     found = format_bytes(read_machine().free_bytes)
-    return f"{found} free, {plan.model_name} takes about {format_bytes(plan.needed_bytes)}"
+    gpus = f" and {plan.num_gpus} GPUs" if plan.num_gpus else ""
+    return f"{found} free, {plan.model_name} takes about {format_bytes(plan.needed_bytes)}{gpus}"
+
+
+def gpu_finding(gpus: Gpus, why_no_triton: Callable[[], str]) -> Finding:
+    """Return what there is to say of GPUs: that there are none is well.
+
+    Args:
+        gpus: that there are.
+        why_no_triton: tells why kernels for GPUs cannot be made; empty: they can. Asked where there is a GPU.
+    """
+    subject = "GPUs"
+    if not gpus.cards:
+        if gpus.problem:
+            return Finding(subject, Verdict.WARN, f"everything computes on CPUs: {gpus.problem}")
+        return Finding(subject, Verdict.OK, "none: everything computes on CPUs")
+    from models.gpu.device import LEAST_CAPABILITY
+
+    kinds = Counter((card.name, card.capability) for card in gpus.cards)
+    names = ", ".join(f"{count} x {name} (compute capability {_dotted(each)})" for (name, each), count in kinds.items())
+    free = format_bytes(min(card.free_bytes for card in gpus.cards))
+    found = f"{names}, at least {free} free on each"
+    if min(card.capability for card in gpus.cards) < LEAST_CAPABILITY:
+        return Finding(
+            subject,
+            Verdict.WARN,
+            f"expected compute capability {_dotted(LEAST_CAPABILITY)} or later, which the kernels are for, found "
+            f"{found}: set router.device=cuda to use them all the same, mostly with torch's own operators",
+        )
+    if problem := why_no_triton():
+        return Finding(subject, Verdict.WARN, f"expected triton, found {problem}: install it; {found}")
+    return Finding(subject, Verdict.OK, f"{found}; the kernels are for them, and triton makes them")
+
+
+def _why_no_triton() -> str:
+    try:
+        import_module("triton")
+    except ImportError as error:
+        return f"it missing ({error})"
+    return ""
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))
 
 
 def _shared_memory() -> Finding:

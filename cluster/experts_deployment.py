@@ -17,6 +17,7 @@ import ray
 import torch
 from ray import serve
 
+from cluster.devices import device_of
 from cluster.directory import ExpertReplica
 from cluster.expert_load import ExpertLoadMeter
 from cluster.expert_member import ExpertMember
@@ -88,6 +89,7 @@ class Experts:
             plan.expert_groups[group],
             plan.dtype,
             progress=self._report.loading,
+            device=device_of(plan.devices.experts),
             quantize=plan.settings.model.quantize,
             spare_bytes=plan.spare_bytes,
             on_held=lambda weights: self._serve(plan, group, weights),

@@ -1,13 +1,14 @@
-"""What this machine has: cores, memory, ports. The only place that looks."""
+"""What this machine has: cores, memory, GPUs, ports. `gpus.py` looks for GPUs, this module for everything else."""
 
 from __future__ import annotations
 
 import errno
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from cluster.gpus import Gpus, usable_gpus
 from protos.errors import PortTaken
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -21,11 +22,13 @@ class Machine:
     """CPU cores this process may run on."""
     free_bytes: int
     """Bytes of memory that can be had without swapping, within the container's limit."""
+    gpus: Gpus = field(default_factory=Gpus)
+    """Its GPUs that this process may use."""
 
 
 def read_machine() -> Machine:
     """Return what is there now."""
-    return Machine(cores=_count_cores(), free_bytes=_free_bytes())
+    return Machine(cores=_count_cores(), free_bytes=_free_bytes(), gpus=usable_gpus())
 
 
 def check_port(port: int, what: str, setting: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -10,15 +10,17 @@ import torch
 from cluster.autoscaling import Bounds
 from cluster.byte_text import format_bytes
 from cluster.config import ClusterConfig
+from cluster.devices import Devices, choose_devices, has_expert_replicas, most_replicas_per_group, most_routers
 from cluster.expert_groups import group_experts
+from cluster.gpu_room import usable_bytes
 from cluster.machine import Machine
 from cluster.names import LONG_ROUTER, ROUTER
 from cluster.planner import assumptions
+from cluster.planner.workspace import expert_workspace
 from cluster.pool_plan import PoolPlan, context_bytes, long_pool, standard_limits
-from models.checkpoint import Checkpoint, kept_names
-from models.checkpoint.tensor_shapes import expert_names
+from cluster.weight_bytes import WeightBytes
+from models.checkpoint import Checkpoint
 from models.config import ModelConfig
-from models.linear import BITS_PER_WEIGHT
 from protos.errors import BadConfig, NotEnoughMemory
 from router.limits import EngineLimits
 
@@ -47,13 +49,15 @@ class DeploymentPlan:
     engine_limits: EngineLimits
     """What one router takes on, of those for long requests another than these."""
     expert_groups: tuple[tuple[int, ...], ...]
-    """Logical experts of each group; empty for a dense model."""
+    """Logical experts of each group; empty for a dense model, and where routers hold all experts themselves."""
     router_threads: int
     """CPU threads of one router."""
     expert_threads: int
     """CPU threads of one expert replica."""
     weight_bytes: int
-    """Bytes of all weights in memory, with as many replicas as there may be."""
+    """Bytes of all weights in main memory, with as many replicas as there may be."""
+    devices: Devices = field(default_factory=Devices)
+    """What routers and expert replicas compute on."""
     context_threads: int = 1
     """CPU threads of one context shard."""
     context_bytes: int = 0
@@ -69,6 +73,11 @@ class DeploymentPlan:
     def dtype_name(self) -> str:
         """Return the dtype's name, for example float32."""
         return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def experts_in_router(self) -> bool:
+        """Tell whether each router holds all experts itself."""
+        return self.config.is_moe and self.settings.experts.in_router
 
     @property
     def router_bounds(self) -> Bounds:
@@ -117,10 +126,18 @@ class DeploymentPlan:
         return routers + len(self.expert_groups) * self.expert_bounds.max_replicas
 
     @property
+    def num_gpus(self) -> int:
+        """Count the GPUs all processes take, with as many as there may be."""
+        routers = most_routers(self.settings) if self.devices.router == "cuda" else 0
+        experts = len(self.expert_groups) * self.expert_bounds.max_replicas if self.devices.experts == "cuda" else 0
+        return routers + experts
+
+    @property
     def needed_bytes(self) -> int:
-        """Estimate the memory all processes take, with as many as there may be."""
+        """Estimate the main memory all processes take, with as many as there may be."""
         limits = [(pool.engine_limits, pool.bounds.max_replicas) for pool in self.pools.values()]
-        kv_bytes = sum((each.kv_bytes + each.host_kv_bytes) * replicas for each, replicas in limits)
+        is_cpu = self.devices.router == "cpu"
+        kv_bytes = sum((each.kv_bytes * is_cpu + each.host_kv_bytes) * replicas for each, replicas in limits)
         doors = self.settings.scaling.front_doors().max_replicas
         shards = self.settings.context.most_shards
         processes = (self.num_replicas + doors + shards + self.warm_spares) * PROCESS_BYTES + RAY_BYTES
@@ -141,8 +158,13 @@ def make_plan(settings: ClusterConfig, checkpoint: Checkpoint, name: str, machin
         NotEnoughMemory: the machine is too small.
     """
     config = checkpoint.config
-    dtype = torch.float32 if settings.router.dtype == "auto" else getattr(torch, settings.router.dtype)
-    groups = group_experts(config.num_experts, settings.experts.groups)
+    groups: tuple[tuple[int, ...], ...] = ()
+    if has_expert_replicas(settings, config):
+        groups = group_experts(config.num_experts, settings.experts.groups)
+    devices = choose_devices(settings, len(groups), machine.gpus)
+    dtype = _dtype(settings, devices)
+    weights = WeightBytes(checkpoint, dtype, settings.model.quantize)
+    card_bytes = _card_bytes(settings, weights, devices, machine)
     num_expert_replicas = len(groups) * settings.experts.replicas_per_group
     plan = DeploymentPlan(
         settings=settings,
@@ -151,8 +173,8 @@ def make_plan(settings: ClusterConfig, checkpoint: Checkpoint, name: str, machin
         fingerprint=checkpoint.fingerprint,
         config=config,
         dtype=dtype,
-        engine_limits=standard_limits(settings, config, dtype, machine),
-        long=long_pool(settings, config, dtype, machine),
+        engine_limits=standard_limits(settings, config, dtype, machine, card_bytes),
+        long=long_pool(settings, config, dtype, machine, card_bytes),
         expert_groups=groups,
         # Routers and experts take turns, so each side may have all cores; replicas of one side compute side by side.
         router_threads=settings.router.threads or max(1, machine.cores // settings.router.replicas),
@@ -160,11 +182,19 @@ def make_plan(settings: ClusterConfig, checkpoint: Checkpoint, name: str, machin
         context_threads=settings.context.threads or max(1, machine.cores // max(settings.context.shards, 1)),
         context_bytes=context_bytes(settings, machine),
         segment_tokens=_segment_tokens(settings, config),
-        weight_bytes=_weight_bytes(settings, checkpoint, dtype),
+        weight_bytes=_weight_bytes(settings, weights, devices),
+        devices=devices,
     )
     _check_budget(plan)
     _check_memory(plan, machine)
-    return replace(plan, spare_bytes=_spare_bytes(plan, checkpoint, machine))
+    return replace(plan, spare_bytes=_spare_bytes(plan, weights, machine))
+
+
+def _dtype(settings: ClusterConfig, devices: Devices) -> torch.dtype:
+    if settings.router.dtype != "auto":
+        dtype: torch.dtype = getattr(torch, settings.router.dtype)
+        return dtype
+    return torch.bfloat16 if devices.any_gpu else torch.float32
 
 
 def _segment_tokens(settings: ClusterConfig, config: ModelConfig) -> int:
@@ -190,41 +220,25 @@ def _segment_tokens(settings: ClusterConfig, config: ModelConfig) -> int:
     return segment_tokens
 
 
-def _weight_bytes(settings: ClusterConfig, checkpoint: Checkpoint, dtype: torch.dtype) -> int:
-    config, quantize, router = checkpoint.config, settings.model.quantize, checkpoint.router_weights
-    if quantize is None:
-        kept = sum(map(checkpoint.num_weights, kept_names(checkpoint) - _expert_tensors(config)))
-        router_bytes = (router - kept) * dtype.itemsize + kept * BITS_PER_WEIGHT["int4"] // 8
-    else:
-        bits, embeddings = BITS_PER_WEIGHT[quantize], config.vocab_size * config.hidden_size
-        # Embeddings stay as they are; the LM head has 8 bits, as a copy where the two are tied.
-        rest = router - (embeddings if config.tie_embeddings else 2 * embeddings)
-        router_bytes = embeddings * (dtype.itemsize + 1) + rest * bits // 8
-    routers = settings.scaling.routers(settings.router.replicas).max_replicas
-    if settings.long.from_tokens is not None:
-        routers += settings.long.bounds().max_replicas
-    copies = settings.scaling.experts(settings.experts.replicas_per_group).max_replicas
-    return router_bytes * routers + _expert_bytes(settings, checkpoint, dtype) * copies
+def _weight_bytes(settings: ClusterConfig, weights: WeightBytes, devices: Devices) -> int:
+    """Return the bytes of all weights that are not on GPUs."""
+    routers = _held_by_router(settings, weights, devices) * most_routers(settings) if devices.router == "cpu" else 0
+    if devices.experts == "cuda" or not has_expert_replicas(settings, weights.checkpoint.config):
+        return routers
+    return routers + weights.experts("cpu") * most_replicas_per_group(settings)
 
 
-def _expert_bytes(settings: ClusterConfig, checkpoint: Checkpoint, dtype: torch.dtype) -> int:
-    """Return the bytes of all routed experts in memory, each held once."""
-    weights = checkpoint.config.num_experts * checkpoint.expert_weights
-    quantize = settings.model.quantize
-    if quantize is not None:
-        return weights * BITS_PER_WEIGHT[quantize] // 8
-    kept = sum(map(checkpoint.num_weights, kept_names(checkpoint) & _expert_tensors(checkpoint.config)))
-    return (weights - kept) * dtype.itemsize + kept * BITS_PER_WEIGHT["int4"] // 8
+def _held_by_router(settings: ClusterConfig, weights: WeightBytes, devices: Devices) -> int:
+    """Return the bytes of weights in one router's process."""
+    experts = weights.experts(devices.router) if settings.experts.in_router else 0
+    return weights.router(devices.router) + experts
 
 
-def _expert_tensors(config: ModelConfig) -> frozenset[str]:
-    """Return the names of all routed experts' matrices."""
-    return frozenset(
-        name
-        for layer in config.moe_layers
-        for expert in range(config.num_experts)
-        for name in expert_names(layer, expert)
-    )
+def _card_bytes(settings: ClusterConfig, weights: WeightBytes, devices: Devices, machine: Machine) -> int | None:
+    """Return what its weights leave of a router's card; None: it has none."""
+    if devices.router == "cpu":
+        return None
+    return usable_bytes(machine.gpus) - _held_by_router(settings, weights, devices)
 
 
 def _check_budget(plan: DeploymentPlan) -> None:
@@ -244,24 +258,48 @@ def _check_budget(plan: DeploymentPlan) -> None:
         )
 
 
-def _spare_bytes(plan: DeploymentPlan, checkpoint: Checkpoint, machine: Machine) -> int:
-    """Return the room each expert replica has for copies; by default for one expert, where the machine has it."""
+def _spare_bytes(plan: DeploymentPlan, weights: WeightBytes, machine: Machine) -> int:
+    """Return the room each expert replica has for copies; by default for one expert, where there is memory for it."""
     if not plan.expert_groups:
         return 0
+    device = plan.devices.experts
     # A sixteenth more: quantised forms have scales, packed ones are padded.
-    expert_bytes = _expert_bytes(plan.settings, checkpoint, plan.dtype) // plan.config.num_experts * 17 // 16
+    expert_bytes = weights.experts(device) // plan.config.num_experts * 17 // 16
     asked = plan.settings.experts.spare_experts
     spare_bytes = expert_bytes * (1 if asked is None else asked)
-    free_bytes = machine.free_bytes - plan.needed_bytes
-    needed_bytes = spare_bytes * plan.num_replicas
+    if device == "cuda":
+        free_bytes, needed_bytes, holders = _free_beside_experts(plan, expert_bytes, machine), spare_bytes, "a GPU"
+    else:
+        free_bytes, needed_bytes = machine.free_bytes - plan.needed_bytes, spare_bytes * plan.num_replicas
+        holders = f"{plan.num_replicas} replicas"
     if needed_bytes <= free_bytes:
         return spare_bytes
     if asked is None:
         return 0
     raise NotEnoughMemory(
-        f"experts.spare_experts: expected {format_bytes(needed_bytes)} of memory for the copies that "
-        f"{plan.num_replicas} replicas may take on, found {format_bytes(free_bytes)} left; lower it or free memory"
+        f"experts.spare_experts: expected {format_bytes(needed_bytes)} of memory for the copies that {holders} may "
+        f"take on, found {format_bytes(free_bytes)} left; lower it or free memory"
     )
+
+
+def _free_beside_experts(plan: DeploymentPlan, expert_bytes: int, machine: Machine) -> int:
+    """Return what the largest group leaves of an expert replica's card.
+
+    Raises:
+        NotEnoughMemory: it does not fit.
+    """
+    most = max(map(len, plan.expert_groups))
+    step_tokens = max(pool.engine_limits.step_tokens for pool in plan.pools.values())
+    workspace = expert_workspace(plan.config, step_tokens=step_tokens, item_bytes=plan.dtype.itemsize)
+    usable = usable_bytes(machine.gpus)
+    free_bytes = usable - most * expert_bytes - workspace
+    if free_bytes < 0:
+        raise NotEnoughMemory(
+            f"expected a GPU with room for {most} experts, {format_bytes(most * expert_bytes)}, and "
+            f"{format_bytes(workspace)} of workspace, found {format_bytes(max(usable, 0))}; raise experts.groups, set "
+            "model.quantize=int4 or experts.device=cpu"
+        )
+    return free_bytes
 
 
 def _check_memory(plan: DeploymentPlan, machine: Machine) -> None:

@@ -41,6 +41,7 @@ def load_planned_model(plan: DeploymentPlan) -> ServedModel:
         cache=_planned_cache(plan),
         long_from=plan.settings.long.from_tokens,
         raised_by=_raised_by(plan),
+        experts_in_router=plan.experts_in_router,
     )
 
 

@@ -10,6 +10,8 @@ import torch
 from cluster.autoscaling import Bounds
 from cluster.byte_text import format_bytes
 from cluster.config import ClusterConfig
+from cluster.devices import most_routers
+from cluster.gpu_room import workspace_bytes
 from cluster.machine import Machine
 from models.config import ModelConfig
 from protos.errors import BadConfig, NotEnoughMemory
@@ -77,18 +79,44 @@ def _standard_request(settings: ClusterConfig, config: ModelConfig) -> _PoolRequ
     )
 
 
-def standard_limits(settings: ClusterConfig, config: ModelConfig, dtype: torch.dtype, machine: Machine) -> EngineLimits:
+def standard_limits(
+    settings: ClusterConfig,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    machine: Machine,
+    card_bytes: int | None = None,
+) -> EngineLimits:
     """Return what one router for everything, or for all but long requests, takes on.
+
+    Args:
+        settings: checked.
+        config: the model's.
+        dtype: that is computed in.
+        machine: where.
+        card_bytes: what weights leave of a router's GPU; None: it has none.
 
     Raises:
         BadConfig: the context is longer than the model's.
         NotEnoughMemory: not one context has room.
     """
-    return _engine_limits(_standard_request(settings, config), settings, config, dtype, machine)
+    return _engine_limits(_standard_request(settings, config), settings, config, dtype, machine, card_bytes)
 
 
-def long_pool(settings: ClusterConfig, config: ModelConfig, dtype: torch.dtype, machine: Machine) -> PoolPlan | None:
+def long_pool(
+    settings: ClusterConfig,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    machine: Machine,
+    card_bytes: int | None = None,
+) -> PoolPlan | None:
     """Return the routers for long requests; None: there are none.
+
+    Args:
+        settings: checked.
+        config: the model's.
+        dtype: that is computed in.
+        machine: where.
+        card_bytes: what weights leave of a router's GPU; None: it has none.
 
     Raises:
         BadConfig: no request could be long, or the context is longer than the model's.
@@ -108,7 +136,7 @@ def long_pool(settings: ClusterConfig, config: ModelConfig, dtype: torch.dtype, 
         on_shards=settings.context.shards > 0,
         idle_priority=long.priority == "idle",
     )
-    limits = _engine_limits(request, settings, config, dtype, machine)
+    limits = _engine_limits(request, settings, config, dtype, machine, card_bytes)
     if long.from_tokens > limits.context_length:
         raise BadConfig(
             f"long.from_tokens: expected at most {limits.context_length}, the longest context there is, found "
@@ -123,7 +151,12 @@ def long_pool(settings: ClusterConfig, config: ModelConfig, dtype: torch.dtype, 
 
 
 def _engine_limits(
-    request: _PoolRequest, settings: ClusterConfig, config: ModelConfig, dtype: torch.dtype, machine: Machine
+    request: _PoolRequest,
+    settings: ClusterConfig,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    machine: Machine,
+    card_bytes: int | None,
 ) -> EngineLimits:
     router = settings.router
     stored = dtype_name(dtype) if router.kv_dtype == "auto" else router.kv_dtype
@@ -135,9 +168,22 @@ def _engine_limits(
         )
     if request.on_shards:
         context_length, kv_bytes = _on_shards(request, settings, layout, machine)
+    elif card_bytes is not None:
+        workspace = workspace_bytes(
+            config,
+            step_tokens=request.step_tokens,
+            slots=request.slots,
+            dtype=dtype,
+            in_router=settings.experts.in_router,
+        )
+        context_length, kv_bytes = _on_card(request, layout, card_bytes - workspace)
     else:
-        context_length, kv_bytes = _in_own_cache(request, layout, machine)
-    host_kv_bytes = kv_bytes // 4 if router.host_kv_bytes is None else router.host_kv_bytes
+        context_length, kv_bytes = _in_own_cache(request, layout, int(machine.free_bytes * MAX_KV_SHARE))
+    host_kv_bytes = router.host_kv_bytes
+    if host_kv_bytes is None:
+        host_kv_bytes = kv_bytes // 4
+        if card_bytes is not None:  # a card may have more memory than its host
+            host_kv_bytes = min(host_kv_bytes, int(machine.free_bytes * MAX_KV_SHARE) // most_routers(settings))
     return EngineLimits(
         context_length=context_length,
         kv_bytes=kv_bytes,
@@ -148,6 +194,7 @@ def _engine_limits(
         disk_kv_bytes=0 if request.on_shards else router.disk_kv_bytes,
         kv_folder=None if router.kv_folder is None else Path(router.kv_folder).absolute(),
         on_shards=request.on_shards,
+        experts_in_process=settings.experts.in_router,
         slots=request.slots,
         max_waiting=request.max_waiting,
         step_tokens=request.step_tokens,
@@ -156,11 +203,30 @@ def _engine_limits(
     )
 
 
-def _in_own_cache(request: _PoolRequest, layout: CacheLayout, machine: Machine) -> tuple[int, int]:
-    """Return the context length of routers that hold all keys and values, and the bytes of their cache."""
+def _on_card(request: _PoolRequest, layout: CacheLayout, room_bytes: int) -> tuple[int, int]:
+    """Return the same as `_in_own_cache` of routers on GPUs, which have so much room there."""
+    kv_bytes = request.kv_bytes or layout.sequence_bytes(request.context_length or 2)
+    if kv_bytes > room_bytes:
+        raise NotEnoughMemory(
+            f"expected {format_bytes(kv_bytes)} of KV cache to fit a router's GPU beside its weights, its workspace "
+            f"and a margin, found {format_bytes(abs(room_bytes))} {'left' if room_bytes >= 0 else 'too little'}; set "
+            f"model.quantize=int4 or router.device=cpu, lower {request.section}.kv_bytes or {request.context_setting}, "
+            "or take the experts out of the router's process if they are in it"
+        )
+    return _in_own_cache(request, layout, room_bytes)
+
+
+def _in_own_cache(request: _PoolRequest, layout: CacheLayout, room_bytes: int) -> tuple[int, int]:
+    """Return the context length of routers that hold all keys and values, and the bytes of their cache.
+
+    Args:
+        request: what is asked of them.
+        layout: of the cache.
+        room_bytes: most that the cache takes unless settings say how much.
+    """
     asked, section = request.context_length, request.section
     full_bytes = request.slots * layout.sequence_bytes(asked or layout.config.max_positions)
-    kv_bytes = request.kv_bytes or min(full_bytes, int(machine.free_bytes * MAX_KV_SHARE))
+    kv_bytes = request.kv_bytes or min(full_bytes, room_bytes)
     least_bytes = layout.sequence_bytes(asked or 2)
     if least_bytes > kv_bytes:
         raise NotEnoughMemory(

@@ -1,4 +1,7 @@
-"""The Router and LongRouter deployments: a replica is one engine, its weights and KV cache, its streams to experts."""
+"""The Router and LongRouter deployments: a replica is one engine, its weights and KV cache, its streams to experts.
+
+Or, with `experts.in_router`, the experts themselves.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,10 @@ from ray import serve
 
 from cluster.carrier import Packed
 from cluster.carrier_sender import CarrierSender
+from cluster.devices import device_of
 from cluster.directory_actor import DirectoryOverview
 from cluster.given_up import end_when_given_up
+from cluster.gpu_room import check_room, workspace_bytes
 from cluster.meters import RateMeter
 from cluster.names import APP, LONG_ROUTER, ROUTER
 from cluster.placement_feed import PlacementFeed
@@ -22,12 +27,12 @@ from cluster.placement_info import placement_info
 from cluster.plan import DeploymentPlan
 from cluster.planned_model import open_planned_checkpoint
 from cluster.router_client import PlacementInfo, RouterLoad
+from cluster.router_model import load_router_model
 from cluster.startup_report import StartupReport
-from models.checkpoint import as_stored
-from models.llama4.decoder import load_decoder
 from protos.errors import ReplicaUnavailable, ServingError
 from router.context_shards.shards import ContextShards
 from router.engine import Engine
+from router.limits import EngineLimits
 from router.request import GenerationRequest
 from router.step_watch import StepWatch
 from router.transport.grpc import GrpcTransport
@@ -59,12 +64,7 @@ class Router:
         pool = plan.pools[self._deployment]
         torch.set_num_threads(pool.threads)
         settings = plan.settings.router
-        self._transport = GrpcTransport(
-            router_id=self._replica_id,
-            fingerprint=plan.fingerprint,
-            stands_back=self._deployment == LONG_ROUTER,
-            timeouts=DispatchTimeouts(answer_s=settings.answer_timeout_s, patience_s=settings.patience_s),
-        )
+        self._streams = None if plan.experts_in_router else self._to_experts(plan)
         self._shards = None
         if pool.engine_limits.on_shards:
             self._shards = ContextShards(
@@ -73,32 +73,42 @@ class Router:
                 segment_tokens=plan.segment_tokens,
                 patience_s=settings.patience_s,
             )
-        self._feed = PlacementFeed(self._transport.update, self._shards.update if self._shards else lambda shards: None)
+        self._feed = PlacementFeed(
+            self._streams.update if self._streams else lambda placement: None,
+            self._shards.update if self._shards else lambda shards: None,
+        )
         self._feed.start()
         checkpoint = open_planned_checkpoint(plan)
-        quantize = plan.settings.model.quantize
-        decoder = load_decoder(
-            as_stored(checkpoint, quantize),
-            dtype=plan.dtype,
-            quantize=quantize,
-            progress=lambda done, total: self._report.loading(checkpoint.bytes_read, checkpoint.router_bytes),
-        )
-        self._wait_for_experts(range(plan.config.num_experts))
+        model = load_router_model(plan, checkpoint, self._report.loading)
+        if plan.devices.router == "cuda":
+            _check_card(plan, pool.engine_limits)
+        if self._streams is not None:
+            self._wait_for_experts(self._streams, range(plan.config.num_experts))
         while self._shards is not None and not self._shards.wait_ready(1, _WAIT_STEP_S):
             self._report.waiting("a context shard")
         # Of weights that were exchanged for others of the same shapes, kept pages would be wrong.
-        model = f"{plan.fingerprint} {checkpoint.changed} {quantize}"
-        self._engine = Engine(decoder, self._transport, pool.engine_limits, self._shards, model=model)
+        name = f"{plan.fingerprint} {checkpoint.changed} {plan.settings.model.quantize}"
+        transport = self._streams or model.local_transport()
+        self._engine = Engine(model.decoder, transport, pool.engine_limits, self._shards, model=name)
         self._engine.start()
         self._watch = StepWatch(self._engine, settings.stuck_after_s)
         self._sender = CarrierSender(self._engine, self._watch, self._replica_id)
         self._prompt_meter = RateMeter()
         _LOG.info("router %s serves from process %d", self._replica_id, os.getpid())
 
-    def _wait_for_experts(self, experts: range) -> None:
+    def _to_experts(self, plan: DeploymentPlan) -> GrpcTransport:
+        settings = plan.settings.router
+        return GrpcTransport(
+            router_id=self._replica_id,
+            fingerprint=plan.fingerprint,
+            stands_back=self._deployment == LONG_ROUTER,
+            timeouts=DispatchTimeouts(answer_s=settings.answer_timeout_s, patience_s=settings.patience_s),
+        )
+
+    def _wait_for_experts(self, streams: GrpcTransport, experts: range) -> None:
         """Return when every expert can be reached. No deadline: what keeps one from starting is its own report."""
-        while not self._transport.wait_ready(experts, _WAIT_STEP_S):
-            missing = self._transport.placement.missing(experts)
+        while not streams.wait_ready(experts, _WAIT_STEP_S):
+            missing = streams.placement.missing(experts)
             self._report.waiting(f"experts {missing}" if missing else "streams to the experts")
 
     async def generate(
@@ -132,7 +142,7 @@ class Router:
             replica_id=self._replica_id,
             load=self._engine.load(),
             pid=os.getpid(),
-            dispatches=self._transport.health(),
+            dispatches=self._streams.health() if self._streams else None,
         )
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
@@ -163,6 +173,25 @@ class Router:
             self._engine.stop()
         if hasattr(self, "_feed"):
             self._feed.stop()
-            self._transport.close()
+            if self._streams is not None:
+                self._streams.close()
             if self._shards is not None:
                 self._shards.close()
+
+
+def _check_card(plan: DeploymentPlan, limits: EngineLimits) -> None:
+    """Check that what the plan reckoned with is there, now that weights are loaded.
+
+    Raises:
+        NotEnoughMemory: it is not.
+    """
+    torch.cuda.empty_cache()  # what loading needed for a moment
+    free_bytes, _ = torch.cuda.mem_get_info(device_of(plan.devices.router))
+    workspace = workspace_bytes(
+        plan.config,
+        step_tokens=limits.step_tokens,
+        slots=limits.slots,
+        dtype=plan.dtype,
+        in_router=plan.experts_in_router,
+    )
+    check_room(free_bytes, limits.kv_bytes, workspace)

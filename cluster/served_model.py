@@ -39,6 +39,8 @@ class ServedModel:
     """Dtype the routers compute in, for example float32."""
     fingerprint: str
     """Tells two checkpoints apart."""
+    experts_in_router: bool = False
+    """Whether each router holds all experts in its own process."""
     tokenizer: Tokenizer | None = None
     """None: only token ids can be sent."""
     cache: PlannedCache | None = None
@@ -63,6 +65,7 @@ def load_served_model(
     cache: PlannedCache | None = None,
     long_from: int | None = None,
     raised_by: str = "model.context_length",
+    experts_in_router: bool = False,
 ) -> ServedModel:
     """Read what a front door needs from a model's folder: the tokenizer and the sampling defaults.
 
@@ -76,6 +79,7 @@ def load_served_model(
         cache: of one router.
         long_from: tokens from which a request is long; None: none is.
         raised_by: settings that raise `context_length`.
+        experts_in_router: whether each router holds all experts in its own process.
 
     Raises:
         BadCheckpoint: the tokenizer is unusable.
@@ -90,6 +94,7 @@ def load_served_model(
         cache=cache,
         long_from=long_from,
         raised_by=raised_by,
+        experts_in_router=experts_in_router,
         tokenizer=load_tokenizer(folder, config),
         defaults=load_generation_defaults(folder),
     )

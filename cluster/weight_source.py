@@ -30,7 +30,8 @@ def weight_source(plan: DeploymentPlan, files: ExpertSource, replica_id: str) ->
     asked = plan.settings.experts.copy_from_peers
     if isinstance(files, KeptCodes) and files.keeps_experts:
         return files
-    if asked == "never" or (asked == "auto" and not is_far(file_system_of(plan.folder))):
+    is_packed = plan.devices.experts == "cuda"  # a GPU's forms are not handed out
+    if asked == "never" or (asked == "auto" and (is_packed or not is_far(file_system_of(plan.folder)))):
         return files
 
     def find(expert: int) -> str | None:

@@ -168,6 +168,13 @@ class ExpertWeights:
             )
         return {layer: experts[expert] for layer, experts in held.by_layer.items()}
 
+    def held_in(self, layer: int) -> Mapping[int, Mlp]:
+        """Return what is held of a MoE layer at this moment, by logical expert; it never changes.
+
+        Experts that are about to go are in it, too.
+        """
+        return self._held.by_layer[layer]
+
     def hold(self, expert_ids: Sequence[int], progress: Progress | None = None) -> None:
         """Read experts and add each once all its layers are in; those that are held already stay. Safe beside `run`.
 
@@ -177,7 +184,7 @@ class ExpertWeights:
 
         Raises:
             BadConfig: an id is out of range or given twice.
-            NotEnoughMemory: they would take more than `spare_bytes`; none was read.
+            NotEnoughMemory: they would take more than `spare_bytes`, and none was read; or a GPU is full.
             BadCheckpoint: the weights cannot be read; those that were complete before are held.
 
         Cost: blocks on the disk; computes in this thread only, so that those who run experts keep their cores.
@@ -186,7 +193,12 @@ class ExpertWeights:
         with self._changing:
             new = tuple(expert for expert in wanted if expert not in self.expert_ids)
             self._check_room(len(new))
-            self._add(new, progress, num_threads=1)
+            try:
+                self._add(new, progress, num_threads=1)
+            except torch.OutOfMemoryError as error:
+                raise NotEnoughMemory(
+                    f"expected room on the GPU for experts {list(new)}, found it full: release others first"
+                ) from error
 
     def release(self, expert_ids: Sequence[int], settle: Callable[[], None] = lambda: None) -> None:
         """Take work for experts no more, then drop them and give their memory back. Safe beside `run`.

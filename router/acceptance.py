@@ -6,9 +6,8 @@ import torch
 
 from models.config import ModelConfig
 from protos import errors
-from protos.codec import MAX_MESSAGE_BYTES
 from router.kv_cache.layout import CacheLayout
-from router.limits import EngineLimits
+from router.limits import MOST_DISPATCH_BYTES, EngineLimits, most_step_tokens
 from router.request import GenerationRequest
 from router.sampling_bounds import check_sampling
 
@@ -70,10 +69,9 @@ def check_limits(limits: EngineLimits, layout: CacheLayout, dtype: torch.dtype) 
         raise errors.BadConfig(
             f"expected a prefill_stretch of at least 1, found {limits.prefill_stretch}: raise router.prefill_stretch"
         )
-    config = layout.config
-    dispatch_bytes = limits.step_tokens * max(config.experts_per_token, 1) * config.hidden_size * dtype.itemsize
-    if dispatch_bytes > MAX_MESSAGE_BYTES // 2:
+    most_tokens = most_step_tokens(layout.config, dtype.itemsize)
+    if limits.step_tokens > most_tokens and not limits.experts_in_process:
         raise errors.BadConfig(
-            f"expected a step's dispatch within {MAX_MESSAGE_BYTES // 2} bytes, found {dispatch_bytes} for "
+            f"expected a step's dispatch within {MOST_DISPATCH_BYTES} bytes, {most_tokens} tokens of this model, found "
             f"{limits.step_tokens} tokens: lower router.step_tokens"
         )

@@ -9,6 +9,19 @@ from models.config import ModelConfig
 from router.kv_cache.layout import CacheLayout, KvDtype
 from router.paging.paged_kv import PagingPlan
 
+MOST_DISPATCH_BYTES = 32 * 1024 * 1024
+"""Of a step's tokens on their way to experts in other processes: half of the largest message there is."""
+
+
+def most_step_tokens(config: ModelConfig, item_bytes: int) -> int:
+    """Return the most tokens of a step whose experts are in other processes.
+
+    Args:
+        config: the model's.
+        item_bytes: of a number that is computed with.
+    """
+    return MOST_DISPATCH_BYTES // (max(config.experts_per_token, 1) * config.hidden_size * item_bytes)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineLimits:
@@ -33,6 +46,8 @@ class EngineLimits:
     on_shards: bool = False
     """Whether keys and values of global layers are on context shards: then the cache is for local layers alone, and
     nothing of it is kept for later, here or in host memory or on disk."""
+    experts_in_process: bool = False
+    """Whether the experts are in the engine's own process: then no dispatch has to fit a message."""
     slots: int = 16
     """Most sequences that generate at once."""
     max_waiting: int = 256

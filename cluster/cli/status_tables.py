@@ -92,7 +92,7 @@ def render(answers: Answers, width: int, *, by_layer: bool = False) -> Renderabl
         parts.append(Text(printable(answers.load_problem), "yellow"))
     else:
         parts.append(router_table(routers, width))
-    if info.num_experts:
+    if info.num_experts and not info.experts_in_router:
         parts.append(expert_table(info.expert_replicas, passed_over(routers), now_s, width))
     if info.events:
         parts.append(event_table(info.events, now_s, width))
@@ -106,6 +106,7 @@ def render(answers: Answers, width: int, *, by_layer: bool = False) -> Renderabl
 def describe_model(info: pb.GetServerInfoResponse) -> str:
     """Return the model and the server in one line."""
     experts = f"{info.num_experts} experts, {info.experts_per_token} per token" if info.num_experts else "no experts"
+    experts += ", in each router's process" if info.experts_in_router else ""
     return (
         f"{info.model.name}: {info.num_layers} layers ({info.num_moe_layers} with experts), {experts}, {info.dtype}, "
         f"context {info.model.context_length}, {'with' if info.model.has_tokenizer else 'no'} tokenizer "

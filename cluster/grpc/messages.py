@@ -113,6 +113,7 @@ def server_info_response(model: ServedModel, placement: PlacementInfo) -> pb.Get
         layer_loads=_layer_loads(placement.layer_load, config.num_experts),
         replicas=[_replica(each) for each in placement.roster],
         replicas_problem=placement.roster_problem,
+        experts_in_router=model.experts_in_router,
     )
 
 

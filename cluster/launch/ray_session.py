@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cluster.names import APP, PRELOADED, ROUTER
 from cluster.startup_board import ReplicaProgress
 from models.cpu.environment import CPU_ENVIRONMENT
-from protos.errors import InternalError
+from protos.errors import BadConfig, InternalError
 
 if TYPE_CHECKING:
     from cluster.plan import DeploymentPlan
@@ -68,11 +68,22 @@ class RaySession:
         serve.start(proxy_location=ProxyLocation.Disabled)
 
     def deploy(self, plan: DeploymentPlan) -> None:
-        """Begin to deploy a plan."""
+        """Begin to deploy a plan.
+
+        Raises:
+            BadConfig: Ray has found fewer GPUs than it takes: replicas would wait for ever.
+        """
+        import ray
         from ray import serve
 
         from cluster.application import build_application
 
+        num_gpus = int(ray.cluster_resources().get("GPU", 0)) if plan.num_gpus else 0
+        if num_gpus < plan.num_gpus:
+            raise BadConfig(
+                f"router.device, experts.device: expected {plan.num_gpus} GPUs in Ray's cluster, found {num_gpus}; set "
+                "them to cpu, lower the number of replicas, or see that CUDA_VISIBLE_DEVICES names all GPUs"
+            )
         serve.run_many(
             [serve.RunTarget(build_application(plan), name=APP, route_prefix=None)],
             wait_for_ingress_deployment_creation=False,

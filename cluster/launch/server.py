@@ -60,6 +60,8 @@ class Server:
             display.phase("Model files")
             plan = plan_start(self._settings)
             display.end_phase()
+        if plan.devices.note:
+            self._console.print(plan.devices.note, style="dim", markup=False)
         workspace = Workspace()
         workspace.capture_output()
         self._console = Console(file=workspace.stdout, highlight=False, soft_wrap=True)

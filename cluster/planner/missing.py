@@ -6,14 +6,7 @@ from collections.abc import Iterator
 
 from cluster.planner.capacity_plan import CapacityPlan
 from cluster.planner.question import Question
-from cluster.planner.values import settings, split_known
 
-_WHAT = {
-    ("router", "device"): "GPUs: this version computes on CPUs",
-    ("model", "quantize"): "weights in this form: this version does not round to it; releases are held in router.dtype",
-    ("experts", "in_router"): "experts in the router's own process: the engine has it, a deployment does not",
-}
-"""What a setting that is not known means is missing."""
 _PUBLISHED = {
     ("scout", "fp8"): "by others than Meta only (compressed-tensors)",
     ("scout", "int8"): "not by Meta",
@@ -26,12 +19,15 @@ _PUBLISHED = {
 
 
 def missing(plan: CapacityPlan) -> Iterator[str]:
-    """Yield what this version cannot do of a plan: what its settings cannot say, as cluster/planner/values.py tells."""
-    _, unknown = split_known(settings(plan))
-    for section, keys in unknown.items():
-        yield from (_WHAT[section, key] for key in keys if (section, key) in _WHAT)
-    if plan.question.weights == "int4" and not plan.question.fleet.device.is_cpu:
-        yield "int4 in groups of 128: this version rounds in groups of 32, 5 bits a weight with their scales"
+    """Yield what this version does not do of a plan that its settings can say."""
+    if plan.question.fleet.nodes > 1:
+        yield "several machines: herd serve runs on the one it is started on"
+    if plan.question.fleet.device.is_cpu:
+        return
+    if plan.placement.is_shared:
+        yield "processes that share a GPU: each takes one of its own"
+    if plan.placement.shape.shards:
+        yield "context shards beside routers on GPUs: they go with routers on CPUs"
 
 
 def published(question: Question) -> str | None:

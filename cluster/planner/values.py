@@ -18,6 +18,7 @@ from cluster.config_source import with_values
 from cluster.planner.capacity_plan import CapacityPlan
 from models.presets import ARCHITECTURES
 from protos.errors import BadConfig
+from router.limits import most_step_tokens
 
 Settings = dict[str, dict[str, Any]]
 
@@ -53,7 +54,7 @@ def settings(plan: CapacityPlan) -> Settings:
             "replicas": shape.routers,
             "dtype": "float32" if question.item_bytes == 4 else "bfloat16",
             "slots": memory.slots,
-            "step_tokens": memory.step_tokens,
+            "step_tokens": _step_tokens(plan),
             "kv_bytes": memory.kv_bytes,
             "kv_dtype": question.kv_dtype,
         },
@@ -80,6 +81,13 @@ def settings(plan: CapacityPlan) -> Settings:
     if shape.is_local:
         found["experts"]["in_router"] = True
     return found
+
+
+def _step_tokens(plan: CapacityPlan) -> int:
+    """Return the tokens of a step: fewer than memory is planned for where they have to travel to the experts."""
+    if plan.placement.shape.is_local:
+        return plan.memory.step_tokens
+    return min(plan.memory.step_tokens, most_step_tokens(plan.question.config, plan.question.item_bytes))
 
 
 def workers(plan: CapacityPlan) -> dict[str, dict[str, Any]]:

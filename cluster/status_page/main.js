@@ -57,7 +57,7 @@ const showExpertsPart = (state) => {
       `placement ${state.placement_version}` : "");
   byId("heat-part").hidden = !replicas.length;
   if (replicas.length) heatView.show(state, passed);
-  const none = model.num_experts ? "none: the experts run inside the routers" : "none: a dense model";
+  const none = model.experts_in_router ? "none: the experts run inside the routers" : model.num_experts ? "none" : "none: a dense model";
   showExperts(replicas, passed, state.now_s, none);
   showEvents(state.events, state.now_s);
 };

@@ -83,6 +83,7 @@ def _model_object(service: InferenceService) -> dict[str, Any]:
         "num_moe_layers": len(model.config.moe_layers),
         "num_experts": model.config.num_experts,
         "experts_per_token": model.config.experts_per_token,
+        "experts_in_router": model.experts_in_router,
         "dtype": model.dtype,
         "fingerprint": model.fingerprint,
     }

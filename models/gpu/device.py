@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-# The first NVIDIA cards that have the instructions by which rounded weights become bfloat16: Hopper.
-_CAPABILITY = (9, 0)
+LEAST_CAPABILITY = (9, 0)
+"""Of the first NVIDIA cards that have the instructions by which rounded weights become bfloat16: Hopper."""
 
 
 def is_supported(device: torch.device) -> bool:
     """Tell whether weights on a device can be multiplied by Triton's kernels."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _CAPABILITY
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY

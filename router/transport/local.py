@@ -14,6 +14,8 @@ from router.spread import Assignment
 
 RunExperts = Callable[[int, Tensor, Sequence[int], Sequence[int]], Tensor]
 """(layer, hidden [N, D] sorted by expert, expert ids, token counts) -> outputs [N, D]."""
+Resident = Callable[[int], Mapping[int, Mlp]]
+"""MoE layer -> the weights of its experts, by logical expert, as the kernel that runs them has packed them."""
 
 _REPLICA_ID = "local"
 
@@ -38,13 +40,13 @@ class LocalTransport:
     Args:
         run_experts: holds every expert. A callable, because router and experts never import each other: who puts
             the two together passes it in.
-        resident: tells all experts of a layer, which stay; for who runs them himself. None: nobody may.
+        resident: where a step finds the weights themselves, if it is to run them as a part of its own; None: nowhere.
     """
 
-    def __init__(self, run_experts: RunExperts, resident: Callable[[int], Mapping[int, Mlp]] | None = None) -> None:
-        self.resident = resident
+    def __init__(self, run_experts: RunExperts, resident: Resident | None = None) -> None:
         self.on_wait: Callable[[], None] = lambda: None
         """Never called: nothing here waits."""
+        self.resident = resident
         self._run_experts = run_experts
 
     @property

@@ -3,6 +3,7 @@
 import pytest
 
 from cluster.config_source import load_config
+from cluster.gpus import Gpu, Gpus
 from cluster.machine import Machine
 from cluster.plan import make_plan
 from models.checkpoint import open_checkpoint
@@ -12,11 +13,12 @@ from protos.errors import InternalError, NoReplica, Overloaded, ReplicaUnavailab
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def deployments(folder, *assignments):
+def deployments(folder, *assignments, gpus=0):
     """Return the options of every deployment by its name."""
     from cluster.application import build_application
 
-    machine = Machine(cores=2, free_bytes=8 * 1024**3)
+    card = Gpu(name="card", memory_bytes=8 * 1024**3, free_bytes=8 * 1024**3, capability=(9, 0))
+    machine = Machine(cores=2, free_bytes=8 * 1024**3, gpus=Gpus((card,) * gpus))
     plan = make_plan(load_config(assignments=assignments), open_checkpoint(folder), "demo", machine)
     ingress = build_application(plan)._bound_deployment
     bound = [ingress, *(each._bound_deployment for each in ingress.init_args[1:])]
@@ -40,6 +42,28 @@ def test_long_requests_have_a_deployment_of_routers_that_follow_the_same_directo
 
 def test_a_dense_model_has_no_expert_deployments(shared_dir):
     assert list(deployments(shared_dir / "goldens" / "llama3")) == ["FrontDoor", "Router"]
+
+
+def test_experts_in_the_router_have_no_deployments(demo_dir):
+    assert list(deployments(demo_dir, "experts.in_router=true", "scaling.router_max_replicas=2")) == [
+        "FrontDoor",
+        "Router",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "assignments", "with_gpu"),
+    [
+        (0, (), []),
+        (3, (), ["Router", "Experts-0", "Experts-1"]),
+        (1, ("router.device=cuda",), ["Router"]),
+        (4, ("long.from_tokens=1000",), ["Router", "LongRouter", "Experts-0", "Experts-1"]),
+    ],
+)
+def test_what_computes_on_gpus_reserves_one_each(demo_dir, gpus, assignments, with_gpu):
+    found = deployments(demo_dir, *assignments, gpus=gpus)
+    assert [name for name, each in found.items() if each.ray_actor_options.get("num_gpus") == 1] == with_gpu
+    assert {each.ray_actor_options["num_cpus"] for each in found.values()} == {0}
 
 
 def test_a_constructor_that_fails_is_not_tried_again(demo_dir):

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import time
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -17,6 +18,7 @@ from cluster.cli.fitted_table import Column, fitted_table
 from cluster.cli.heat_map import heat_map, short_number
 from cluster.cli.status_tables import Answers, format_age, format_ranges, render
 from cluster.grpc.messages import load_response, server_info_response
+from cluster.router_client import PlacementInfo
 from cluster.service import InferenceService
 from protos.inference.v1 import inference_pb2 as pb
 from tests.cluster.busy_cluster import HOSTILE, busy_placement, router_loads, with_experts
@@ -54,6 +56,14 @@ def test_that_no_router_runs_is_said(id_model):
     assert "no router runs; the first request starts one" in printed(
         render(Answers(info=info, load=load_response(())), 120), 120
     )
+
+
+def test_experts_in_the_routers_processes_are_said_to_be_there_and_have_no_table(id_model):
+    model = replace(with_experts(id_model, 16), experts_in_router=True)
+    info = server_info_response(model, PlacementInfo(version=0))
+    text = printed(render(Answers(info=info, load=load_response(())), 120), 120)
+    assert "16 experts, 1 per token, in each router's process" in " ".join(text.split())
+    assert "expert replica" not in text
 
 
 def test_status_in_a_pipe_is_whole_and_plain(busy_door, monkeypatch):

@@ -20,6 +20,7 @@ KNOBS = [
     "grpc.port",
     "grpc.max_message_bytes",
     "router.replicas",
+    "router.device",
     "router.dtype",
     "router.threads",
     "router.slots",
@@ -37,6 +38,8 @@ KNOBS = [
     "router.patience_s",
     "router.stuck_after_s",
     "experts.groups",
+    "experts.in_router",
+    "experts.device",
     "experts.replicas_per_group",
     "experts.spare_experts",
     "experts.threads",
@@ -99,7 +102,7 @@ WRONG = {
     "router.slots=0": "expected at least 1, found 0",
     "router.kv_bytes=-1": "expected at least 1, found -1",
     "router.dtype=int8": "expected 'auto' or 'float32' or 'bfloat16' or 'float16', found 'int8'",
-    "model.quantize=int3": "expected 'int8' or 'int4' or null, found 'int3'",
+    "model.quantize=int3": "expected 'int8' or 'int4' or 'fp8' or null, found 'int3'",
     "router.patience_s=.nan": "expected a positive number of seconds, found nan",
     "router.step_tokens=8": "expected at least router.slots, 16, found 8",
     "http.port=65536": "expected a port from 1 to 65535, found 65536",
@@ -152,6 +155,24 @@ def test_a_wrong_setting_is_refused_with_what_was_expected(assignment):
 @pytest.mark.parametrize("text", ["true", "false"])
 def test_what_is_on_or_off_takes_true_and_false(text):
     assert load_config(assignments=[f"router.prefix_cache={text}"]).router.prefix_cache == (text == "true")
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("experts.groups=2", "experts.groups: expected at most 1 with experts.in_router"),
+        ("experts.replicas_per_group=2", "experts.replicas_per_group: expected at most 1"),
+        ("experts.spare_experts=1", "experts.spare_experts: expected at most 0"),
+        ("experts.copy_from_peers=always", "expected auto or never with experts.in_router"),
+        ("experts.device=cuda", "experts.device: expected router.device, auto"),
+        ("scaling.experts_max_replicas=2", "expected none with experts.in_router"),
+        ("scaling.experts_min_replicas=0", "expected none with experts.in_router"),
+    ],
+)
+def test_what_only_expert_replicas_could_have_is_refused_with_experts_in_the_router(assignment, message):
+    load_config(assignments=[assignment.replace("=cuda", "=cpu")])
+    with pytest.raises(BadConfig, match=message):
+        load_config(assignments=["experts.in_router=true", assignment])
 
 
 def test_assignments_win_over_the_file(tmp_path: Path):

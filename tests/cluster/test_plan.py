@@ -4,13 +4,19 @@ import pytest
 
 from cluster.config_source import load_config
 from cluster.expert_groups import group_experts
+from cluster.gpu_room import usable_bytes, workspace_bytes
+from cluster.gpus import Gpu, Gpus
 from cluster.machine import Machine
 from cluster.plan import make_plan
+from cluster.planned_model import load_planned_model
+from cluster.weight_bytes import WeightBytes
 from models.checkpoint import open_checkpoint
 from protos.errors import BadConfig, NotEnoughMemory
 from router.kv_cache.layout import CacheLayout
 
 LAPTOP = Machine(cores=8, free_bytes=8 * 1024**3)
+CARD = Gpu(name="card", memory_bytes=4 * 1024**3, free_bytes=4 * 1024**3, capability=(9, 0))
+ONE_GPU, THREE_GPUS = (dataclasses.replace(LAPTOP, gpus=Gpus((CARD,) * count)) for count in (1, 3))
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +197,88 @@ def test_pools_that_cannot_work_are_refused(checkpoint, assignments, message):
 def test_a_cache_too_small_for_one_context_names_its_own_setting(checkpoint, section):
     with pytest.raises(NotEnoughMemory, match=rf"raise {section}\.kv_bytes"):
         plan_for(checkpoint, "long.from_tokens=1000", "long.context_length=4000", f"{section}.kv_bytes=100000")
+
+
+# Experts in the router's process.
+
+
+def test_experts_in_the_router_are_no_processes_of_their_own_and_counted_once_per_router(checkpoint):
+    plan = plan_for(checkpoint, "experts.in_router=true", "router.dtype=bfloat16", "router.replicas=2")
+    assert plan.experts_in_router
+    assert (plan.expert_groups, plan.num_replicas, plan.spare_bytes) == ((), 2, 0)
+    assert plan.weight_bytes == 2 * checkpoint.total_bytes
+    assert load_planned_model(plan).experts_in_router
+
+
+def test_a_dense_model_has_no_experts_to_be_in_the_router(shared_dir):
+    dense = open_checkpoint(shared_dir / "goldens" / "llama3")
+    plan, other = plan_for(dense, "experts.in_router=true"), plan_for(dense)
+    assert not plan.experts_in_router
+    assert plan.needed_bytes == other.needed_bytes
+
+
+# GPUs.
+
+
+def test_on_gpus_everything_is_bfloat16_and_nothing_of_it_in_main_memory(checkpoint):
+    plan = plan_for(checkpoint, machine=THREE_GPUS)
+    assert (plan.dtype_name, plan.num_gpus, plan.weight_bytes) == ("bfloat16", 3, 0)
+    on_cpu = plan_for(checkpoint, "router.dtype=bfloat16")
+    assert on_cpu.needed_bytes - plan.needed_bytes == on_cpu.weight_bytes + on_cpu.engine_limits.kv_bytes
+
+
+def one_card(checkpoint, room_bytes):
+    """Return a machine whose card has so much left for a cache beside the whole model."""
+    plan = plan_for(checkpoint, "experts.in_router=true", machine=ONE_GPU)
+    limits = plan.engine_limits
+    sizes = {"step_tokens": limits.step_tokens, "slots": limits.slots, "dtype": plan.dtype}
+    workspace = workspace_bytes(plan.config, in_router=True, **sizes)
+    assert workspace > workspace_bytes(plan.config, in_router=False, **sizes)
+    too_much = usable_bytes(ONE_GPU.gpus) - checkpoint.total_bytes - workspace - room_bytes
+    return dataclasses.replace(LAPTOP, gpus=Gpus((dataclasses.replace(CARD, free_bytes=CARD.free_bytes - too_much),)))
+
+
+def test_a_cache_on_a_gpu_has_what_weights_and_workspace_leave_of_the_card(checkpoint):
+    plan = plan_for(checkpoint, "experts.in_router=true", machine=one_card(checkpoint, 2_000_000))
+    assert plan.engine_limits.kv_bytes == 2_000_000
+    assert 2 < plan.context_length < plan.config.max_positions
+
+
+@pytest.mark.parametrize(
+    ("room_bytes", "assignments"),
+    [(-1, ()), (100, ()), (2_000_000, ("router.kv_bytes=2000001",)), (2_000_000, ("model.context_length=4096",))],
+)
+def test_a_card_too_small_is_refused(checkpoint, room_bytes, assignments):
+    machine = one_card(checkpoint, room_bytes)
+    with pytest.raises(NotEnoughMemory, match="to fit a router's GPU beside its weights"):
+        plan_for(checkpoint, "experts.in_router=true", *assignments, machine=machine)
+
+
+def test_expert_replicas_have_room_for_copies_on_their_own_card(checkpoint):
+    expert_bytes = checkpoint.expert_weights * 2 * 17 // 16
+    plan = plan_for(checkpoint, "experts.spare_experts=4", machine=THREE_GPUS)
+    assert plan.spare_bytes == pytest.approx(4 * expert_bytes, abs=4)
+    with pytest.raises(NotEnoughMemory, match="copies that a GPU may take on"):
+        plan_for(checkpoint, "experts.spare_experts=10000", machine=THREE_GPUS)
+
+
+def test_a_group_too_large_for_a_card_is_refused(checkpoint):
+    small = dataclasses.replace(LAPTOP, gpus=Gpus((dataclasses.replace(CARD, free_bytes=10**9),) * 3))
+    with pytest.raises(NotEnoughMemory, match="GPU with room for 4 experts"):
+        plan_for(checkpoint, "router.device=cpu", "experts.device=cuda", machine=small)
+
+
+def test_four_bits_are_fewer_bytes_on_a_gpu_for_their_groups_are_larger(checkpoint):
+    plan = plan_for(checkpoint, "experts.in_router=true", "model.quantize=int4", machine=ONE_GPU)
+    weights = WeightBytes(checkpoint, plan.dtype, "int4")
+    assert weights.experts("cuda") * 8 == checkpoint.config.num_experts * checkpoint.expert_weights * 4.125
+    assert weights.experts("cuda") < weights.experts("cpu")
+
+
+def test_pages_beside_a_gpus_cache_leave_most_of_the_hosts_memory_alone(checkpoint):
+    little = dataclasses.replace(ONE_GPU, free_bytes=3 * 1024**3)
+    assert plan_for(checkpoint, "experts.in_router=true", machine=ONE_GPU).engine_limits.host_kv_bytes > 0
+    limits = plan_for(
+        checkpoint, "experts.in_router=true", "router.kv_bytes=2500000000", "router.replicas=1", machine=little
+    ).engine_limits
+    assert limits.host_kv_bytes == min(limits.kv_bytes // 4, little.free_bytes // 4)

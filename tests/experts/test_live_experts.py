@@ -42,6 +42,38 @@ def test_a_held_expert_runs_like_one_that_was_loaded(tiny_folder, some):
         assert torch.equal(some.run(*arguments), loaded.run(*arguments))
 
 
+class FullFor:
+    """A checkpoint on the way to a GPU that has no room for one expert."""
+
+    def __init__(self, checkpoint, expert):
+        self._checkpoint, self._expert = checkpoint, expert
+
+    def __getattr__(self, name):
+        return getattr(self._checkpoint, name)
+
+    def read(self, name, dtype=None, memory=None):
+        if f".experts.{self._expert}." in name:
+            raise torch.OutOfMemoryError
+        return self._checkpoint.read(name, dtype, memory)
+
+
+def test_a_gpu_without_room_for_an_expert_is_told_and_what_was_held_stays(tiny_folder):
+    some = ExpertWeights.load(FullFor(open_checkpoint(tiny_folder), 3), [0], torch.float32)
+    with pytest.raises(errors.NotEnoughMemory, match="found it full"):
+        some.hold([2, 3])
+    assert some.expert_ids == (0, 2)
+    some.hold([1])
+    assert some.expert_ids == (0, 1, 2)
+
+
+def test_the_table_of_a_layer_stays_as_it_was_when_experts_come(some):
+    layer = some.layers[0]
+    before = some.held_in(layer)
+    some.hold([3])
+    assert (sorted(before), sorted(some.held_in(layer))) == ([0, 1], [0, 1, 3])
+    assert before[1] is some.held_in(layer)[1] is some.held_expert(1)[layer]
+
+
 def test_experts_count_as_held_once_all_their_layers_are_in(some):
     seen: list[tuple[int, ...]] = []
     some.hold([3, 2], lambda done, total: seen.append(some.expert_ids))
@@ -56,8 +88,9 @@ def test_the_first_expert_serves_while_the_others_still_load(tiny_folder, connec
 
     def serve(weights: ExpertWeights) -> None:
         if not servers:
-            servers.append(ExpertServer(weights))
-            servers[0].start()
+            server = ExpertServer(weights)
+            server.start()
+            servers.append(server)
             assert read_on.wait(WAIT_S)
 
     loading = ThreadPoolExecutor(1).submit(

@@ -113,6 +113,12 @@ def test_start_that_cannot_succeed_is_one_line_and_exit_2(run, tmp_path):
         (("--checkpoint", "TINY", "--experts", "few"), "few"),
         (("--checkpoint", "TINY", "--experts", "1,1"), "each"),
         (("--checkpoint", "TINY", "--dtype", "int8"), "int8"),
+        (("--checkpoint", "TINY", "--device", "tpu"), "tpu"),
+        pytest.param(
+            ("--checkpoint", "TINY", "--device", "cuda"),
+            "expected a GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here"),
+        ),
         (("--checkpoint", "TINY", "--port", "many"), "many"),
         (("--checkpoint", "TINY", "--port", "99999"), "99999"),
         (("--checkpoint", "TINY", "--unix", "/nowhere/s"), "/nowhere"),

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import queue
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
 
 from protos import errors
+from protos.codec import MAX_MESSAGE_BYTES
+from router.acceptance import check_limits
 from router.engine import Engine
 from router.forward import Forward
 from router.kv_cache.layout import CacheLayout
-from router.limits import EngineLimits
+from router.limits import MOST_DISPATCH_BYTES, EngineLimits
 from router.request import Ended, GenerationRequest, PromptDone, SamplingParams, TokenChosen
 from router.transport.local import LocalTransport
 from tests.parity.splits import run_in_splits
@@ -420,6 +423,15 @@ def test_limits_that_cannot_work_are_refused():
     decoder, weights = tiny_decoder()
     with pytest.raises(errors.BadConfig, match="step_tokens"):
         Engine(decoder, LocalTransport(weights.run_experts), limits(slots=32, step_tokens=16))
+
+
+def test_a_dispatch_has_to_fit_a_message_unless_the_experts_are_in_the_process():
+    many = limits(step_tokens=2**20)
+    layout = many.layout(TINY, "float32")
+    with pytest.raises(errors.BadConfig, match="a step's dispatch within"):
+        check_limits(many, layout, torch.float32)
+    check_limits(replace(many, experts_in_process=True), layout, torch.float32)
+    assert MOST_DISPATCH_BYTES == MAX_MESSAGE_BYTES // 2
 
 
 def wait_for_load(engine: Engine, holds):

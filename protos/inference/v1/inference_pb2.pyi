@@ -315,7 +315,7 @@ class Replica(_message.Message):
     def __init__(self, replica_id: _Optional[str] = ..., deployment: _Optional[str] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., done_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., waits_for: _Optional[str] = ..., reason: _Optional[str] = ..., since_ms: _Optional[int] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "model", "num_layers", "num_moe_layers", "num_experts", "experts_per_token", "dtype", "placement_version", "expert_replicas", "kv_cache", "events", "layer_loads", "replicas", "replicas_problem")
+    __slots__ = ("version", "model", "num_layers", "num_moe_layers", "num_experts", "experts_per_token", "dtype", "placement_version", "expert_replicas", "kv_cache", "events", "layer_loads", "replicas", "replicas_problem", "experts_in_router")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     NUM_LAYERS_FIELD_NUMBER: _ClassVar[int]
@@ -330,6 +330,7 @@ class GetServerInfoResponse(_message.Message):
     LAYER_LOADS_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    EXPERTS_IN_ROUTER_FIELD_NUMBER: _ClassVar[int]
     version: str
     model: Model
     num_layers: int
@@ -344,7 +345,8 @@ class GetServerInfoResponse(_message.Message):
     layer_loads: _containers.RepeatedCompositeFieldContainer[LayerLoad]
     replicas: _containers.RepeatedCompositeFieldContainer[Replica]
     replicas_problem: str
-    def __init__(self, version: _Optional[str] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., num_layers: _Optional[int] = ..., num_moe_layers: _Optional[int] = ..., num_experts: _Optional[int] = ..., experts_per_token: _Optional[int] = ..., dtype: _Optional[str] = ..., placement_version: _Optional[int] = ..., expert_replicas: _Optional[_Iterable[_Union[ExpertReplica, _Mapping]]] = ..., kv_cache: _Optional[_Union[KvCache, _Mapping]] = ..., events: _Optional[_Iterable[_Union[ClusterEvent, _Mapping]]] = ..., layer_loads: _Optional[_Iterable[_Union[LayerLoad, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., replicas_problem: _Optional[str] = ...) -> None: ...
+    experts_in_router: bool
+    def __init__(self, version: _Optional[str] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., num_layers: _Optional[int] = ..., num_moe_layers: _Optional[int] = ..., num_experts: _Optional[int] = ..., experts_per_token: _Optional[int] = ..., dtype: _Optional[str] = ..., placement_version: _Optional[int] = ..., expert_replicas: _Optional[_Iterable[_Union[ExpertReplica, _Mapping]]] = ..., kv_cache: _Optional[_Union[KvCache, _Mapping]] = ..., events: _Optional[_Iterable[_Union[ClusterEvent, _Mapping]]] = ..., layer_loads: _Optional[_Iterable[_Union[LayerLoad, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., replicas_problem: _Optional[str] = ..., experts_in_router: bool = ...) -> None: ...
 
 class KvCache(_message.Message):
     __slots__ = ("dtype", "page_tokens", "global_bytes_per_token", "most_local_bytes_per_sequence", "total_bytes")

@@ -1,0 +1,73 @@
+"""Bytes of weights in memory, as processes will hold them: from a checkpoint's shapes, before anything is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from cluster.devices import Device
+from models.checkpoint import Checkpoint, kept_names
+from models.checkpoint.tensor_shapes import expert_names
+from models.config import ModelConfig
+from models.gpu.weight import GROUP
+from models.linear import BITS_PER_WEIGHT, Quantization
+
+_SCALE_BITS = 16
+"""Of a group of weights in four bits, on a GPU."""
+
+
+@dataclass(frozen=True)
+class WeightBytes:
+    """What a model's weights take.
+
+    Args:
+        checkpoint: the model's.
+        dtype: that they are computed with.
+        quantize: how they are rounded; None: as they are stored.
+    """
+
+    checkpoint: Checkpoint
+    dtype: torch.dtype
+    quantize: Quantization | None
+
+    def router(self, device: Device) -> int:
+        """Return the bytes a router holds there, experts left out."""
+        config, weights = self.checkpoint.config, self.checkpoint.router_weights
+        if self.quantize is None:
+            kept = sum(map(self.checkpoint.num_weights, self._kept - _expert_tensors(config)))
+            return (weights - kept) * self.dtype.itemsize + _rounded(kept, "int4", device)
+        embeddings = config.vocab_size * config.hidden_size
+        # Embeddings stay as they are; the LM head has 8 bits, as a copy where the two are tied.
+        rest = weights - (embeddings if config.tie_embeddings else 2 * embeddings)
+        return embeddings * (self.dtype.itemsize + 1) + _rounded(rest, self.quantize, device)
+
+    def experts(self, device: Device) -> int:
+        """Return the bytes of all routed experts there, each held once."""
+        config = self.checkpoint.config
+        weights = config.num_experts * self.checkpoint.expert_weights
+        if self.quantize is not None:
+            return _rounded(weights, self.quantize, device)
+        kept = sum(map(self.checkpoint.num_weights, self._kept & _expert_tensors(config)))
+        return (weights - kept) * self.dtype.itemsize + _rounded(kept, "int4", device)
+
+    @cached_property
+    def _kept(self) -> frozenset[str]:
+        return kept_names(self.checkpoint)
+
+
+def _rounded(num_weights: int, quantize: Quantization, device: Device) -> int:
+    if device == "cuda" and quantize == "int4":
+        return num_weights * (4 * GROUP + _SCALE_BITS) // (8 * GROUP)
+    return num_weights * BITS_PER_WEIGHT[quantize] // 8
+
+
+def _expert_tensors(config: ModelConfig) -> frozenset[str]:
+    """Return the names of all routed experts' matrices."""
+    return frozenset(
+        name
+        for layer in config.moe_layers
+        for expert in range(config.num_experts)
+        for name in expert_names(layer, expert)
+    )
