@@ -17,13 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.linear.quantization import quantize_int8
+from models.linear.quantization import INT4_GROUP, Fp8Weight, Int8Weight, Rounded, quantize_int8
 
 Form = Literal["plain", "int8", "fp8", "int4"]
 
 GROUP = 128
 """Inputs of an output that share a scale in four bits."""
 _HALF = GROUP // 2
+_SMALL_GROUPS = GROUP // INT4_GROUP
 _ALIGNMENT = 16
 _MIDDLE = 8
 _LARGEST_E4M3 = 448.0
@@ -143,6 +144,27 @@ def int4(codes_OI: Tensor, scale_OG: Tensor) -> GpuWeight:
         )
     scale = scale_OG.bfloat16().repeat_interleave(group // GROUP, dim=1)
     return GpuWeight("int4", _pack(codes_OI), scale.t().contiguous(), num_inputs)
+
+
+def keep(weight: Rounded, dtype: torch.dtype, device: torch.device) -> GpuWeight | None:
+    """Lay a weight that was rounded elsewhere on a device, its codes as they are; None: the kernels read no such codes.
+
+    Args:
+        weight: on any device.
+        dtype: of the weight before it was rounded; four bits' scales are taken to it.
+        device: where to.
+    """
+    if isinstance(weight, Fp8Weight):
+        return fp8(weight.values_OI.to(device), weight.scale_O.to(device))
+    if isinstance(weight, Int8Weight):
+        return int8(weight.codes_OI.to(device), weight.scale_O.to(device))
+    if weight.scale.shape[1] % _SMALL_GROUPS or weight.zero.any():
+        return None
+    by_group = weight.scale.unflatten(1, (-1, _SMALL_GROUPS))
+    if (by_group != by_group[..., :1]).any():
+        return None
+    codes_OI = weight.codes_OI[:, : weight.num_inputs]
+    return int4(codes_OI.to(device), by_group[..., 0].to(dtype).to(device))
 
 
 def round_weight(weight_OI: Tensor, form: Literal["int8", "fp8", "int4"]) -> GpuWeight:
