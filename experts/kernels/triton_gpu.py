@@ -32,7 +32,8 @@ class TritonKernel:
 
     def pack(self, gate_up_D2F: Tensor, down_FD: Tensor, arena: Arena | None = None) -> Mlp:
         """Lay both weights on the device by rows; an arena, which is memory of the CPU, is not used."""
-        matrices = (each.t().to(self._device) for each in (gate_up_D2F, down_FD))
+        is_cpu = self._device.type == "cpu"  # the arguments' memory is used again there
+        matrices = (each.t().to(self._device, copy=is_cpu) for each in (gate_up_D2F, down_FD))
         quantize = self._quantize
         return _mlp(round_weight(each, quantize) if quantize else plain(each) for each in matrices)
 
