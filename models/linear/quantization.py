@@ -30,6 +30,8 @@ _CODES = 16
 _MIDDLE = 8
 # Weights rounded at once: what rounding needs of them stays in a core's cache, 1.7 times faster than 2**21.
 _PART_NUMEL = 2**17
+# On a GPU, where every part is some launches.
+_GPU_PART_NUMEL = 2**22
 # Shares of a group's range that the 16 codes are tried on: narrower ones clip the outermost weights.
 _RANGES = (1.0, 0.92, 0.84, 0.76)
 
@@ -129,13 +131,13 @@ def quantize_int8(weight_OI: Tensor, codes_OI: Tensor | None = None) -> Int8Weig
         weight_OI: [O, I], with any strides.
         codes_OI: [O, I] int8, where to put the codes; None: new memory.
 
-    Cost: a weight that does not lie by rows is copied first, which takes less than rounding across rows would, into
-    memory that this thread keeps for the next one.
+    Cost: on a CPU, a weight that does not lie by rows is copied first, which takes less than rounding across rows
+    would, into memory that this thread keeps for the next one.
     """
     rows_OI = _by_rows(weight_OI)
-    codes_OI = torch.empty_like(rows_OI, dtype=torch.int8) if codes_OI is None else codes_OI
+    codes_OI = torch.empty(rows_OI.shape, dtype=torch.int8, device=rows_OI.device) if codes_OI is None else codes_OI
     scale_O = torch.empty(rows_OI.shape[0], dtype=torch.float32, device=rows_OI.device)
-    num_rows = max(1, _PART_NUMEL // rows_OI.shape[1])
+    num_rows = max(1, (_PART_NUMEL if rows_OI.device.type == "cpu" else _GPU_PART_NUMEL) // rows_OI.shape[1])
     for part_OI, part_codes_OI, part_scale_O in zip(
         rows_OI.split(num_rows), codes_OI.split(num_rows), scale_O.split(num_rows), strict=True
     ):
@@ -155,9 +157,9 @@ def quantize_int4(weight_OI: Tensor) -> Int4Weight:
 
 
 def _by_rows(weight_OI: Tensor) -> Tensor:
-    """Return a weight by rows, until this thread calls again: new memory would cost more than the copy."""
+    """Return a weight of a CPU by rows, until this thread calls again: new memory would cost more than the copy."""
     if weight_OI.is_contiguous() or weight_OI.device.type != "cpu":
-        return weight_OI.contiguous()
+        return weight_OI
     if not hasattr(_own, "memory"):
         _own.memory = Arena()
     memory: Arena = _own.memory

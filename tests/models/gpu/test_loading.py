@@ -1,0 +1,102 @@
+"""Weights go to a GPU layer by layer: what lives at once while they are read and rounded."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+
+import pytest
+import torch
+
+from models.checkpoint.tensor_shapes import tensor_shapes
+from models.gpu import weight
+from models.gpu.linear import GpuLinear
+from models.linear import quantization
+from models.llama4.decoder import load_decoder
+from protos.errors import BadConfig
+from tests.models.gpu.live_bytes import LiveBytes
+from tests.tiny import TINY
+
+DEEP = dataclasses.replace(
+    TINY, hidden_size=128, vocab_size=128, num_layers=6, moe_layers=(1, 3, 5), expert_width=128, dense_width=256
+)
+SHAPES = tensor_shapes(DEEP)
+EXACT = {"embed", "norm", *(name for name in SHAPES if name.endswith(("1.gate", "3.gate", "5.gate", "_norm")))}
+"""What stays as it is."""
+ROUND = {"int8": weight.round_int8, "fp8": weight.round_fp8, "int4": weight.round_int4}
+PART_NUMEL = 2**12
+# What rounding a part takes besides the result: five numbers of float32 for each weight, and what a group has one of.
+PART_BYTES = 22 * PART_NUMEL
+
+
+class CountedWeights:
+    """A source of random weights that counts how many bytes of its matrices live at once."""
+
+    def __init__(self):
+        self.config = DEEP
+        self.reads = 0
+        self.most_bytes = self._live = 0
+
+    def read(self, name, dtype=None):
+        self.reads += 1
+        made = torch.rand(SHAPES[name], dtype=dtype)
+        if name not in EXACT:
+            self._live += made.nbytes
+            self.most_bytes = max(self.most_bytes, self._live)
+            weakref.finalize(made, self._forget, made.nbytes)
+        return made
+
+    def _forget(self, num_bytes):
+        self._live -= num_bytes
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(weight, "_PART_NUMEL", PART_NUMEL)
+    monkeypatch.setattr(quantization, "_PART_NUMEL", PART_NUMEL)
+
+
+def layer_bytes(layer: int) -> int:
+    shapes = (
+        shape for name, shape in SHAPES.items() if name.startswith(f"layers.{layer}.") and ".experts." not in name
+    )
+    return sum(2 * torch.Size(shape).numel() for shape in shapes)
+
+
+@pytest.mark.parametrize("form", ROUND)
+def test_rounding_needs_a_part_of_a_weight_at_a_time(form, small_parts):
+    weight_OI = torch.randn(256, 512).bfloat16()
+    with LiveBytes() as live:
+        rounded = ROUND[form](weight_OI)
+    assert live.most <= rounded.num_bytes + PART_BYTES
+    assert weight_OI.nbytes > PART_BYTES
+
+
+@pytest.mark.parametrize("quantize", [None, "int8", "fp8", "int4"])
+def test_a_model_is_read_in_the_room_of_what_stays_and_one_layer(quantize, small_parts):
+    source = CountedWeights()
+    with LiveBytes() as live:
+        decoder = load_decoder(source, dtype=torch.bfloat16, quantize=quantize, for_gpu=True)
+    largest = max(map(layer_bytes, range(DEEP.num_layers)))
+    assert live.most <= decoder.weight_bytes() + largest
+    # Gate and up of a dense layer are one product: no other matrix waits for them.
+    if quantize is not None:
+        assert source.most_bytes == 2 * 2 * DEEP.dense_width * DEEP.hidden_size
+
+
+@pytest.mark.parametrize(("quantize", "head"), [("int8", "int8"), ("int4", "int8"), ("fp8", "fp8")])
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_the_lm_head_never_has_fewer_than_eight_bits(quantize, head, is_tied):
+    source = CountedWeights()
+    source.config = dataclasses.replace(DEEP, tie_embeddings=is_tied)
+    decoder = load_decoder(source, dtype=torch.bfloat16, quantize=quantize, for_gpu=True)
+    assert isinstance(decoder._lm_head, GpuLinear)
+    assert decoder._lm_head.weight.form == head
+    assert decoder.layers[0].dense.gate_up.weight.form == quantize
+
+
+def test_fp8_without_a_gpu_is_refused_before_a_weight_is_read():
+    source = CountedWeights()
+    with pytest.raises(BadConfig, match=r"expected a GPU .* for weights in fp8, found cpu: quantize to int8 or int4"):
+        load_decoder(source, dtype=torch.bfloat16, quantize="fp8")
+    assert not source.reads
