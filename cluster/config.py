@@ -14,7 +14,7 @@ from protos.errors import BadConfig
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 CopyName = Literal["auto", "always", "never"]
 PriorityName = Literal["idle", "normal"]
-QuantizeName = Literal["int8", "int4"]
+QuantizeName = Literal["int8", "int4", "fp8"]
 KvDtypeName = Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"]
 
 
@@ -29,8 +29,9 @@ class ModelSettings:
     context_length: int | None = None
     """Most tokens of prompt and output together; at least 2. None: what the model and `router.kv_bytes` allow."""
     quantize: QuantizeName | None = None
-    """Round weights to 8 or 4 bits when they are loaded: less memory, faster on a CPU. None: what the model's folder
-    has in 4 bits stays so, all else is held in `router.dtype`."""
+    """Round weights to 8 or 4 bits when they are loaded: less memory, faster on a CPU; fp8 needs a Hopper GPU. What the
+    model's folder has in that form stays as it is. None: what it has in 4 bits, and on a GPU in fp8, stays so, all else
+    is held in `router.dtype`."""
 
     def check(self) -> None:
         """Refuse values that cannot work."""

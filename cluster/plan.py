@@ -18,7 +18,7 @@ from cluster.pool_plan import PoolPlan, context_bytes, long_pool, standard_limit
 from models.checkpoint import Checkpoint, kept_names
 from models.checkpoint.tensor_shapes import expert_names
 from models.config import ModelConfig
-from models.linear import BITS_PER_WEIGHT
+from models.linear import BITS_PER_WEIGHT, check_rounding
 from protos.errors import BadConfig, NotEnoughMemory
 from router.limits import EngineLimits
 
@@ -137,9 +137,10 @@ def make_plan(settings: ClusterConfig, checkpoint: Checkpoint, name: str, machin
         machine: where it will run.
 
     Raises:
-        BadConfig: the settings do not fit the model.
+        BadConfig: the settings do not fit the model or the machine.
         NotEnoughMemory: the machine is too small.
     """
+    check_rounding(settings.model.quantize, torch.device("cpu"))  # where all of it computes
     config = checkpoint.config
     dtype = torch.float32 if settings.router.dtype == "auto" else getattr(torch, settings.router.dtype)
     groups = group_experts(config.num_experts, settings.experts.groups)

@@ -10,7 +10,6 @@ from cluster.planner.values import settings, split_known
 
 _WHAT = {
     ("router", "device"): "GPUs: this version computes on CPUs",
-    ("model", "quantize"): "weights in this form: this version does not round to it; releases are held in router.dtype",
     ("experts", "in_router"): "experts in the router's own process: the engine has it, a deployment does not",
 }
 """What a setting that is not known means is missing."""

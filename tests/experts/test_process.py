@@ -113,6 +113,7 @@ def test_start_that_cannot_succeed_is_one_line_and_exit_2(run, tmp_path):
         (("--checkpoint", "TINY", "--experts", "few"), "few"),
         (("--checkpoint", "TINY", "--experts", "1,1"), "each"),
         (("--checkpoint", "TINY", "--dtype", "int8"), "int8"),
+        (("--checkpoint", "TINY", "--quantize", "fp8"), "Hopper"),
         (("--checkpoint", "TINY", "--port", "many"), "many"),
         (("--checkpoint", "TINY", "--port", "99999"), "99999"),
         (("--checkpoint", "TINY", "--unix", "/nowhere/s"), "/nowhere"),
