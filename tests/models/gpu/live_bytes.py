@@ -22,6 +22,11 @@ class LiveBytes(TorchDispatchMode):
         self._tensors: Counter[int] = Counter()
         """Tensors that share a storage, by its address."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Spare this process the second that importing torch's compiler takes: nothing here is compiled."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator and count what it returns."""
         given = {_address(each) for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)}

@@ -8,12 +8,14 @@ import weakref
 import pytest
 import torch
 
+from models.checkpoint import KeptCodes, as_stored, kept_names, open_checkpoint
 from models.checkpoint.tensor_shapes import tensor_shapes
 from models.gpu import weight
 from models.gpu.linear import GpuLinear
 from models.linear import quantization
 from models.llama4.decoder import load_decoder
 from protos.errors import BadConfig
+from tests.models.checkpoint_files import as_fp8, as_int4, hf_tensors, write_hf
 from tests.models.gpu.live_bytes import LiveBytes
 from tests.tiny import TINY
 
@@ -93,6 +95,53 @@ def test_the_lm_head_never_has_fewer_than_eight_bits(quantize, head, is_tied):
     assert isinstance(decoder._lm_head, GpuLinear)
     assert decoder._lm_head.weight.form == head
     assert decoder.layers[0].dense.gate_up.weight.form == quantize
+
+
+def gpu_decoder(folder, tensors, **changes):
+    """Load a folder of weights as a GPU holds them."""
+    checkpoint = open_checkpoint(write_hf(folder, tensors, **changes))
+    kept = KeptCodes(checkpoint, kept_names(checkpoint, for_gpu=True))
+    return load_decoder(kept, dtype=torch.float32, for_gpu=True)
+
+
+def test_groups_of_128_stay_codes_and_smaller_ones_become_numbers(tmp_path):
+    tensors = hf_tensors(expert_width=128)
+    shared = "model.layers.1.feed_forward.shared_expert"
+    tensors = as_int4(as_int4(tensors, f"{shared}.down_proj", 128), f"{shared}.gate_proj", 32)
+    shared = gpu_decoder(tmp_path, tensors, intermediate_size=128).layers[1].shared
+    assert isinstance(shared.down, GpuLinear)
+    assert shared.down.weight.form == "int4"
+    stored = open_checkpoint(tmp_path).read("layers.1.shared.down")
+    assert torch.equal(shared.down.weight.dequantized(), stored)
+    assert not isinstance(shared.gate_up, GpuLinear)
+
+
+def test_projections_of_which_one_has_no_codes_become_numbers(tmp_path):
+    tensors = hf_tensors()
+    for part in "qk":
+        tensors = as_fp8(tensors, f"model.layers.0.self_attn.{part}_proj")
+    for part in "qkv":
+        tensors = as_fp8(tensors, f"model.layers.1.self_attn.{part}_proj")
+    mixed, whole, *_ = gpu_decoder(tmp_path, tensors).layers
+    checkpoint = open_checkpoint(tmp_path)
+    stored = [torch.cat([checkpoint.read(f"layers.{layer}.attn.{part}") for part in "qkv"]) for layer in (0, 1)]
+    assert not isinstance(mixed.attention.qkv, GpuLinear)
+    torch.testing.assert_close(mixed.attention.qkv(torch.eye(32)).T, stored[0])
+    assert whole.attention.qkv.weight.form == "fp8"
+    assert torch.equal(whole.attention.qkv.weight.dequantized(), stored[1])
+
+
+@pytest.mark.parametrize(("quantize", "stays"), [(None, True), ("fp8", True), ("int8", False), ("int4", False)])
+def test_codes_stay_unless_weights_are_to_be_rounded_otherwise(tmp_path, quantize, stays):
+    tensors = as_fp8(hf_tensors(), "model.layers.0.self_attn.o_proj")
+    checkpoint = open_checkpoint(write_hf(tmp_path, tensors))
+    names = kept_names(checkpoint, quantize, for_gpu=True)
+    assert names == ({"layers.0.attn.o"} if stays else set())
+    assert as_stored(checkpoint, quantize) is checkpoint  # on a CPU, fp8 is read as numbers
+    decoder = load_decoder(KeptCodes(checkpoint, names), dtype=torch.float32, quantize=quantize, for_gpu=True)
+    if quantize == "fp8":
+        found = decoder.layers[0].attention.o.weight.values
+        assert torch.equal(found.float(), tensors["model.layers.0.self_attn.o_proj.weight"].float())
 
 
 def test_fp8_without_a_gpu_is_refused_before_a_weight_is_read():
