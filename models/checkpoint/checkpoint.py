@@ -150,16 +150,24 @@ class Checkpoint:
         name = self._own_name(name)
         return stored_codes(self._blocks[name], self._shapes[name], is_turned=is_expert(name))
 
-    def read_codes(self, name: str) -> Int4Weight | Fp8Weight:
+    def read_codes(self, name: str, memory: Arena | None = None) -> Int4Weight | Fp8Weight:
         """Read a tensor that has codes as it was rounded, by rows [out, in]: an expert's matrix is turned.
+
+        Args:
+            name: Herd's name of it.
+            memory: for what is needed meanwhile, to be used again and again; None: new memory.
 
         Raises:
             BadCheckpoint: as `read`.
         """
-        name, memory, codes = self._own_name(name), Arena(), self.stored_codes(name)
+        name, memory, codes = self._own_name(name), memory or Arena(), self.stored_codes(name)
         assert codes is not None, "ask stored_codes first"
-        blocks = self._blocks[name]
-        return read_codes(blocks, codes, lambda block: self._read_rows(name, block, memory), is_turned=is_expert(name))
+        memory.clear()
+
+        def read_rows(block: Block) -> Tensor:
+            return self._read_rows(name, block, memory)
+
+        return read_codes(self._blocks[name], codes, read_rows, is_turned=is_expert(name))
 
     def read(self, name: str, dtype: torch.dtype | None = None, memory: Arena | None = None) -> Tensor:
         """Read one tensor.

@@ -51,7 +51,7 @@ class KeptCodes:
     ) -> Tensor | Int4Weight | Fp8Weight:
         """Read one tensor: see `Checkpoint.read_codes` and `Checkpoint.read`."""
         if name in self.names:
-            return self._checkpoint.read_codes(name)
+            return self._checkpoint.read_codes(name, memory)
         return self._checkpoint.read(name, dtype, memory)
 
 
