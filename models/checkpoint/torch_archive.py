@@ -126,8 +126,12 @@ def _record_offset(
     return offset
 
 
-class _StateUnpickler(pickle.Unpickler):
-    """Rebuilds a state dictionary with descriptions in place of tensors; refuses every name it does not need."""
+class _StateUnpickler(pickle._Unpickler):
+    """Rebuilds a state dictionary with descriptions in place of tensors; refuses every name it does not need.
+
+    The one in Python: the one in C takes as much memory as a broken file says that values are numbered, 68 GB for one
+    wrong byte. 9 ms for 770 tensors.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _STORAGES:
