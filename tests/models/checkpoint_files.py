@@ -71,33 +71,33 @@ def write_json(file: Path, value: object) -> None:
 
 
 def hf_tensors(
-    *, dense_width: int = 40, expert_width: int = 24, dtype: torch.dtype = torch.float32
+    *, hidden: int = 32, dense_width: int = 40, expert_width: int = 24, dtype: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
-    """Return random weights for HF_FIELDS under Hugging Face's names, experts fused."""
+    """Return random weights for HF_FIELDS, or other widths, under Hugging Face's names, experts fused."""
     generator = torch.Generator().manual_seed(7)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(dtype)
 
-    tensors = {"model.embed_tokens.weight": random(96, 32), "model.norm.weight": random(32)}
-    tensors["lm_head.weight"] = random(96, 32)
+    tensors = {"model.embed_tokens.weight": random(96, hidden), "model.norm.weight": random(hidden)}
+    tensors["lm_head.weight"] = random(96, hidden)
     for layer in range(4):
         name = f"model.layers.{layer}"
-        tensors[f"{name}.input_layernorm.weight"] = random(32)
-        tensors[f"{name}.post_attention_layernorm.weight"] = random(32)
-        for part, rows in (("q", 32), ("k", 16), ("v", 16), ("o", 32)):
-            tensors[f"{name}.self_attn.{part}_proj.weight"] = random(rows, 32)
+        tensors[f"{name}.input_layernorm.weight"] = random(hidden)
+        tensors[f"{name}.post_attention_layernorm.weight"] = random(hidden)
+        for part, rows, columns in (("q", 32, hidden), ("k", 16, hidden), ("v", 16, hidden), ("o", hidden, 32)):
+            tensors[f"{name}.self_attn.{part}_proj.weight"] = random(rows, columns)
         is_moe = layer % 2 == 1
         mlp, width = (
             (f"{name}.feed_forward.shared_expert", expert_width) if is_moe else (f"{name}.feed_forward", dense_width)
         )
-        tensors[f"{mlp}.gate_proj.weight"] = random(width, 32)
-        tensors[f"{mlp}.up_proj.weight"] = random(width, 32)
-        tensors[f"{mlp}.down_proj.weight"] = random(32, width)
+        tensors[f"{mlp}.gate_proj.weight"] = random(width, hidden)
+        tensors[f"{mlp}.up_proj.weight"] = random(width, hidden)
+        tensors[f"{mlp}.down_proj.weight"] = random(hidden, width)
         if is_moe:
-            tensors[f"{name}.feed_forward.router.weight"] = random(4, 32)
-            tensors[f"{name}.feed_forward.experts.gate_up_proj"] = random(4, 32, 2 * expert_width)
-            tensors[f"{name}.feed_forward.experts.down_proj"] = random(4, expert_width, 32)
+            tensors[f"{name}.feed_forward.router.weight"] = random(4, hidden)
+            tensors[f"{name}.feed_forward.experts.gate_up_proj"] = random(4, hidden, 2 * expert_width)
+            tensors[f"{name}.feed_forward.experts.down_proj"] = random(4, expert_width, hidden)
     return tensors
 
 

@@ -12,7 +12,7 @@ from models.checkpoint import KeptCodes, kept_names, open_checkpoint
 from models.gpu.linear import GpuLinear
 from models.llama4.decoder import load_decoder
 from router.forward import Forward
-from tests.models.checkpoint_files import as_fp8, hf_tensors, with_separate_experts, write_hf
+from tests.models.checkpoint_files import as_fp8, as_int4, hf_tensors, with_separate_experts, write_hf
 from tests.parity.gpu_model import load_gpu_model
 from tests.parity.splits import run_in_splits
 from tests.parity.transports import open_transport
@@ -44,17 +44,25 @@ def test_a_release_is_held_as_it_is_stored_and_gives_its_logits(shared_dir, gold
     assert (logits.cpu() - expected["logits_weight_dequant"][:1, :num_tokens]).abs().max() < TOLERANCE
 
 
-def test_every_matrix_of_a_release_may_be_fp8_but_the_gates_and_the_embedding(tmp_path):
-    tensors = with_separate_experts(hf_tensors())
+@pytest.mark.parametrize("held", ["fp8", "int4"])
+def test_every_matrix_of_a_release_may_be_codes_but_the_gates_and_the_embedding(tmp_path, held):
+    width = 128  # a group's
+    tensors = with_separate_experts(hf_tensors(hidden=width, dense_width=width, expert_width=width))
     for name in list(tensors):
         if name.endswith("proj.weight") or name == "lm_head.weight":
-            tensors = as_fp8(tensors, name.removesuffix(".weight"))
-    checkpoint = open_checkpoint(write_hf(tmp_path, tensors))
+            linear, num_inputs = name.removesuffix(".weight"), tensors[name].shape[1]
+            # The output of attention has fewer inputs than a group: fp8 in both.
+            is_fp8 = held == "fp8" or num_inputs < width
+            tensors = as_fp8(tensors, linear) if is_fp8 else as_int4(tensors, linear, width)
+    widths = {"hidden_size": width, "intermediate_size_mlp": width, "intermediate_size": width}
+    checkpoint = open_checkpoint(write_hf(tmp_path, tensors, **widths))
     model = load_gpu_model(KeptCodes(checkpoint, kept_names(checkpoint, for_gpu=True)))
     for layer in model.decoder.layers:
         mlp = layer.shared or layer.dense
-        assert {form(each) for each in (layer.attention.qkv, layer.attention.o, mlp.gate_up, mlp.down)} == {"fp8"}
-    assert form(model.decoder._lm_head) == "fp8"
+        assert {form(each) for each in (layer.attention.qkv, mlp.gate_up, mlp.down)} == {held}
+        assert form(layer.attention.o) == "fp8"
+    assert {form(each) for mlp in model.experts.values() for each in (mlp.gate_up, mlp.down)} == {held}
+    assert form(model.decoder._lm_head) == held
     num_tokens = sum(STEPS)
     ids_BS = torch.randint(0, 96, (1, num_tokens), generator=torch.Generator().manual_seed(3))
     with open_transport(checkpoint, "local") as transport:
