@@ -144,8 +144,11 @@ def test_codes_stay_unless_weights_are_to_be_rounded_otherwise(tmp_path, quantiz
         assert torch.equal(found.float(), tensors["model.layers.0.self_attn.o_proj.weight"].float())
 
 
-def test_fp8_without_a_gpu_is_refused_before_a_weight_is_read():
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_fp8_without_a_gpu_is_refused_before_a_weight_is_read(device):
     source = CountedWeights()
-    with pytest.raises(BadConfig, match=r"expected a GPU .* for weights in fp8, found cpu: quantize to int8 or int4"):
-        load_decoder(source, dtype=torch.bfloat16, quantize="fp8")
+    words = f"expected a GPU .* for weights in fp8, found {device}: quantize to int8 or int4"
+    with pytest.raises(BadConfig, match=words):
+        load_decoder(source, dtype=torch.bfloat16, quantize="fp8", device=device)
     assert not source.reads
