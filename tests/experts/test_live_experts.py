@@ -56,8 +56,9 @@ def test_the_first_expert_serves_while_the_others_still_load(tiny_folder, connec
 
     def serve(weights: ExpertWeights) -> None:
         if not servers:
-            servers.append(ExpertServer(weights))
-            servers[0].start()
+            server = ExpertServer(weights)
+            server.start()
+            servers.append(server)  # not before it has an address
             assert read_on.wait(WAIT_S)
 
     loading = ThreadPoolExecutor(1).submit(
