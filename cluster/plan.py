@@ -154,7 +154,7 @@ def make_plan(settings: ClusterConfig, checkpoint: Checkpoint, name: str, machin
         machine: where it will run.
 
     Raises:
-        BadConfig: the settings do not fit the model.
+        BadConfig: the settings do not fit the model or the machine.
         NotEnoughMemory: the machine is too small.
     """
     config = checkpoint.config

@@ -49,7 +49,10 @@ def serve(
     ] = None,
     quantize: Annotated[
         str | None,
-        typer.Option(metavar="int8|int4", help="Round weights when they are loaded: less memory, faster on a CPU."),
+        typer.Option(
+            metavar="int8|int4|fp8",
+            help="Round weights when they are loaded: less memory, faster on a CPU; fp8 needs a Hopper GPU.",
+        ),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Settings in YAML or JSON; see docs/settings.md.")

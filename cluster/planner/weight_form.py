@@ -44,8 +44,9 @@ INT4_CPU = Form(name="int4, a bf16 scale and zero per 32 inputs", bits=4, group=
 def forms(weights: WeightFormat, *, is_cpu: bool) -> Mapping[Component, Form]:
     """Return the form of every component.
 
-    fp8 is for routed experts alone, as in Meta's own fp8 release of Maverick. int8 and int4 are what `--quantize` does:
-    every matrix but the embeddings, and never less than 8 bits for the LM head.
+    fp8 is for routed experts alone, as in Meta's own fp8 release of Maverick; `--quantize fp8` rounds the rest too and
+    needs less. int8 and int4 are what `--quantize` does: all matrices but the embeddings, and at least 8 bits for
+    the LM head.
 
     Args:
         weights: what was asked for.

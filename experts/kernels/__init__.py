@@ -14,8 +14,7 @@ from experts.kernels.kernel import Kernel
 from experts.kernels.reference import ReferenceKernel
 from experts.kernels.torch_cpu import TorchCpuKernel
 from models.gpu.device import is_supported
-from models.linear import Quantization
-from protos.errors import BadConfig
+from models.linear import Quantization, check_rounding
 
 __all__ = ["Kernel", "choose"]
 
@@ -33,6 +32,5 @@ def choose(device: torch.device, quantize: Quantization | None = None) -> Kernel
         from experts.kernels.triton_gpu import TritonKernel  # processes without a GPU do not pay for Triton
 
         return TritonKernel(device, quantize)
-    if quantize == "fp8":
-        raise BadConfig(f"expected a Hopper GPU for weights in fp8, found {device}: quantize to int8 or int4 there")
+    check_rounding(quantize, device)
     return TorchCpuKernel(quantize) if device.type == "cpu" or quantize else ReferenceKernel()

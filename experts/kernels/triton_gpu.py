@@ -11,12 +11,11 @@ from models.arena import Arena
 from models.gpu.launches import down_launch, gate_up_launch
 from models.gpu.linear import GpuLinear
 from models.gpu.swiglu import Block, plan_swiglu, swiglu
-from models.gpu.weight import GROUP, GpuWeight, int4, int8, plain, round_weight
-from models.linear import INT4_GROUP, Int4Weight, Quantization, Rounded
+from models.gpu.weight import GROUP, GpuWeight, keep, plain, round_weight
+from models.linear import Quantization, Rounded
 from models.llama4.mlp import Mlp
 
 _BYTES_PER_WEIGHT: dict[Quantization, float] = {"int8": 1, "fp8": 1, "int4": 0.5 + 2 / GROUP}
-_INT4_GROUPS = GROUP // INT4_GROUP
 
 
 class TritonKernel:
@@ -33,16 +32,17 @@ class TritonKernel:
 
     def pack(self, gate_up_D2F: Tensor, down_FD: Tensor, arena: Arena | None = None) -> Mlp:
         """Lay both weights on the device by rows; an arena, which is memory of the CPU, is not used."""
-        matrices = (each.t().to(self._device) for each in (gate_up_D2F, down_FD))
+        is_cpu = self._device.type == "cpu"  # the arguments' memory is used again there
+        matrices = (each.t().to(self._device, copy=is_cpu) for each in (gate_up_D2F, down_FD))
         quantize = self._quantize
         return _mlp(round_weight(each, quantize) if quantize else plain(each) for each in matrices)
 
     def pack_rounded(self, gate_up: Rounded, down: Rounded, dtype: torch.dtype, arena: Arena) -> Mlp:
-        """Keep the codes, if both matrices' can be read as they are; else what they stand for, in the dtype."""
-        kept = [_kept(each, dtype, self._device) for each in (gate_up, down)]
-        if None in kept:
-            kept = [plain(each.dequantized().to(dtype).to(self._device)) for each in (gate_up, down)]
-        return _mlp(each for each in kept if each is not None)
+        """Keep codes where the kernels read such; else what they stand for, in the dtype."""
+        return _mlp(
+            keep(each, dtype, self._device) or plain(each.dequantized().to(dtype).to(self._device))
+            for each in (gate_up, down)
+        )
 
     def bytes_per_weight(self, dtype: torch.dtype) -> float:
         """Return the dtype's bytes, or what rounding leaves of them."""
@@ -74,14 +74,3 @@ def _block(expert: Mlp) -> Block:
     assert isinstance(gate_up, GpuLinear)
     assert isinstance(down, GpuLinear)
     return Block(gate_up.weight, down.weight)
-
-
-def _kept(weight: Rounded, dtype: torch.dtype, device: torch.device) -> GpuWeight | None:
-    """Return a weight with the codes it has; None if the kernels read no such."""
-    if not isinstance(weight, Int4Weight):
-        return int8(weight.codes_OI.to(device), weight.scale_O.to(device))
-    by_group = weight.scale.unflatten(1, (-1, _INT4_GROUPS)) if weight.scale.shape[1] % _INT4_GROUPS == 0 else None
-    if by_group is None or weight.zero.any() or (by_group != by_group[..., :1]).any():
-        return None
-    codes_OI = weight.codes_OI[:, : weight.num_inputs]
-    return int4(codes_OI.to(device), by_group[..., 0].to(dtype).to(device))

@@ -8,10 +8,11 @@ part of the experts reads that part.
     stored_tensor                        a tensor as it lies in a file; a block of it placed in one of ours
     source_table                         stored tensors by name, checked when asked for
     tensor_shapes                        our names and shapes
-    codes, quantized_layout              weights kept in 8 or 4 bits, and how releases name and shape them
+    codes, code_blocks                   weights kept in 8 or 4 bits, and put together from blocks as they are
+    quantized_layout, meta_codes         how releases name and shape them
     hf_layout, meta_layout               our tensors out of theirs: slices, transposes, shards put side by side
     checkpoint                           the opened model
-    kept_codes                           the same, with weights of 4 bits left so
+    kept_codes                           the same, with codes left as they are where those are multiplied
 """
 
 from __future__ import annotations

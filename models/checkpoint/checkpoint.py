@@ -16,15 +16,16 @@ import torch
 from torch import Tensor
 
 from models.arena import Arena
-from models.checkpoint.codes import CODE_DTYPES, CODES_PER_ELEMENT, unpack_int4, write_weights
+from models.checkpoint.code_blocks import StoredCodes, read_codes, stored_codes
+from models.checkpoint.codes import CODE_DTYPES, unpack_pairs, write_weights
 from models.checkpoint.hf_layout import has_hf_weights, map_hf_tensors, read_hf_table
 from models.checkpoint.meta_layout import count_vocabulary, map_meta_tensors, read_meta_tables
 from models.checkpoint.source_table import SourceTable
 from models.checkpoint.stored_tensor import WEIGHT_DTYPES, Block, ByteRange, turned
-from models.checkpoint.tensor_shapes import expert_names, tensor_shapes
+from models.checkpoint.tensor_shapes import expert_names, is_expert, tensor_shapes
 from models.config import ModelConfig
 from models.hf_config import HF_CONFIG, read_hf_config
-from models.linear import INT4_GROUP, Int4Weight, join_int4, symmetric_int4
+from models.linear import Fp8Weight, Int4Weight
 from models.meta_config import META_PARAMS, read_meta_config
 from protos.errors import BadCheckpoint, BadConfig
 
@@ -144,28 +145,29 @@ class Checkpoint:
         """Return the byte ranges that reading a tensor reads."""
         return tuple(found for block in self._with_scales(name) for found in block.byte_ranges())
 
-    def keeps_int4(self, name: str) -> bool:
-        """Tell whether a tensor is stored in four bits, in groups that `read_int4` has a form for."""
-        blocks = self._blocks[self._own_name(name)]
-        return all(
-            block.scales is not None
-            and CODES_PER_ELEMENT[block.source.dtype] > 1
-            and block.width // block.scales.width % INT4_GROUP == 0
-            for block in blocks
-        )
+    def stored_codes(self, name: str) -> StoredCodes | None:
+        """Return how a tensor's codes lie, if `read_codes` can read it; None: it has none, or of another kind."""
+        name = self._own_name(name)
+        return stored_codes(self._blocks[name], self._shapes[name], is_turned=is_expert(name))
 
-    def read_int4(self, name: str) -> Int4Weight:
-        """Read a tensor that is kept in four bits as it was rounded, by rows [out, in]: an expert's matrix is turned.
+    def read_codes(self, name: str, memory: Arena | None = None) -> Int4Weight | Fp8Weight:
+        """Read a tensor that has codes as it was rounded, by rows [out, in]: an expert's matrix is turned.
+
+        Args:
+            name: Herd's name of it.
+            memory: for what is needed meanwhile, to be used again and again; None: new memory.
 
         Raises:
             BadCheckpoint: as `read`.
         """
-        name, memory, parts = self._own_name(name), Arena(), []
-        for block in self._blocks[name]:
-            assert block.scales is not None, "keeps_int4 said so"
-            codes, scales = (self._read_rows(name, each, memory) for each in (block, block.scales))
-            parts.append(symmetric_int4(unpack_int4(codes), scales))
-        return join_int4(parts)
+        name, memory, codes = self._own_name(name), memory or Arena(), self.stored_codes(name)
+        assert codes is not None, "ask stored_codes first"
+        memory.clear()
+
+        def read_rows(block: Block) -> Tensor:
+            return self._read_rows(name, block, memory)
+
+        return read_codes(self._blocks[name], codes, read_rows, is_turned=is_expert(name))
 
     def read(self, name: str, dtype: torch.dtype | None = None, memory: Arena | None = None) -> Tensor:
         """Read one tensor.
@@ -229,11 +231,13 @@ class Checkpoint:
 
     def _read_block(self, name: str, block: Block, out: Tensor, memory: Arena) -> None:
         """Fill a block's place in one of our tensors: in place where its bytes lie there as in the file."""
-        height, width = (block.width, block.num_rows) if block.is_transposed else (block.num_rows, block.width)
+        height, width = (block.width, block.height) if block.is_transposed else (block.height, block.width)
         place = out[block.row : block.row + height, block.column : block.column + width]
         if block.scales is not None:
             codes, scales = (self._read_rows(name, each, memory) for each in (block, block.scales))
             turned_scales = scales.T if block.scales.is_transposed else scales
+            if codes.dtype == torch.int8:
+                codes = unpack_pairs(codes, is_by_column=block.is_packed_by_column)
             write_weights(codes, turned_scales, place.T if block.is_transposed else place)
             return
         if not block.is_transposed and place.is_contiguous():

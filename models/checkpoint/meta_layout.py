@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from models.checkpoint.meta_codes import expert_blocks, linear_block, with_scales
 from models.checkpoint.source_table import SourceTable
 from models.checkpoint.stored_tensor import Block, whole
 from models.checkpoint.tensor_shapes import expert_names, tensor_shapes
@@ -45,7 +46,10 @@ def read_meta_tables(folder: Path) -> list[SourceTable]:
             f"{folder / f'consolidated.{missing[0]:02}.pth'}: expected shards 0 to {max(numbered)}, "
             "found no such file: download it"
         )
-    return [SourceTable(read_torch_archive(numbered[shard]), str(numbered[shard])) for shard in sorted(numbered)]
+    return [
+        SourceTable(with_scales(read_torch_archive(numbered[shard]), folder, shard), str(numbered[shard]))
+        for shard in sorted(numbered)
+    ]
 
 
 def count_vocabulary(tables: Sequence[SourceTable]) -> int:
@@ -124,8 +128,10 @@ class _Shards:
             shares = [self.share(self.shapes[name][0], name) for name in stack or (ours,)]
             first = sum(shares[: stack.index(ours)]) if stack else 0
             num_rows = self.share(self.shapes[ours][0], ours)
-            source = table.take(theirs, (sum(shares), self.shapes[ours][1]))
-            blocks.append(Block(source, first, num_rows, row=shard * num_rows))
+            stacked = linear_block(table, theirs, (sum(shares), self.shapes[ours][1]))
+            if stack:
+                stacked = replace(stacked, first_row=first, num_rows=num_rows)
+            blocks.append(replace(stacked, row=shard * num_rows))
         return tuple(blocks)
 
     def columns(self, ours: str, theirs: str) -> tuple[Block, ...]:
@@ -133,7 +139,7 @@ class _Shards:
         num_rows, num_columns = self.shapes[ours]
         share = self.share(num_columns, ours)
         return tuple(
-            whole(table.take(theirs, (num_rows, share)), column=shard * share)
+            replace(linear_block(table, theirs, (num_rows, share)), column=shard * share)
             for shard, table in enumerate(self.tables)
         )
 
@@ -201,18 +207,18 @@ def _moe_blocks(config: ModelConfig, shards: _Shards, layer: int) -> dict[str, t
     hidden, count = config.hidden_size, config.num_experts
     width = shards.share(config.expert_width, f"{ours}.experts")
     for shard, table in enumerate(shards.tables):
-        w_in = table.take(f"{theirs}.experts.moe_w_in_eD_F", (count * hidden, width))
-        w_up = table.take(f"{theirs}.experts.moe_w_swiglu_eD_F", (count * hidden, width))
-        w_out = table.take(f"{theirs}.experts.moe_w_out_eF_D", (count * width, hidden))
+        w_in = expert_blocks(table, f"{theirs}.experts.moe_w_in_eD_F", (count, hidden, width))
+        w_up = expert_blocks(table, f"{theirs}.experts.moe_w_swiglu_eD_F", (count, hidden, width))
+        w_out = expert_blocks(table, f"{theirs}.experts.moe_w_out_eF_D", (count, width, hidden))
         for expert in range(count):
             gate_up_name, down_name = expert_names(layer, expert)
             blocks[gate_up_name] = (
                 *blocks.get(gate_up_name, ()),
-                Block(w_in, expert * hidden, hidden, column=shard * width),
-                Block(w_up, expert * hidden, hidden, column=config.expert_width + shard * width),
+                replace(w_in[expert], column=shard * width),
+                replace(w_up[expert], column=config.expert_width + shard * width),
             )
             blocks[down_name] = (
                 *blocks.get(down_name, ()),
-                Block(w_out, expert * width, width, row=shard * width),
+                replace(w_out[expert], row=shard * width),
             )
     return blocks

@@ -87,7 +87,7 @@ class StoredTensor:
 class Block:
     """Consecutive rows of a stored tensor and the place in one of our tensors where they go.
 
-    Ours has `num_rows` x `width` at (row, column), or `width` x `num_rows` if the block is transposed.
+    Ours has `height` x `width` at (row, column), or `width` x `height` if the block is transposed.
     """
 
     source: StoredTensor
@@ -100,10 +100,22 @@ class Block:
     """What to multiply with, of a source of codes: each scale for as many of the block's rows and columns as there are
     for one. A transposed one lies as columns of scales."""
 
+    is_packed_by_column: bool = False
+    """Of a source of several codes to an element: whether they are below each other, not beside each other."""
+
     @property
     def width(self) -> int:
         """Numbers of a row."""
-        return self.source.num_columns * (CODES_PER_ELEMENT[self.source.dtype] if self.scales else 1)
+        return self.source.num_columns * (1 if self.is_packed_by_column else self._codes_each)
+
+    @property
+    def height(self) -> int:
+        """Rows of numbers."""
+        return self.num_rows * (self._codes_each if self.is_packed_by_column else 1)
+
+    @property
+    def _codes_each(self) -> int:
+        return CODES_PER_ELEMENT[self.source.dtype] if self.scales else 1
 
     @property
     def num_bytes(self) -> int:

@@ -31,6 +31,11 @@ def expert_names(layer: int, expert: int) -> tuple[str, str]:
     return f"layers.{layer}.experts.{expert}.gate_up", f"layers.{layer}.experts.{expert}.down"
 
 
+def is_expert(name: str) -> bool:
+    """Tell whether a name is that of a routed expert's matrix, which is [in, out]."""
+    return ".experts." in name
+
+
 def _attention_shapes(config: ModelConfig, prefix: str) -> Shapes:
     q_width, kv_width = config.num_heads * config.head_size, config.num_kv_heads * config.head_size
     return {

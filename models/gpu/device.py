@@ -9,5 +9,7 @@ LEAST_CAPABILITY = (9, 0)
 
 
 def is_supported(device: torch.device) -> bool:
-    """Tell whether weights on a device can be multiplied by Triton's kernels."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
+    """Tell whether weights on a device can be multiplied by Triton's kernels; no, if there is no such device."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return False
+    return torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY

@@ -17,20 +17,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.linear.quantization import quantize_int8
+from models.linear.quantization import INT4_GROUP, Fp8Weight, Int8Weight, Rounded, quantize_int8
 
 Form = Literal["plain", "int8", "fp8", "int4"]
 
 GROUP = 128
 """Inputs of an output that share a scale in four bits."""
 _HALF = GROUP // 2
+_SMALL_GROUPS = GROUP // INT4_GROUP
 _ALIGNMENT = 16
 _MIDDLE = 8
 _LARGEST_E4M3 = 448.0
 # Parts of the largest weight of a group that the code 7 is tried for.
 _RANGES = (1.0, 0.92, 0.84, 0.76)
-# Weights rounded at once: what that needs in float32 stays below 0.6 GB.
-_PART_NUMEL = 2**25
+# Weights rounded at once: what that needs in float32 stays below 0.1 GB, less than a layer of Scout's.
+_PART_NUMEL = 2**22
 # A kernel counts elements of a weight in 32 bits.
 _MOST_ELEMENTS = 2**31 - 1
 
@@ -113,14 +114,15 @@ def fp8(values_OI: Tensor, scale_O: Tensor) -> GpuWeight:
 
 def round_fp8(weight_OI: Tensor) -> GpuWeight:
     """Round a weight [O, I] to e4m3, the largest of each output's weights to e4m3's largest number."""
-    largest_O = weight_OI.abs().amax(1).float().clamp_min(torch.finfo(torch.float32).tiny)
-    scale_O = largest_O / _LARGEST_E4M3
     values_OI = torch.empty(weight_OI.shape, dtype=torch.float8_e4m3fn, device=weight_OI.device)
-    num_rows = _rows_at_once(weight_OI)
+    scale_O = torch.empty(weight_OI.shape[0], device=weight_OI.device)
+    num_rows = _rows_at_once(weight_OI.shape[1])
     parts = (each.split(num_rows) for each in (weight_OI, scale_O, values_OI))
     for part_OI, part_O, out_OI in zip(*parts, strict=True):
+        part = part_OI.float()
+        part_O.copy_(part.abs().amax(1).clamp_min_(torch.finfo(torch.float32).tiny).div_(_LARGEST_E4M3))
         # A quotient may exceed the largest number by its own rounding, which e4m3 would make a NaN.
-        out_OI.copy_((part_OI.float() / part_O[:, None]).clamp_(-_LARGEST_E4M3, _LARGEST_E4M3))
+        out_OI.copy_((part / part_O[:, None]).clamp_(-_LARGEST_E4M3, _LARGEST_E4M3))
     return fp8(values_OI, scale_O)
 
 
@@ -145,6 +147,27 @@ def int4(codes_OI: Tensor, scale_OG: Tensor) -> GpuWeight:
     return GpuWeight("int4", _pack(codes_OI), scale.t().contiguous(), num_inputs)
 
 
+def keep(weight: Rounded, dtype: torch.dtype, device: torch.device) -> GpuWeight | None:
+    """Lay a weight that was rounded elsewhere on a device, its codes as they are; None: the kernels read no such codes.
+
+    Args:
+        weight: on any device.
+        dtype: of the weight before it was rounded; four bits' scales are taken to it.
+        device: where to.
+    """
+    if isinstance(weight, Fp8Weight):
+        return fp8(weight.values_OI.to(device), weight.scale_O.to(device))
+    if isinstance(weight, Int8Weight):
+        return int8(weight.codes_OI.to(device), weight.scale_O.to(device))
+    if weight.scale.shape[1] % _SMALL_GROUPS or weight.zero.any():
+        return None
+    by_group = weight.scale.unflatten(1, (-1, _SMALL_GROUPS))
+    if (by_group != by_group[..., :1]).any():
+        return None
+    codes_OI = weight.codes_OI[:, : weight.num_inputs]
+    return int4(codes_OI.to(device), by_group[..., 0].to(dtype).to(device))
+
+
 def round_weight(weight_OI: Tensor, form: Literal["int8", "fp8", "int4"]) -> GpuWeight:
     """Round a weight [O, I] to a form."""
     return {"int8": round_int8, "fp8": round_fp8, "int4": round_int4}[form](weight_OI)
@@ -152,9 +175,17 @@ def round_weight(weight_OI: Tensor, form: Literal["int8", "fp8", "int4"]) -> Gpu
 
 def round_int4(weight_OI: Tensor) -> GpuWeight:
     """Round each group's weights to 16 even steps around zero, with the least squared error of four ranges tried."""
-    parts = [_round_int4(part_OI) for part_OI in weight_OI.split(_rows_at_once(weight_OI))]
-    values, scales = (torch.cat(each, dim=dim) for each, dim in zip(zip(*parts, strict=True), (0, 1), strict=True))
-    return GpuWeight("int4", values, scales.contiguous(), weight_OI.shape[1])
+    num_outputs, num_inputs = weight_OI.shape
+    num_groups = -(-num_inputs // GROUP)
+    num_rows = _rows_at_once(num_groups * GROUP)
+    values = torch.empty(num_outputs, num_groups * _HALF, dtype=torch.uint8, device=weight_OI.device)
+    scale = torch.empty(num_groups, num_outputs, dtype=torch.bfloat16, device=weight_OI.device)
+    parts = weight_OI.split(num_rows), values.split(num_rows), scale.split(num_rows, dim=1)
+    for part_OI, part_values, part_scale in zip(*parts, strict=True):
+        pairs, scales = _round_int4(part_OI)
+        part_values.copy_(pairs)
+        part_scale.copy_(scales)
+    return GpuWeight("int4", values, scale, num_inputs)
 
 
 def _round_int4(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,11 +207,12 @@ def _round_int4(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
 
 def _pack(codes_OI: Tensor) -> Tensor:
     """Return codes [O, I] two to a byte, [O, groups · 64] uint8; inputs that the last group lacks are zeros."""
-    codes = F.pad(codes_OI, (0, -codes_OI.shape[1] % GROUP), value=_MIDDLE)
+    fill = -codes_OI.shape[1] % GROUP
+    codes = F.pad(codes_OI, (0, fill), value=_MIDDLE) if fill else codes_OI
     low, high = codes.unflatten(1, (-1, 2, _HALF)).unbind(2)
     pairs: Tensor = low | (high << 4)
     return pairs.flatten(1).contiguous()
 
 
-def _rows_at_once(weight_OI: Tensor) -> int:
-    return max(1, _PART_NUMEL // weight_OI.shape[1])
+def _rows_at_once(num_inputs: int) -> int:
+    return max(1, _PART_NUMEL // num_inputs)

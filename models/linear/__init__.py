@@ -25,11 +25,12 @@ from models.linear.plain import PlainLinear
 from models.linear.quantization import (
     BITS_PER_WEIGHT,
     INT4_GROUP,
+    Fp8Weight,
     Int4Weight,
     Int8Weight,
     Quantization,
     Rounded,
-    join_int4,
+    join_rounded,
     quantize_int4,
     quantize_int8,
     symmetric_int4,
@@ -37,16 +38,20 @@ from models.linear.quantization import (
 from models.linear.row_major import RowMajorLinear
 from protos.errors import BadConfig
 
+_CPU = torch.device("cpu")
+
 __all__ = [
     "BITS_PER_WEIGHT",
     "INT4_GROUP",
+    "Fp8Weight",
     "Int4Weight",
     "Int8Weight",
     "Linear",
     "Quantization",
     "Rounded",
     "RowMajorLinear",
-    "join_int4",
+    "check_rounding",
+    "join_rounded",
     "pack_linear",
     "pack_rounded",
     "share_linear",
@@ -54,7 +59,25 @@ __all__ = [
 ]
 
 
-def pack_linear(weight_OI: Tensor, quantize: Quantization | None = None, arena: Arena | None = None) -> Linear:
+def check_rounding(quantize: Quantization | None, device: torch.device) -> None:
+    """Refuse a rounding that nothing multiplies on a device; cheap, to be asked before weights are read.
+
+    Raises:
+        BadConfig: it is fp8, and the device no GPU that the kernels are for.
+    """
+    if quantize == "fp8" and not is_gpu_supported(device):
+        raise BadConfig(
+            f"expected a GPU of the Hopper kind or later for weights in fp8, found {device}: quantize to int8 or int4"
+        )
+
+
+def pack_linear(
+    weight_OI: Tensor,
+    quantize: Quantization | None = None,
+    arena: Arena | None = None,
+    *,
+    for_gpu: bool | None = None,
+) -> Linear:
     """Return the fastest product with a weight; the argument may be freed after, and overwritten if it is on the CPU.
 
     Not by the number of rows: a form that knows several ways chooses among them at each call.
@@ -63,17 +86,17 @@ def pack_linear(weight_OI: Tensor, quantize: Quantization | None = None, arena: 
         weight_OI: [O, I], on any device, in any dtype, with any strides.
         quantize: how to round it; None: not at all.
         arena: where forms that lie on the CPU by rows take their memory; None: each its own.
+        for_gpu: whether rounded ones are for a GPU's kernels; None: as the device has them.
 
     Raises:
         BadConfig: nothing multiplies weights rounded so on that device.
     """
-    if quantize and is_gpu_supported(weight_OI.device):
+    if quantize and (is_gpu_supported(weight_OI.device) if for_gpu is None else for_gpu):
         from models.gpu.linear import GpuLinear  # these build on `quantization`
         from models.gpu.weight import round_weight
 
         return GpuLinear(round_weight(weight_OI, quantize))
-    if quantize == "fp8":
-        raise BadConfig(f"expected a Hopper GPU for fp8, found {weight_OI.device}: quantize to int8 or int4 there")
+    check_rounding(quantize, weight_OI.device)
     arena = arena or Arena()
     if quantize == "int8":
         codes_OI = arena.empty(weight_OI.shape, torch.int8) if is_int8_supported(weight_OI) else None
@@ -89,14 +112,32 @@ def pack_linear(weight_OI: Tensor, quantize: Quantization | None = None, arena: 
     return onednn.PackedLinear(weight_OI)
 
 
-def pack_rounded(weight: Rounded, dtype: torch.dtype, arena: Arena) -> Linear:
-    """Return what `pack_linear` makes of a weight on the CPU that rounds to this one.
+def pack_rounded(
+    weight: Rounded,
+    dtype: torch.dtype,
+    arena: Arena | None = None,
+    *,
+    device: torch.device = _CPU,
+    for_gpu: bool | None = None,
+) -> Linear:
+    """Return the fastest product with a weight that is rounded already: its codes as they are, where they can be.
 
     Args:
-        weight: may be overwritten after.
+        weight: on the CPU; may be overwritten after.
         dtype: of the weight before it was rounded, and of the rows it will be multiplied with.
-        arena: where forms that lie by rows take their memory.
+        arena: where forms that lie on the CPU by rows take their memory; None: each its own.
+        device: where to.
+        for_gpu: as `pack_linear` has it.
     """
+    if is_gpu_supported(device) if for_gpu is None else for_gpu:
+        from models.gpu.linear import GpuLinear
+        from models.gpu.weight import keep
+
+        if (kept := keep(weight, dtype, device)) is not None:
+            return GpuLinear(kept)
+    arena = arena or Arena()
+    if for_gpu or device.type != "cpu" or isinstance(weight, Fp8Weight):
+        return pack_linear(weight.dequantized().to(dtype).to(device), None, arena)
     if isinstance(weight, Int4Weight):
         return _int4_form(weight)
     shape = weight.codes_OI.shape

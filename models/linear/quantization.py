@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,11 +24,14 @@ INT8_LEVELS = 127
 INT4_GROUP = 32
 """Inputs that share a scale; the last group is filled up with zeros. A scale and a zero add 1 bit to each weight."""
 
+_Kind = TypeVar("_Kind")
 _own = threading.local()
 _CODES = 16
 _MIDDLE = 8
 # Weights rounded at once: what rounding needs of them stays in a core's cache, 1.7 times faster than 2**21.
 _PART_NUMEL = 2**17
+# On a GPU, where every part is some launches.
+_GPU_PART_NUMEL = 2**22
 # Shares of a group's range that the 16 codes are tried on: narrower ones clip the outermost weights.
 _RANGES = (1.0, 0.92, 0.84, 0.76)
 
@@ -68,7 +71,22 @@ class Int4Weight:
         return weight_OI[:, : self.num_inputs]
 
 
-Rounded = Int8Weight | Int4Weight
+@dataclass(frozen=True, slots=True)
+class Fp8Weight:
+    """values · scale.
+
+    `values_OI` is [O, I] float8_e4m3fn, `scale_O` [O] float32.
+    """
+
+    values_OI: Tensor
+    scale_O: Tensor
+
+    def dequantized(self) -> Tensor:
+        """Return the weight [O, I] float32 that is computed with."""
+        return self.values_OI.float().mul_(self.scale_O[:, None])
+
+
+Rounded = Int8Weight | Int4Weight | Fp8Weight
 """A weight whose codes are known."""
 
 
@@ -84,10 +102,26 @@ def symmetric_int4(codes_OI: Tensor, scale_OG: Tensor) -> Int4Weight:
     return Int4Weight(codes_OI, scale, torch.zeros_like(scale), codes_OI.shape[1])
 
 
-def join_int4(weights: Sequence[Int4Weight]) -> Int4Weight:
-    """Return weights of the same inputs as one, the first one's outputs first."""
-    codes, scales, zeros = zip(*((each.codes_OI, each.scale, each.zero) for each in weights), strict=True)
-    return Int4Weight(torch.cat(codes), torch.cat(scales), torch.cat(zeros), weights[0].num_inputs)
+def join_rounded(weights: Sequence[Tensor | Rounded]) -> Rounded | None:
+    """Return weights of the same inputs as one, the first one's outputs first; None: not all are codes of one kind."""
+    if len(weights) == 1:
+        return None if isinstance(weights[0], Tensor) else weights[0]
+    if int4s := _all_of(Int4Weight, weights):
+        codes, scales, zeros = (
+            torch.cat(each) for each in zip(*((each.codes_OI, each.scale, each.zero) for each in int4s), strict=True)
+        )
+        return Int4Weight(codes, scales, zeros, int4s[0].num_inputs)
+    if fp8s := _all_of(Fp8Weight, weights):
+        return Fp8Weight(torch.cat([each.values_OI for each in fp8s]), torch.cat([each.scale_O for each in fp8s]))
+    if int8s := _all_of(Int8Weight, weights):
+        return Int8Weight(torch.cat([each.codes_OI for each in int8s]), torch.cat([each.scale_O for each in int8s]))
+    return None
+
+
+def _all_of(kind: type[_Kind], weights: Sequence[Tensor | Rounded]) -> list[_Kind]:
+    """Return the weights if all are of a kind; else nothing."""
+    found: list[_Kind] = [each for each in weights if isinstance(each, kind)]
+    return found if len(found) == len(weights) else []
 
 
 def quantize_int8(weight_OI: Tensor, codes_OI: Tensor | None = None) -> Int8Weight:
@@ -97,13 +131,13 @@ def quantize_int8(weight_OI: Tensor, codes_OI: Tensor | None = None) -> Int8Weig
         weight_OI: [O, I], with any strides.
         codes_OI: [O, I] int8, where to put the codes; None: new memory.
 
-    Cost: a weight that does not lie by rows is copied first, which takes less than rounding across rows would, into
-    memory that this thread keeps for the next one.
+    Cost: on a CPU, a weight that does not lie by rows is copied first, which takes less than rounding across rows
+    would, into memory that this thread keeps for the next one.
     """
     rows_OI = _by_rows(weight_OI)
-    codes_OI = torch.empty_like(rows_OI, dtype=torch.int8) if codes_OI is None else codes_OI
+    codes_OI = torch.empty(rows_OI.shape, dtype=torch.int8, device=rows_OI.device) if codes_OI is None else codes_OI
     scale_O = torch.empty(rows_OI.shape[0], dtype=torch.float32, device=rows_OI.device)
-    num_rows = max(1, _PART_NUMEL // rows_OI.shape[1])
+    num_rows = max(1, (_PART_NUMEL if rows_OI.device.type == "cpu" else _GPU_PART_NUMEL) // rows_OI.shape[1])
     for part_OI, part_codes_OI, part_scale_O in zip(
         rows_OI.split(num_rows), codes_OI.split(num_rows), scale_O.split(num_rows), strict=True
     ):
@@ -123,9 +157,9 @@ def quantize_int4(weight_OI: Tensor) -> Int4Weight:
 
 
 def _by_rows(weight_OI: Tensor) -> Tensor:
-    """Return a weight by rows, until this thread calls again: new memory would cost more than the copy."""
+    """Return a weight of a CPU by rows, until this thread calls again: new memory would cost more than the copy."""
     if weight_OI.is_contiguous() or weight_OI.device.type != "cpu":
-        return weight_OI.contiguous()
+        return weight_OI
     if not hasattr(_own, "memory"):
         _own.memory = Arena()
     memory: Arena = _own.memory

@@ -10,17 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.arena import Arena
 from models.config import ModelConfig
 from models.cpu import attention as cpu_attention
 from models.cpu.attention import AttentionKernel, LayerTensors
 from models.gpu import attention_pages as gpu_attention
 from models.linear import (
-    Int4Weight,
     Linear,
     Quantization,
+    Rounded,
     RowMajorLinear,
-    join_int4,
+    check_rounding,
+    join_rounded,
     pack_linear,
     pack_rounded,
     share_linear,
@@ -37,7 +37,7 @@ class WeightSource(Protocol):
     def config(self) -> ModelConfig:
         """The model they belong to."""
 
-    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor | Int4Weight:
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor | Rounded:
         """Return one tensor by Herd's name for it, converted to `dtype` if given; a matrix may be rounded already."""
 
 
@@ -136,6 +136,16 @@ def _attention_kernel(config: ModelConfig, layers: tuple[DecoderLayer, ...]) -> 
     return AttentionKernel(config, tensors)
 
 
+def _joined(parts: list[Tensor], device: torch.device) -> Tensor:
+    """Return matrices of the same inputs as one on a device, where each is no more than once at any time."""
+    if len(parts) == 1:
+        return parts.pop().to(device)
+    joined = parts[0].new_empty((sum(part.shape[0] for part in parts), parts[0].shape[1]), device=device)
+    for place in joined.split([part.shape[0] for part in parts]):
+        place.copy_(parts.pop(0))
+    return joined
+
+
 def load_decoder(
     source: WeightSource,
     *,
@@ -143,34 +153,45 @@ def load_decoder(
     device: torch.device | str = "cpu",
     quantize: Quantization | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    for_gpu: bool | None = None,
 ) -> Decoder:
-    """Read the router's share of a model.
+    """Read the router's share of a model, matrix by matrix: no layer's weights wait for another's.
 
     Args:
         source: the checkpoint.
         dtype: what to compute in.
         device: where to.
         quantize: how to round all matrices but the embeddings and the gates, and the LM head, which is never rounded
-            below int8: 4 bits there cost the demo model a fifth of what int4 costs it, and many rows time. None: not
-            at all.
+            to less than 8 bits: 4 bits there cost the demo model a fifth of what int4 costs it, and many rows time.
+            What the source has in codes stays so. None: not at all.
         progress: called with (layers read, layers in all) after each layer.
+        for_gpu: whether codes are laid out for a GPU's kernels; None: as the device has them.
+
+    Raises:
+        BadConfig: nothing multiplies weights rounded so on that device; none was read.
+        BadCheckpoint: the weights cannot be read.
+
+    Cost: beyond what stays, the weights of one product (gate and up) on the CPU, and on the device once more, with
+    what rounding a part of them needs.
     """
-    config = source.config
+    config, device = source.config, torch.device(device)
+    if not for_gpu:
+        check_rounding(quantize, device)
 
     def read(name: str) -> Tensor:
         found = source.read(name, dtype)
         assert isinstance(found, Tensor), f"{name} is computed with as it is"
         return found.to(device)
 
-    head_quantize: Quantization | None = None if quantize is None else "int8"
+    head_quantize: Quantization | None = "int8" if quantize == "int4" else quantize
 
-    def pack(*names: str) -> Linear:
+    def pack(*names: str, quantize: Quantization | None = quantize) -> Linear:
         parts = [source.read(name, dtype) for name in names]
-        rounded = [part for part in parts if isinstance(part, Int4Weight)]
-        if len(rounded) == len(parts) and torch.device(device).type == "cpu":
-            return pack_rounded(join_int4(rounded), dtype, Arena())
-        plain = [(part.dequantized().to(dtype) if isinstance(part, Int4Weight) else part).to(device) for part in parts]
-        return pack_linear(torch.cat(plain) if len(plain) > 1 else plain[0], quantize)
+        if (rounded := join_rounded(parts)) is not None:
+            return pack_rounded(rounded, dtype, device=device, for_gpu=for_gpu)
+        plain = [part if isinstance(part, Tensor) else part.dequantized().to(dtype) for part in parts]
+        del parts
+        return pack_linear(_joined(plain, device), quantize, for_gpu=for_gpu)
 
     def read_mlp(prefix: str) -> Mlp:
         return Mlp(pack(f"{prefix}.gate", f"{prefix}.up"), pack(f"{prefix}.down"))
@@ -190,9 +211,9 @@ def load_decoder(
 
     embed_VD = read("embed")
     if config.tie_embeddings:
-        lm_head = None if quantize is None else pack_linear(embed_VD, head_quantize)
+        lm_head = None if quantize is None else pack_linear(embed_VD, head_quantize, for_gpu=for_gpu)
     else:
-        lm_head = pack_linear(read("lm_head"), head_quantize)
+        lm_head = pack("lm_head", quantize=head_quantize)
     layers = []
     for layer in range(config.num_layers):
         layers.append(read_layer(layer))

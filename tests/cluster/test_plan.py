@@ -193,6 +193,11 @@ def test_pools_that_cannot_work_are_refused(checkpoint, assignments, message):
         plan_for(checkpoint, *assignments)
 
 
+def test_fp8_without_a_gpu_is_refused_at_start(checkpoint):
+    with pytest.raises(BadConfig, match=r"expected a GPU .* for weights in fp8, found cpu: quantize to int8 or int4"):
+        plan_for(checkpoint, "model.quantize=fp8")
+
+
 @pytest.mark.parametrize("section", ["router", "long"])
 def test_a_cache_too_small_for_one_context_names_its_own_setting(checkpoint, section):
     with pytest.raises(NotEnoughMemory, match=rf"raise {section}\.kv_bytes"):

@@ -90,7 +90,7 @@ def test_the_first_expert_serves_while_the_others_still_load(tiny_folder, connec
         if not servers:
             server = ExpertServer(weights)
             server.start()
-            servers.append(server)
+            servers.append(server)  # not before it has an address
             assert read_on.wait(WAIT_S)
 
     loading = ThreadPoolExecutor(1).submit(

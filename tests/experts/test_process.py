@@ -119,6 +119,7 @@ def test_start_that_cannot_succeed_is_one_line_and_exit_2(run, tmp_path):
             "expected a GPU",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here"),
         ),
+        (("--checkpoint", "TINY", "--quantize", "fp8"), "Hopper"),
         (("--checkpoint", "TINY", "--port", "many"), "many"),
         (("--checkpoint", "TINY", "--port", "99999"), "99999"),
         (("--checkpoint", "TINY", "--unix", "/nowhere/s"), "/nowhere"),

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import weakref
+from dataclasses import replace
+
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
 from experts.kernels.triton_gpu import TritonKernel
+from experts.reader import ExpertReader
 from models.arena import Arena
 from models.gpu.linear import GpuLinear
 from models.gpu.product import Launch
 from models.gpu.swiglu import Block, plan_swiglu, swiglu
 from models.gpu.tiles import tile_table
 from models.gpu.weight import GROUP, GpuWeight, plain, round_fp8, round_int4, round_int8
-from models.linear.quantization import quantize_int4, quantize_int8, symmetric_int4
+from models.linear.quantization import Fp8Weight, quantize_int4, quantize_int8, symmetric_int4
 from models.llama4.mlp import Mlp
+from tests.tiny import TINY
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ROUND = {"plain": plain, "int8": round_int8, "fp8": round_fp8, "int4": round_int4}
@@ -98,12 +103,46 @@ def test_codes_that_fit_are_kept_and_others_become_numbers():
     released_down = symmetric_int4(down_codes, torch.rand(D, F // GROUP).bfloat16())
     of_cpu, of_cpu_down = quantize_int4(gate_up_OI.float()), quantize_int4(down_OI.float())
     int8s = quantize_int8(gate_up_OI), quantize_int8(down_OI)
-    for pair, form in (((released, released_down), "int4"), (int8s, "int8"), ((of_cpu, of_cpu_down), "plain")):
+    fp8s = [Fp8Weight(each.to(torch.float8_e4m3fn), torch.rand(each.shape[0])) for each in (gate_up_OI, down_OI)]
+    pairs = ((released, released_down), "int4"), (int8s, "int8"), (fp8s, "fp8"), ((of_cpu, of_cpu_down), "plain")
+    for pair, form in pairs:
         mlp = kernel.pack_rounded(*pair, torch.bfloat16, Arena())
         for linear, rounded in zip((mlp.gate_up, mlp.down), pair, strict=True):
             assert linear.weight.form == form
             found = linear.weight.dequantized().float().cpu()
             torch.testing.assert_close(found, rounded.dequantized(), rtol=2**-8, atol=1e-6)
+
+
+class CountedExperts:
+    """A source of random experts that counts how many bytes of their matrices live at once."""
+
+    config = replace(TINY, hidden_size=D, expert_width=F)
+    bytes_read = 0
+
+    def __init__(self):
+        self.most_bytes = self._live = 0
+
+    def num_bytes(self, name):
+        return 1
+
+    def read(self, name, dtype=None, memory=None):
+        made = random(D, 2 * F) if name.endswith("gate_up") else random(F, D)
+        self._live += made.nbytes
+        self.most_bytes = max(self.most_bytes, self._live)
+        weakref.finalize(made, self._forget, made.nbytes)
+        return made
+
+    def _forget(self, num_bytes):
+        self._live -= num_bytes
+
+
+@pytest.mark.parametrize("quantize", ["int8", "fp8", "int4"])
+def test_experts_are_rounded_one_by_one_as_they_are_read(quantize):
+    source = CountedExperts()
+    reader = ExpertReader(source, TritonKernel(DEVICE, quantize), torch.bfloat16, DEVICE)
+    held = dict(reader.read(range(4), None, num_threads=1))
+    assert all(mlp.gate_up.weight.form == quantize for by_layer in held.values() for mlp in by_layer.values())
+    assert source.most_bytes == 2 * 3 * D * F
 
 
 def test_experts_of_several_forms_are_run_beside_each_other():

@@ -54,39 +54,50 @@ META_FIELDS: dict[str, Any] = {
 META_DENSE_WIDTH = 48
 
 
+META_SCALE_NAMES = {
+    "experts.moe_w_in_eD_F": "experts.w1",
+    "experts.moe_w_swiglu_eD_F": "experts.w3",
+    "experts.moe_w_out_eF_D": "experts.w2",
+    "w_in_shared_FD.weight": "shared_expert.w1",
+    "w_swiglu_FD.weight": "shared_expert.w3",
+    "w_out_shared_DF.weight": "shared_expert.w2",
+}
+Scales = dict[str, Tensor]
+
+
 def write_json(file: Path, value: object) -> None:
     """Write a value as JSON; NaN is written as Python writes it, which is not JSON."""
     file.write_text(json.dumps(value))
 
 
 def hf_tensors(
-    *, dense_width: int = 40, expert_width: int = 24, dtype: torch.dtype = torch.float32
+    *, hidden: int = 32, dense_width: int = 40, expert_width: int = 24, dtype: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
-    """Return random weights for HF_FIELDS under Hugging Face's names, experts fused."""
+    """Return random weights for HF_FIELDS, or other widths, under Hugging Face's names, experts fused."""
     generator = torch.Generator().manual_seed(7)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(dtype)
 
-    tensors = {"model.embed_tokens.weight": random(96, 32), "model.norm.weight": random(32)}
-    tensors["lm_head.weight"] = random(96, 32)
+    tensors = {"model.embed_tokens.weight": random(96, hidden), "model.norm.weight": random(hidden)}
+    tensors["lm_head.weight"] = random(96, hidden)
     for layer in range(4):
         name = f"model.layers.{layer}"
-        tensors[f"{name}.input_layernorm.weight"] = random(32)
-        tensors[f"{name}.post_attention_layernorm.weight"] = random(32)
-        for part, rows in (("q", 32), ("k", 16), ("v", 16), ("o", 32)):
-            tensors[f"{name}.self_attn.{part}_proj.weight"] = random(rows, 32)
+        tensors[f"{name}.input_layernorm.weight"] = random(hidden)
+        tensors[f"{name}.post_attention_layernorm.weight"] = random(hidden)
+        for part, rows, columns in (("q", 32, hidden), ("k", 16, hidden), ("v", 16, hidden), ("o", hidden, 32)):
+            tensors[f"{name}.self_attn.{part}_proj.weight"] = random(rows, columns)
         is_moe = layer % 2 == 1
         mlp, width = (
             (f"{name}.feed_forward.shared_expert", expert_width) if is_moe else (f"{name}.feed_forward", dense_width)
         )
-        tensors[f"{mlp}.gate_proj.weight"] = random(width, 32)
-        tensors[f"{mlp}.up_proj.weight"] = random(width, 32)
-        tensors[f"{mlp}.down_proj.weight"] = random(32, width)
+        tensors[f"{mlp}.gate_proj.weight"] = random(width, hidden)
+        tensors[f"{mlp}.up_proj.weight"] = random(width, hidden)
+        tensors[f"{mlp}.down_proj.weight"] = random(hidden, width)
         if is_moe:
-            tensors[f"{name}.feed_forward.router.weight"] = random(4, 32)
-            tensors[f"{name}.feed_forward.experts.gate_up_proj"] = random(4, 32, 2 * expert_width)
-            tensors[f"{name}.feed_forward.experts.down_proj"] = random(4, expert_width, 32)
+            tensors[f"{name}.feed_forward.router.weight"] = random(4, hidden)
+            tensors[f"{name}.feed_forward.experts.gate_up_proj"] = random(4, hidden, 2 * expert_width)
+            tensors[f"{name}.feed_forward.experts.down_proj"] = random(4, expert_width, hidden)
     return tensors
 
 
@@ -202,6 +213,55 @@ def meta_shards(tensors: dict[str, Tensor], num_shards: int) -> list[dict[str, A
         put(f"{ours}.experts.moe_w_swiglu_eD_F", [t.flatten(0, 1) for t in up.chunk(num_shards, 2)])
         put(f"{ours}.experts.moe_w_out_eF_D", [t.flatten(0, 1) for t in down.chunk(num_shards, 1)])
     return shards
+
+
+def as_meta_int4(shard: dict[str, Any], group: int, *, rounds_shared: bool = True) -> tuple[dict[str, Any], Scales]:
+    """Return a shard of `meta_shards` whose experts Meta's script has rounded to four bits, and its scales.
+
+    Args:
+        shard: of META_FIELDS.
+        group: inputs that share a scale; the script's are of 128.
+        rounds_shared: as one version of the script does, which calls scales as weights; another leaves shared experts
+            and, of the routed ones, the last layer's as they are, and has other names.
+    """
+    layers = (1, 3) if rounds_shared else (1,)
+    weights: dict[str, Any] = dict(shard)
+    scales = {}
+    for prefix in (f"layers.{layer}.feed_forward" for layer in layers):
+        for name, other in META_SCALE_NAMES.items():
+            is_routed = name.startswith("experts.")
+            if not is_routed and not rounds_shared:
+                continue
+            weight = shard[f"{prefix}.{name}"]
+            by_expert = weight.unflatten(0, (4, -1)).transpose(1, 2) if is_routed else weight[None]
+            packed, scale = zip(*(packed_pairs(each, group) for each in by_expert), strict=True)
+            codes = torch.stack(packed).transpose(1, 2).flatten(0, 1).contiguous() if is_routed else packed[0]
+            weights[f"{prefix}.{name}"] = torch.nn.Parameter(codes.view(torch.float8_e4m3fn), requires_grad=False)
+            scales[f"{prefix}.{name if rounds_shared else other}"] = torch.stack(scale) if is_routed else scale[0]
+    return weights, scales
+
+
+def packed_pairs(weight_OI: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Return codes [O, I / 2] int8, two in two's complement, and scales [I / group, O], as Meta rounds and packs."""
+    groups = weight_OI.float().unflatten(1, (-1, group))
+    scale = groups.abs().amax(-1, keepdim=True).clamp_min(1e-6) / 8
+    codes = (groups / scale).round().clamp(-8, 7).flatten(1).to(torch.int8)
+    return (codes[:, ::2] & 15) | (codes[:, 1::2] << 4), scale[..., 0].t().contiguous()
+
+
+def as_meta_fp8(shard: dict[str, Any]) -> tuple[dict[str, Any], Scales]:
+    """Return a shard of `meta_shards` whose routed experts Meta's script has rounded to fp8, and its scales."""
+    weights: dict[str, Any] = dict(shard)
+    scales = {}
+    for prefix in ("layers.1.feed_forward", "layers.3.feed_forward"):
+        for name, other in META_SCALE_NAMES.items():
+            if name.startswith("experts."):
+                by_expert = shard[f"{prefix}.{name}"].unflatten(0, (4, -1))
+                scale = by_expert.abs().amax(1) / 448
+                codes = (by_expert / scale[:, None]).to(torch.float8_e4m3fn)
+                weights[f"{prefix}.{name}"] = torch.nn.Parameter(codes.flatten(0, 1), requires_grad=False)
+                scales[f"{prefix}.{other}"] = scale
+    return weights, scales
 
 
 def write_meta(folder: Path, shards: list[dict[str, Any]], **changes: object) -> Path:

@@ -230,6 +230,10 @@ def pickle_a_list(file):
     rewrite(file, lambda name, content: pickle.dumps([1], 2) if name == "data.pkl" else content)
 
 
+def number_a_value_by_billions(file):
+    rewrite(file, lambda name, content: b"\x80\x02}r\xff\xff\xff\xff." if name == "data.pkl" else content)
+
+
 def no_archive(file):
     file.write_bytes(pickle.dumps({"tok_embeddings.weight": 1}))
 
@@ -246,6 +250,7 @@ def no_archive(file):
         (drop_pickle, "one data.pkl"),
         (cut_pickle, "pickle of named tensors"),
         (pickle_a_list, "dictionary of named tensors, found a list"),
+        (number_a_value_by_billions, "expected the tensor"),
     ],
 )
 def test_a_damaged_torch_file_is_refused_at_open(tmp_path, damage, words):

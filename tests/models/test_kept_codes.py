@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from experts.weights import ExpertWeights
-from models.checkpoint import KeptCodes, as_stored, open_checkpoint
+from models.checkpoint import as_stored, kept_names, open_checkpoint
 from models.linear import Int4Weight
 from models.llama4.decoder import load_decoder
 from router.forward import Forward
@@ -31,7 +31,7 @@ def write_w4a16(folder: Path, *, group: int = 32, left_out: str = "") -> Path:
 
 def test_codes_are_read_as_they_are_and_stand_for_what_is_read_otherwise(tmp_path):
     checkpoint = open_checkpoint(write_w4a16(tmp_path))
-    kept = KeptCodes(checkpoint)
+    kept = as_stored(checkpoint, None)
     for name in ("layers.1.experts.2.gate_up", "layers.1.experts.2.down"):
         found = kept.read(name)
         assert isinstance(found, Int4Weight)
@@ -77,13 +77,13 @@ def test_a_model_of_kept_codes_says_what_the_model_of_their_weights_says(tmp_pat
 @pytest.mark.parametrize("group", [8, 16])
 def test_groups_smaller_than_ours_are_read_as_weights(tmp_path, group):
     checkpoint = open_checkpoint(write_w4a16(tmp_path, group=group))
-    assert not KeptCodes(checkpoint).names
+    assert as_stored(checkpoint, None) is checkpoint
     assert ExpertWeights.load(as_stored(checkpoint, None), [1], torch.float32).weight_bytes == 2 * 3 * 32 * WIDTH * 4
 
 
 def test_an_expert_of_which_one_matrix_is_not_in_four_bits_is_read_as_weights(tmp_path):
     checkpoint = open_checkpoint(write_w4a16(tmp_path, left_out="1.feed_forward.experts.2.down_proj"))
-    names = KeptCodes(checkpoint).names
+    names = kept_names(checkpoint)
     assert "layers.1.experts.2.gate_up" not in names
     assert "layers.1.experts.1.gate_up" in names
     ExpertWeights.load(as_stored(checkpoint, None), range(4), torch.float32)

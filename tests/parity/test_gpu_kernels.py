@@ -3,74 +3,45 @@
 from __future__ import annotations
 
 import queue
-from typing import NamedTuple
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
-from experts.kernels.triton_gpu import TritonKernel
 from models.checkpoint import open_checkpoint
-from models.checkpoint.tensor_shapes import expert_names
-from models.llama4.decoder import Decoder, load_decoder
 from router.engine import Engine
 from router.forward import Forward
 from router.limits import EngineLimits
 from router.request import Ended, GenerationRequest, SamplingParams, TokenChosen
 from router.resident import resident_experts
-from router.transport.local import LocalTransport, RunExperts
+from router.transport.local import LocalTransport
+from tests.parity.gpu_model import load_gpu_model
 from tests.parity.splits import run_in_splits
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = 1e-3
 STEPS = [9, 4, 1]
 """Over the end of a chunk of 8, in a prompt, in its continuation, and by a lone token."""
 WAIT_S = 120
 
 
-class Case(NamedTuple):
-    decoder: Decoder
-    run_experts: RunExperts
-    transport: LocalTransport
-    golden: dict[str, torch.Tensor]
-
-
 @pytest.fixture(scope="module")
 def case(request, shared_dir):
-    """Return a model whose attention and experts are the GPU's, the way to its experts, and the golden outputs."""
+    """Return a model whose attention and experts are the GPU's, and the golden outputs."""
     folder = shared_dir / "goldens" / request.param
-    checkpoint = open_checkpoint(folder)
-    config = checkpoint.config
-    decoder = load_decoder(checkpoint, dtype=torch.float32, device=DEVICE)
-    decoder.has_gpu_kernels = True
-    kernel = TritonKernel(DEVICE)
-    experts = {
-        layer: {
-            expert: kernel.pack(*(checkpoint.read(name, torch.float32) for name in expert_names(layer, expert)))
-            for expert in range(config.num_experts)
-        }
-        for layer in config.moe_layers
-    }
-
-    def run_experts(layer, hidden_ND, expert_ids, token_counts):
-        return kernel.run([experts[layer][expert] for expert in expert_ids], token_counts, hidden_ND)
-
-    golden = load_file(folder / "golden.safetensors")
-    return Case(decoder, run_experts, LocalTransport(run_experts, experts.__getitem__), golden)
+    return load_gpu_model(open_checkpoint(folder)), load_file(folder / "golden.safetensors")
 
 
 @pytest.mark.parametrize(
     ("case", "sorts"), [("scout", "host"), ("top2", "device"), ("maverick", "device")], indirect=["case"]
 )
 def test_logits_are_those_of_transformers_over_prompts_and_lone_tokens(case, sorts):
-    decoder, _, transport, golden = case
-    resident = resident_experts(decoder, transport) if sorts == "device" else {}
+    model, golden = case
+    resident = resident_experts(model.decoder, model.transport) if sorts == "device" else {}
     num_tokens = sum(STEPS)
     ids = golden["input_ids"][:1, :num_tokens]
-    logits = run_in_splits(Forward(decoder, transport, resident=resident), ids, STEPS)
+    logits = run_in_splits(Forward(model.decoder, model.transport, resident=resident), ids, STEPS)
     expected = golden["logits_full"][:1, :num_tokens]
     assert (logits.cpu() - expected).abs().max() < TOLERANCE
 
@@ -130,9 +101,9 @@ NUM_TOKENS = [5, 2]
 
 @pytest.mark.parametrize("case", ["scout"], indirect=True)
 def test_an_engine_generates_the_tokens_of_transformers_in_steps_that_wait_for_nobody(case, monkeypatch):
-    decoder, _, transport, golden = case
-    engine = Engine(decoder, transport, LIMITS)
-    monkeypatch.setattr(transport, "dispatch", None)  # nobody calls it: experts are found by address
+    model, golden = case
+    engine = Engine(model.decoder, model.transport, LIMITS)
+    monkeypatch.setattr(model.transport, "dispatch", None)  # nobody calls it: experts are found by address
     reads = watch(engine, monkeypatch)
     expected = golden["greedy_tokens"][0].tolist()
     assert generate(engine, golden, NUM_TOKENS) == [expected[:many] for many in NUM_TOKENS]
@@ -141,8 +112,8 @@ def test_an_engine_generates_the_tokens_of_transformers_in_steps_that_wait_for_n
 
 @pytest.mark.parametrize("case", ["maverick"], indirect=True)
 def test_with_experts_elsewhere_a_recorded_step_ends_at_each_dispatch_and_goes_on_after_it(case, monkeypatch):
-    decoder, run_experts, _, golden = case
-    engine = Engine(decoder, LocalTransport(run_experts), LIMITS)
+    model, golden = case
+    engine = Engine(model.decoder, LocalTransport(model.run_experts), LIMITS)
     reads = watch(engine, monkeypatch)
     expected = golden["greedy_tokens"][0].tolist()
     assert generate(engine, golden, NUM_TOKENS) == [expected[:many] for many in NUM_TOKENS]
