@@ -82,14 +82,15 @@ class Experts:
         torch.set_num_threads(plan.expert_threads)
         checkpoint = open_planned_checkpoint(plan)
         self._clock.opened()
-        files = as_stored(checkpoint, plan.settings.model.quantize)
+        device = device_of(plan.devices.experts)
+        files = as_stored(checkpoint, plan.settings.model.quantize, device)
         source = weight_source(plan, files, self._replica_id)
         weights = ExpertWeights.load(
             source,
             plan.expert_groups[group],
             plan.dtype,
             progress=self._report.loading,
-            device=device_of(plan.devices.experts),
+            device=device,
             quantize=plan.settings.model.quantize,
             spare_bytes=plan.spare_bytes,
             on_held=lambda weights: self._serve(plan, group, weights),

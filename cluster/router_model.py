@@ -43,7 +43,7 @@ def load_router_model(
     Cost: blocks on the disk.
     """
     device, quantize = device_of(plan.devices.router), plan.settings.model.quantize
-    files = as_stored(checkpoint, quantize)
+    files = as_stored(checkpoint, quantize, device)
     total_bytes = checkpoint.total_bytes if plan.experts_in_router else checkpoint.router_bytes
 
     def tell(_done: int, _total: int) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 
 from cluster.devices import Device
 from models.checkpoint import Checkpoint, kept_names
-from models.checkpoint.tensor_shapes import expert_names
-from models.config import ModelConfig
+from models.checkpoint.tensor_shapes import is_expert
 from models.gpu.weight import GROUP
 from models.linear import BITS_PER_WEIGHT, Quantization
 
@@ -36,8 +34,7 @@ class WeightBytes:
         """Return the bytes a router holds there, experts left out."""
         config, weights = self.checkpoint.config, self.checkpoint.router_weights
         if self.quantize is None:
-            kept = sum(map(self.checkpoint.num_weights, self._kept - _expert_tensors(config)))
-            return (weights - kept) * self.dtype.itemsize + _rounded(kept, "int4", device)
+            return self._as_stored(weights, device, of_experts=False)
         embeddings = config.vocab_size * config.hidden_size
         # Embeddings stay as they are; the LM head has 8 bits, as a copy where the two are tied.
         rest = weights - (embeddings if config.tie_embeddings else 2 * embeddings)
@@ -49,25 +46,20 @@ class WeightBytes:
         weights = config.num_experts * self.checkpoint.expert_weights
         if self.quantize is not None:
             return _rounded(weights, self.quantize, device)
-        kept = sum(map(self.checkpoint.num_weights, self._kept & _expert_tensors(config)))
-        return (weights - kept) * self.dtype.itemsize + _rounded(kept, "int4", device)
+        return self._as_stored(weights, device, of_experts=True)
 
-    @cached_property
-    def _kept(self) -> frozenset[str]:
-        return kept_names(self.checkpoint)
+    def _as_stored(self, num_weights: int, device: Device, *, of_experts: bool) -> int:
+        """Return the bytes of so many weights of which some stay the codes they are."""
+        num_bytes = num_weights * self.dtype.itemsize
+        for name in kept_names(self.checkpoint, for_gpu=device == "cuda"):
+            codes = self.checkpoint.stored_codes(name)
+            if codes is not None and is_expert(name) == of_experts:
+                count = self.checkpoint.num_weights(name)
+                num_bytes += _rounded(count, codes.form, device) - count * self.dtype.itemsize
+        return num_bytes
 
 
 def _rounded(num_weights: int, quantize: Quantization, device: Device) -> int:
     if device == "cuda" and quantize == "int4":
         return num_weights * (4 * GROUP + _SCALE_BITS) // (8 * GROUP)
     return num_weights * BITS_PER_WEIGHT[quantize] // 8
-
-
-def _expert_tensors(config: ModelConfig) -> frozenset[str]:
-    """Return the names of all routed experts' matrices."""
-    return frozenset(
-        name
-        for layer in config.moe_layers
-        for expert in range(config.num_experts)
-        for name in expert_names(layer, expert)
-    )

@@ -1,6 +1,7 @@
 import dataclasses
 
 import pytest
+import torch
 
 from cluster.config_source import load_config
 from cluster.expert_groups import group_experts
@@ -278,6 +279,14 @@ def test_four_bits_are_fewer_bytes_on_a_gpu_for_their_groups_are_larger(checkpoi
     weights = WeightBytes(checkpoint, plan.dtype, "int4")
     assert weights.experts("cuda") * 8 == checkpoint.config.num_experts * checkpoint.expert_weights * 4.125
     assert weights.experts("cuda") < weights.experts("cpu")
+
+
+def test_codes_of_a_release_are_counted_as_they_are_where_they_stay(shared_dir):
+    release = open_checkpoint(shared_dir / "goldens" / "scout_fp8ct")
+    weights = WeightBytes(release, torch.bfloat16, None)
+    num_experts = release.config.num_experts * release.expert_weights
+    assert (weights.experts("cuda"), weights.experts("cpu")) == (num_experts, 2 * num_experts)
+    assert weights.router("cuda") <= weights.router("cpu")
 
 
 def test_pages_beside_a_gpus_cache_leave_most_of_the_hosts_memory_alone(checkpoint):
