@@ -36,6 +36,7 @@ from router.scheduler import Scheduler, Work
 from router.sequence import Emit, Sequence
 from router.step_budget import StepBudget
 from router.transport.base import WAIT_STEP_S, StepAbandoned, Transport
+from router.warm_up import warm_up
 
 _LOG = logging.getLogger(__name__)
 _PAUSE_S = 0.02
@@ -87,6 +88,7 @@ class Engine:
         plan = limits.paging(self.layout)
         self._longest = min(self.layout.longest_sequence(plan), limits.context_length)
         self._kv = PagedKv(plan)
+        self._num_signs = 0
         self._storage = KvStorage(self.layout, plan, decoder.dtype, decoder.device)
         resident = resident_experts(decoder, transport)
         self._forward = Forward(decoder, transport, shards, resident, probe=lambda *layer: self._give_sign())
@@ -102,6 +104,8 @@ class Engine:
             self._give_sign,
         )
         """Steps of lone tokens that are recorded, where attention is a GPU's."""
+        if self.graphs is not None and decoder.device.type == "cuda":
+            warm_up(self._forward, self._kv, self._storage, self.layout, min(limits.step_tokens, self._longest))
         self._shards = shards
         self._left_on_shards: list[SequenceSegments] = []
         self._repairs = Repairs(self._kv, limits.step_tokens) if shards is not None else None
@@ -122,7 +126,6 @@ class Engine:
         self._next_tokens = NextTokens(self._kv, self._end, publishes=limits.prefix_cache)
         self._arrivals = count()
         self._work: list[Work] = []
-        self._num_signs = 0
         self._is_working = False
         # Shared between threads, under the condition's lock:
         self._changed = threading.Condition()

@@ -100,7 +100,12 @@ class MeasuredModel:
         self.experts: dict[int, dict[int, Mlp]] = random_experts(config, form, device)
         kv_bytes = _free_bytes(device) - _RESERVE_BYTES if device.type == "cuda" else _CPU_KV_BYTES
         limits = EngineLimits(
-            context_length=config.max_positions, kv_bytes=kv_bytes, slots=slots, prefix_cache=False, step_tokens=4096
+            context_length=config.max_positions,
+            kv_bytes=kv_bytes,
+            slots=slots,
+            prefix_cache=False,
+            step_tokens=4096,
+            experts_in_process=True,
         )
         self._before = _used_bytes(device)
         self.engine = Engine(self.decoder, LocalTransport(self._run, self.experts.__getitem__), limits)

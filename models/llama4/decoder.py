@@ -14,6 +14,7 @@ from models.config import ModelConfig
 from models.cpu import attention as cpu_attention
 from models.cpu.attention import AttentionKernel, LayerTensors
 from models.gpu import attention_pages as gpu_attention
+from models.gpu.device import is_supported as is_gpu_supported
 from models.linear import (
     Linear,
     Quantization,
@@ -84,7 +85,7 @@ class Decoder:
         self.attention = Attention(config, embed_VD.device)
         self.kernel = _attention_kernel(config, layers)
         """Whole attention layers in one call, where there is such a kernel."""
-        self.has_gpu_kernels = embed_VD.is_cuda and gpu_attention.is_supported(config)
+        self.has_gpu_kernels = is_gpu_supported(embed_VD.device) and gpu_attention.is_supported(config)
         """Whether attention over the paged cache is a GPU's kernels' (`models.gpu.attention`)."""
         self._embed_VD = embed_VD
         self.norm_D = norm_D

@@ -102,8 +102,9 @@ NUM_TOKENS = [5, 2]
 @pytest.mark.parametrize("case", ["scout"], indirect=True)
 def test_an_engine_generates_the_tokens_of_transformers_in_steps_that_wait_for_nobody(case, monkeypatch):
     model, golden = case
-    engine = Engine(model.decoder, model.transport, LIMITS)
-    monkeypatch.setattr(model.transport, "dispatch", None)  # nobody calls it: experts are found by address
+    transport = model.transport
+    engine = Engine(model.decoder, transport, LIMITS)
+    monkeypatch.setattr(transport, "dispatch", None)  # nobody calls it: experts are found by address
     reads = watch(engine, monkeypatch)
     expected = golden["greedy_tokens"][0].tolist()
     assert generate(engine, golden, NUM_TOKENS) == [expected[:many] for many in NUM_TOKENS]
