@@ -16,6 +16,7 @@ from protos.shared_memory import write_shared
 from router.plan import ReplicaShare
 from router.transport.slots import Slot
 from router.transport.stream import Answer, ReplicaStream
+from router.transport.tokens import Tokens
 
 _MOST_MS = 2**32 - 1
 
@@ -90,7 +91,7 @@ class Sender:
         self,
         share: ReplicaShare,
         stream: ReplicaStream,
-        hidden_ND: Tensor,
+        tokens: Tokens,
         *,
         layer: int,
         placement_version: int,
@@ -110,9 +111,10 @@ class Sender:
         dispatch.expert_ids.extend(share.expert_ids)
         dispatch.token_counts.extend(share.token_counts)
         dispatch.deadline_ms = min(max(int(timeout_s * 1000), 1), _MOST_MS)
-        hidden_nD = hidden_ND[share.start : share.stop]
-        num_bytes = hidden_nD.numel() * hidden_nD.itemsize
+        rows = slice(share.start, share.stop)
+        num_bytes = tokens.hidden_ND[rows].nbytes
         slot = self._slot(stream, num_bytes)
+        hidden_nD = tokens.on_host_ND[rows]
         try:
             if slot is None:
                 write_tensor(dispatch.hidden, hidden_nD)
