@@ -17,6 +17,7 @@ from models.config import ModelConfig
 from models.linear import Quantization
 from models.llama4.mlp import Mlp
 from protos.codec import wire_dtype
+from protos.device_memory import wait_for
 from protos.expert.v1 import expert_pb2
 
 # What a dispatch that was checked may take until it waits in the batcher, in seconds: two lines of code.
@@ -44,6 +45,10 @@ class HeldExperts(Protocol):
     @property
     def dtype(self) -> torch.dtype:
         """Of tokens and outputs."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are computed."""
 
     @property
     def quantize(self) -> Quantization | None:
@@ -142,6 +147,7 @@ class Replica:
         """Compute a batch and count its tokens; the batcher calls this from one thread at a time."""
         self._num_batches += 1
         outputs_ND = self.held.run(layer, hidden_ND, expert_ids, token_counts)
+        wait_for(outputs_ND.device)  # else a batch on a GPU would count as computed when it is begun
         tokens = self._tokens[layer]
         for expert, count in zip(expert_ids, token_counts, strict=True):
             tokens[expert] = tokens.get(expert, 0) + count

@@ -12,7 +12,7 @@ from protos import errors
 from protos.checksum import dispatch_checksum, result_checksum
 from protos.codec import decode_tensor, write_tensor
 from protos.expert.v1 import expert_pb2
-from protos.shared_memory import write_shared
+from protos.segment import write_shared
 from router.plan import ReplicaShare
 from router.transport.slots import Slot
 from router.transport.stream import Answer, ReplicaStream
@@ -114,7 +114,8 @@ class Sender:
         rows = slice(share.start, share.stop)
         num_bytes = tokens.hidden_ND[rows].nbytes
         slot = self._slot(stream, num_bytes)
-        hidden_nD = tokens.on_host_ND[rows]
+        stays_on_device = slot is not None and slot.slots.segment.lane == "cuda-ipc"
+        hidden_nD = (tokens.hidden_ND if stays_on_device else tokens.on_host_ND)[rows]
         try:
             if slot is None:
                 write_tensor(dispatch.hidden, hidden_nD)
@@ -131,7 +132,6 @@ class Sender:
         return Attempt(share, stream, dispatch.dispatch_id, answer, slot, now, now + timeout_s)
 
     def _slot(self, stream: ReplicaStream, num_bytes: int) -> Slot | None:
-        """Return shared memory for a tensor, if there is some and it is worth it."""
-        if self._share_from_bytes is None or num_bytes < self._share_from_bytes:
-            return None
-        return stream.take_slot(num_bytes)
+        """Return shared memory for a tensor, if there is some and it is worth it: a GPU's is, whatever the size."""
+        is_worth_it = self._share_from_bytes is not None and num_bytes >= self._share_from_bytes
+        return stream.take_slot(num_bytes) if is_worth_it or stream.lane.lane == "cuda-ipc" else None

@@ -89,9 +89,7 @@ class Pending:
                     self._failed.add(share.replica_id)
                     self._sent += self._other_way(share).attempts
             if self._evidence.ejection.ejected or self._evidence.probes:
-                probe(
-                    self._evidence, self._streams, shares, self._tokens.hidden_ND, self._send, time.monotonic()
-                )
+                probe(self._evidence, self._streams, shares, self._tokens.hidden_ND, self._send, time.monotonic())
         except BaseException:
             self.give_up()
             raise

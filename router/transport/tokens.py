@@ -21,7 +21,7 @@ class Tokens:
 
     @property
     def on_host_ND(self) -> Tensor:
-        """Return them in the host's memory. Cost: from a GPU, the first time, a copy and a wait for what comes before."""
+        """Return them in the host's memory. Cost: from a GPU, the first time, a copy, and a wait for the GPU."""
         if self._on_host_ND is None:
             self._on_host_ND = _to_host(self.hidden_ND)
         return self._on_host_ND

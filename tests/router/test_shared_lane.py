@@ -37,6 +37,7 @@ class TripledExperts:
     fingerprint = "f00d"
     expert_ids = (0, 1, 2, 3)
     weight_bytes = loaded_bytes = 0
+    device = torch.device("cpu")
     config = replace(SCOUT, num_layers=2, moe_layers=(0, 1), hidden_size=WIDTH, expert_width=8, num_experts=4)
 
     def __init__(self, dtype=torch.float32) -> None:
