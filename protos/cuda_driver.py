@@ -60,16 +60,13 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
 
 
 @cache
-def load_driver(library: str = "") -> Driver:
-    """Return the driver of this process.
-
-    Args:
-        library: its file; empty: the system's.
+def load_driver() -> Driver:
+    """Return this process's driver.
 
     Raises:
         DriverError: there is none, or no card.
     """
-    return Driver(library or LIBRARY)
+    return Driver(LIBRARY)
 
 
 class Driver:

@@ -62,6 +62,11 @@ class DeviceSegment(Segment):
         self._contents = contents
         self._handle = handle
 
+    @staticmethod
+    def takes(device: torch.device) -> bool:
+        """Tell whether a device's tensors can be in such a segment, if the driver allows it."""
+        return device.type == "cuda"
+
     @classmethod
     def create(cls, device: torch.device, num_bytes: int = DEVICE_SEGMENT_BYTES) -> DeviceSegment:
         """Return a new segment.
@@ -115,6 +120,10 @@ class DeviceSegment(Segment):
     def end_offer(self) -> None:
         """Do nothing: a handle costs nothing, and who has it can map the memory only while it is there."""
 
+    def decline(self) -> None:
+        """Take note that the other process has not mapped it: then nothing is waited for before it is freed."""
+        self._contents[_MARK] = 1
+
     def tensor(self, offset: int, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
         """Return a range as a tensor of the device that shares it."""
         num_bytes = math.prod(shape) * dtype.itemsize
@@ -135,14 +144,9 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.current_stream(device).synchronize()
 
 
-def is_card(device: torch.device) -> bool:
-    """Tell whether a device is a GPU of NVIDIA's."""
-    return device.type == "cuda"
-
-
 def _card_of(device: torch.device) -> int:
     """Return the number of the card that a device is."""
-    if not is_card(device):
+    if not DeviceSegment.takes(device):
         raise DriverError(f"expected tensors on an NVIDIA GPU, found them on {device}")
     return device.index or 0
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from protos.cuda_driver import DriverError
-from protos.device_memory import DeviceSegment, is_card
+from protos.device_memory import DeviceSegment
 from protos.expert.v1 import expert_pb2
 from protos.segment import Lane, Segment
 from protos.shared_memory import SharedSegment
@@ -38,7 +38,7 @@ class MemoryOffer:
         self._host = SharedSegment.create() if shares_memory else None
         self._on_device: DeviceSegment | None = None
         self._reason = "" if shares_memory else "this router shares no memory"
-        if shares_memory and is_card(device):
+        if shares_memory and DeviceSegment.takes(device):
             self._offer_device(is_on_this_host)
 
     def write(self, hello: expert_pb2.Hello) -> None:
@@ -52,6 +52,7 @@ class MemoryOffer:
         """Return the segment that a replica has taken, None where it has taken none; what it has not is given up."""
         segment = self._taken(welcome)
         if self._on_device is not None and not welcome.shares_device_memory:
+            self._on_device.decline()
             self._reason = (
                 welcome.device_memory_refusal or "the replica knows of no GPU memory: it is of an older version"
             )
