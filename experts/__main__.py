@@ -86,6 +86,7 @@ def _serve(options: argparse.Namespace) -> int:
         parse_experts(options.experts, checkpoint.config.num_experts),
         dtype,
         _LoadingProgress(),
+        device=_device(options.device),
         quantize=quantize,
     )
     clock.loaded(held.reading_share, peer.fetched_bytes if peer else 0)
@@ -118,6 +119,20 @@ def _serve(options: argparse.Namespace) -> int:
     print(json.dumps(ready), flush=True)
     _wait(stop, options.parent_pid)
     return 0 if server.stop(options.drain_seconds) else 1
+
+
+def _device(name: str) -> torch.device:
+    """Return the device of a name; of several GPUs, the first that the process sees.
+
+    Raises:
+        BadConfig: it is not there.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise BadConfig(
+            "--device: expected a GPU that torch can use, found none; take --device cpu, or see that the driver and a "
+            "torch built with CUDA are there and CUDA_VISIBLE_DEVICES names a card"
+        )
+    return torch.device(name)
 
 
 def _stop_on_signals() -> threading.Event:
@@ -172,6 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", type=Path, required=True, help="the model's folder")
     parser.add_argument("--experts", default="all", help='ids to hold, such as "0-3,7" (all)')
     parser.add_argument("--dtype", choices=list(_DTYPES), default="float32", help="of weights and tokens (float32)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to hold and run them (cpu)")
     parser.add_argument("--quantize", choices=["int8", "int4"], help="round weights to 8 or 4 bits (not at all)")
     parser.add_argument(
         "--from-peer", metavar="HOST:PORT", help="replica to copy weights from (the checkpoint's files)"
