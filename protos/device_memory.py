@@ -165,14 +165,17 @@ def _free_when_unmapped(driver: Driver, device: torch.device, address: int) -> N
     if sys.is_finalizing():
         return  # the process takes its memory with it
     with suppress(RuntimeError):  # likewise
-        threading.Thread(target=_wait_and_free, args=(driver, device, address), name="free-shared", daemon=True).start()
+        # No daemon: one that is inside of torch when the interpreter goes would end the process with an abort.
+        threading.Thread(
+            target=_wait_and_free, args=(driver, device, address), name="free-shared", daemon=False
+        ).start()
 
 
 def _wait_and_free(driver: Driver, device: torch.device, address: int) -> None:
     give_up_at = time.monotonic() + _UNMAP_S
     try:
         header = _header_at(address, device)
-        while not header[_MARK] and time.monotonic() < give_up_at:
+        while not header[_MARK] and time.monotonic() < give_up_at and threading.main_thread().is_alive():
             time.sleep(_LOOK_EVERY_S)
         driver.free(_card_of(device), address)
     except (DriverError, RuntimeError) as error:

@@ -44,6 +44,8 @@ for line in sys.stdin:
             segment.settle()
         elif command == "drop":
             segment = None
+        elif command == "create":
+            DeviceSegment.create(torch.device("cpu"))
         print("done", num_mapped(), flush=True)
     except DriverError as error:
         print(f"{error}; mapped", num_mapped(), flush=True)
@@ -62,9 +64,13 @@ class OtherProcess:
         self.process.stdin.flush()
         return self.process.stdout.readline().strip()
 
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate(timeout=30)
+    def leave(self) -> int:
+        """Let it come to its end, and return its exit code."""
+        try:
+            self.process.communicate(timeout=30)
+        finally:
+            self.process.kill()
+        return self.process.returncode
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +91,7 @@ def card(library, monkeypatch):
 def other(library):
     process = OtherProcess(library)
     yield process
-    process.kill()
+    process.leave()
 
 
 def test_both_processes_read_and_write_the_same_memory(card, other):
@@ -165,6 +171,11 @@ def test_without_a_driver_or_a_card_there_is_a_reason(monkeypatch):
     with pytest.raises(DriverError, match="there is no NVIDIA driver"):
         DeviceSegment.create(torch.device("cuda", 0))
     load_driver.cache_clear()
+
+
+def test_a_process_that_waits_to_free_memory_ends_at_once_and_well(card, other):
+    assert other.tell("create") == "done 1"
+    assert other.leave() == 0
 
 
 def test_memory_that_torch_does_not_own_is_given_up_with_the_last_view_of_it():

@@ -28,6 +28,7 @@ from tests.router.test_shared_lane import TripledExperts
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="the stand-in needs gcc")
 
 WIDTH = 32
+HERE = socket.gethostname()
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def connect():
     """Connect a transport to a replica: `connect(address, fingerprint, host=...)`."""
     transports = []
 
-    def run(address, fingerprint="f00d", *, host=socket.gethostname(), **settings) -> GrpcTransport:
+    def run(address, fingerprint="f00d", *, host=HERE, **settings) -> GrpcTransport:
         transport = GrpcTransport(router_id="test", fingerprint=fingerprint, **settings)
         transports.append(transport)
         holder = ExpertHolder(replica_id="far", address=address, host=host, expert_ids=(0, 1, 2, 3))
@@ -143,7 +144,7 @@ def test_a_card_without_room_is_a_reason(card, connect, monkeypatch):
     server.stop()
 
 
-@pytest.mark.parametrize(("host", "reason"), [("elsewhere", "another host"), (socket.gethostname(), "older version")])
+@pytest.mark.parametrize(("host", "reason"), [("elsewhere", "another host"), (HERE, "older version")])
 def test_a_replica_elsewhere_or_of_an_older_version_gets_tensors_in_messages(card, connect, host, reason):
     replica = ScriptedReplica("far", (0, 1, 2, 3))
     transport = connect(replica.holder.address, host=host)
