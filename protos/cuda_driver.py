@@ -16,6 +16,7 @@ LIBRARY = "libcuda.so.1"
 HANDLE_BYTES = 64
 
 _LAZY_ENABLE_PEER_ACCESS = 1
+_SMALLEST_BYTES = 2 * 1024 * 1024
 _MEANING = {
     2: "the card has no room",
     100: "there is no card",
@@ -132,6 +133,14 @@ class Driver:
         with self._on(card):
             self._call("cuIpcGetMemHandle", ctypes.byref(handle), address)
         return bytes(handle.data)
+
+    def check_export(self, card: int) -> None:
+        """Return if a card's memory can be exported, as far as one process can tell."""
+        address = self.allocate(card, _SMALLEST_BYTES)
+        try:
+            self.export(card, address)
+        finally:
+            self.free(card, address)
 
     def map(self, card: int, handle: bytes) -> int:
         """Return the address at which a card has another process's memory, perhaps of another card, from now on."""
