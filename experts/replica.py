@@ -27,8 +27,8 @@ _SETTLE_S = 30.0
 _LOOK_EVERY_S = 0.005
 
 
-# How many times as fast as a core a GPU multiplies, by data sheets and cautiously: an H100 is given as 7,700 times the 64
-# multiplications a nanosecond that the batcher's limits reckon with, and small batches wait for weights.
+# How many times as fast as a core a GPU multiplies, cautiously: by its data sheet an H100 does 7,700 times the 64
+# multiplications a nanosecond that the batcher's limits reckon with, but few tokens wait for weights.
 _GPU_SPEED = 1_000
 
 
