@@ -40,6 +40,7 @@ def library(tmp_path_factory):
 def card(library, monkeypatch):
     """Take the host for a card, as each process of a test does."""
     install(library, monkeypatch.setattr)
+    monkeypatch.setattr(device_memory, "_UNMAP_S", 600.0)  # what is freed within a test was freed for a reason
     yield library
     assert wait_until(lambda: num_mapped() == 0)
     load_driver.cache_clear()
