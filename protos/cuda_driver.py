@@ -16,6 +16,7 @@ LIBRARY = "libcuda.so.1"
 HANDLE_BYTES = 64
 
 _LAZY_ENABLE_PEER_ACCESS = 1
+_CAPTURE_MODE_RELAXED = 2
 _SMALLEST_BYTES = 2 * 1024 * 1024
 _MEANING = {
     2: "the card has no room",
@@ -51,6 +52,7 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     "cuDevicePrimaryCtxRetain": (ctypes.POINTER(_POINTER), _INT),
     "cuCtxPushCurrent_v2": (_POINTER,),
     "cuCtxPopCurrent_v2": (ctypes.POINTER(_POINTER),),
+    "cuThreadExchangeStreamCaptureMode": (ctypes.POINTER(_INT),),
     "cuMemAlloc_v2": (ctypes.POINTER(_ADDRESS), _SIZE),
     "cuMemFree_v2": (_ADDRESS,),
     "cuMemGetAddressRange_v2": (ctypes.POINTER(_ADDRESS), ctypes.POINTER(_SIZE), _ADDRESS),
@@ -143,7 +145,11 @@ class Driver:
             self.free(card, address)
 
     def map(self, card: int, handle: bytes) -> int:
-        """Return the address at which a card has another process's memory, perhaps of another card, from now on."""
+        """Return the address at which a card has another process's memory from now on.
+
+        That may be memory of another card, and of one that this process does not see (CUDA Runtime API,
+        cudaIpcOpenMemHandle), if the two reach each other.
+        """
         if len(handle) != HANDLE_BYTES:
             raise DriverError(f"expected a handle of {HANDLE_BYTES} bytes, found {len(handle)}")
         address = _ADDRESS()
@@ -159,10 +165,18 @@ class Driver:
 
     @contextmanager
     def _on(self, card: int) -> Iterator[None]:
-        """Make a card's primary context the calling thread's for a while."""
+        """Make a card's primary context the calling thread's for a while.
+
+        In which the thread is not in the way of another that captures a CUDA graph, and would spoil it by allocating.
+        """
         self._call("cuCtxPushCurrent_v2", self._context(card))
+        mode = _INT(_CAPTURE_MODE_RELAXED)
         try:
-            yield
+            self._call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
+            try:
+                yield
+            finally:
+                self._call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
         finally:
             self._call("cuCtxPopCurrent_v2", ctypes.byref(_POINTER()))
 

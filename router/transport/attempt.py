@@ -114,8 +114,7 @@ class Sender:
         rows = slice(share.start, share.stop)
         num_bytes = tokens.hidden_ND[rows].nbytes
         slot = self._slot(stream, num_bytes)
-        stays_on_device = slot is not None and slot.slots.segment.lane == "cuda-ipc"
-        hidden_nD = (tokens.hidden_ND if stays_on_device else tokens.on_host_ND)[rows]
+        hidden_nD = (tokens.on_host_ND if slot is None else tokens.near(slot.slots.segment.device))[rows]
         try:
             if slot is None:
                 write_tensor(dispatch.hidden, hidden_nD)

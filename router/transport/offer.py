@@ -30,7 +30,7 @@ class MemoryOffer:
     Args:
         device: where the router's tokens are.
         is_on_this_host: whether the replica may be able to map a GPU's memory; a GPU's is taken at once, and in full.
-        shares_host_memory: False offers none at all.
+        shares_memory: False offers none at all.
     """
 
     def __init__(self, device: torch.device, *, is_on_this_host: bool, shares_memory: bool) -> None:

@@ -26,6 +26,10 @@ class Tokens:
             self._on_host_ND = _to_host(self.hidden_ND)
         return self._on_host_ND
 
+    def near(self, device: torch.device) -> Tensor:
+        """Return them where a device's memory is filled from in one copy: on the host for the host's."""
+        return self.on_host_ND if device.type == "cpu" else self.hidden_ND
+
 
 def brought_to(device: torch.device, rows_nD: Tensor) -> Tensor:
     """Return rows on a device, themselves if they are there.

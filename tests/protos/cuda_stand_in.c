@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 101, INVALID_CONTEXT = 201, INVALID_HANDLE = 400 };
-enum { CARDS = 2, RANGES = 64 };
+enum { CARDS = 2, RANGES = 64, RELAXED = 2 };
 static const size_t MOST = (size_t)1 << 30;
 
 typedef struct { int32_t pid, fd; uint64_t size; unsigned char rest[48]; } Handle;
@@ -21,7 +21,7 @@ typedef struct { uint64_t base; size_t size; int fd; } Range; /* fd -1: another 
 
 static Range ranges[RANGES];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static __thread int depth;
+static __thread int depth, mode;
 
 static int add(size_t size, int fd, int is_own, uint64_t *base) {
     void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
@@ -71,8 +71,13 @@ int cuDevicePrimaryCtxRetain(void **context, int device) { return *context = (vo
 int cuCtxPushCurrent_v2(void *context) { return depth++, context ? OK : INVALID_CONTEXT; }
 int cuCtxPopCurrent_v2(void **context) { return *context = NULL, depth-- ? OK : INVALID_CONTEXT; }
 
+int cuThreadExchangeStreamCaptureMode(int *exchanged) {
+    int old = mode;
+    return mode = *exchanged, *exchanged = old, OK;
+}
+
 int cuMemAlloc_v2(uint64_t *base, size_t size) {
-    if (!depth) return INVALID_CONTEXT;
+    if (!depth || mode != RELAXED) return INVALID_CONTEXT;
     if (!size || size > MOST) return OUT_OF_MEMORY;
     int fd = memfd_create("card", MFD_CLOEXEC);
     if (fd < 0 || ftruncate(fd, size)) return OUT_OF_MEMORY;
