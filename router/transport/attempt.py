@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import time
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from protos.expert.v1 import expert_pb2
 from protos.segment import write_shared
 from router.plan import ReplicaShare
 from router.transport.slots import Slot
-from router.transport.stream import Answer, ReplicaStream
+from router.transport.stream import Answer, Answered, ReplicaStream
 from router.transport.tokens import Tokens
 
 _MOST_MS = 2**32 - 1
@@ -41,6 +42,21 @@ class Attempt:
         """Return who was asked."""
         return self.share.replica_id
 
+    def result(self, timeout_s: float = 0) -> Answered:
+        """Return the answer once it came.
+
+        Raises:
+            ServingError: what came instead; not the very one that is kept with the answer, and with its stream as the
+                reason why it broke. An error that was raised has the frames it went through, and all they name: kept,
+                it would keep the segment of a broken stream.
+            TimeoutError: nothing came in that many seconds.
+        """
+        try:
+            return self.answer.result(timeout_s)
+        except errors.ServingError as error:
+            error.__traceback__ = None
+            raise copy.copy(error) from None
+
     def rows(self, hidden_ND: Tensor) -> Tensor:
         """Return the outputs [n, D] of the share, perhaps in its slot, once `answer` is done.
 
@@ -51,7 +67,7 @@ class Attempt:
             ServingError: what came instead.
             BadTensor: the answer is not of the right form, or was damaged on its way.
         """
-        result = self.answer.result(0).result
+        result = self.result().result
         if result.HasField("checksum") and result.checksum != result_checksum(result):
             raise errors.BadTensor(
                 f"expert output: expected the checksum {result.checksum} that replica {self.replica_id} sent, found "

@@ -142,7 +142,7 @@ class Pending:
         evidence.budget.earn()
         wait_s = attempt.sent_at + evidence.times.hedge_after_s(num_tokens) - time.monotonic()
         try:
-            at_s = attempt.answer.result(min(max(wait_s, 0), WAIT_STEP_S)).at_s
+            at_s = attempt.result(min(max(wait_s, 0), WAIT_STEP_S)).at_s
             rows_nD = attempt.rows(self._tokens.hidden_ND)
         except (TimeoutError, errors.ServingError):
             return None
@@ -225,7 +225,7 @@ class Pending:
     def _note_answer(self, asked: Asked, winner: Way) -> None:
         """Learn from who answered a share, and drop the other ways."""
         ejection = self._evidence.ejection
-        at_s = max(attempt.answer.result(0).at_s for attempt in winner.attempts)
+        at_s = max(attempt.result().at_s for attempt in winner.attempts)
         # From when it was first sent: what the step waited, whoever made it wait.
         self._evidence.times.observe(asked.share.stop - asked.share.start, at_s - asked.sent_at)
         for attempt in winner.attempts:
