@@ -188,7 +188,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--experts", default="all", help='ids to hold, such as "0-3,7" (all)')
     parser.add_argument("--dtype", choices=list(_DTYPES), default="float32", help="of weights and tokens (float32)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to hold and run them (cpu)")
-    parser.add_argument("--quantize", choices=["int8", "int4"], help="round weights to 8 or 4 bits (not at all)")
+    parser.add_argument(
+        "--quantize",
+        choices=["int8", "int4", "fp8"],
+        help="round weights to 8 or 4 bits; fp8 needs a Hopper GPU (not at all)",
+    )
     parser.add_argument(
         "--from-peer", metavar="HOST:PORT", help="replica to copy weights from (the checkpoint's files)"
     )
