@@ -39,7 +39,13 @@ class ExpertProcesses:
 
 @contextmanager
 def open_experts(
-    checkpoint: Checkpoint, groups: Sequence[Sequence[int]], *, dtype: str, threads: int, quantize: str | None = None
+    checkpoint: Checkpoint,
+    groups: Sequence[Sequence[int]],
+    *,
+    dtype: str,
+    threads: int,
+    quantize: str | None = None,
+    device: str = "cpu",
 ) -> Iterator[ExpertProcesses]:
     """Run a process per group of experts until left; they end with this process at the latest.
 
@@ -49,13 +55,14 @@ def open_experts(
         dtype: of weights and tokens, for example "float32".
         threads: that compute one expert, in each process.
         quantize: "int8" or "int4"; None: not at all.
+        device: "cuda" holds and runs them on the first GPU that the processes see.
 
     Raises:
         RuntimeError: a process ended before it served.
         TimeoutError: not every expert could be reached.
     """
     arguments = ["--checkpoint", str(checkpoint.folder.resolve()), "--dtype", dtype, "--threads", str(threads)]
-    arguments += [] if quantize is None else ["--quantize", quantize]
+    arguments += ["--device", device] + ([] if quantize is None else ["--quantize", quantize])
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="herd-experts-")))
         # All load at once; each says where it is when it serves.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import tempfile
 from collections import Counter
@@ -16,6 +17,7 @@ from cluster.imports import check_imports
 from cluster.machine import check_port, read_machine
 from cluster.versions import OLDEST, check_version
 from models.cpu.library import why_unavailable
+from protos.cuda_driver import DriverError, load_driver
 from protos.errors import ServingError
 
 _SHARED_MEMORY_BYTES = 150 * 1024**2
@@ -58,6 +60,7 @@ def examine(model: str, http_port: int, grpc_port: int) -> list[Finding]:
         _shared_memory(),
         _temporary_folder(),
         _cpu_kernels(),
+        examine_gpus(),
         _ask("HTTP port", lambda: _port(http_port, "HTTP", "--http-port")),
         _ask("gRPC port", lambda: _port(grpc_port, "gRPC", "--grpc-port")),
     ]
@@ -157,6 +160,27 @@ def _cpu_kernels() -> Finding:
     if why is None:
         return Finding("CPU kernels", Verdict.OK, "compiled for this processor: bfloat16 and int8 run on them")
     return Finding("CPU kernels", Verdict.WARN, f"bfloat16 and int8 on a CPU take up to twice as long without: {why}")
+
+
+def examine_gpus() -> Finding:
+    """Tell whether routers and experts can exchange tensors without leaving the cards: the lane cuda-ipc."""
+    subject, otherwise = "GPU memory", "processes of this host exchange tensors through its memory"
+    try:
+        driver = load_driver()
+    except DriverError as error:
+        return Finding(subject, Verdict.OK, f"none to share, {error}: {otherwise}")
+    try:
+        cards = range(driver.num_cards)
+        for card in cards:
+            driver.check_export(card)
+        apart = [f"{a} and {b}" for a, b in itertools.permutations(cards, 2) if not driver.can_reach(a, b)]
+    except DriverError as error:
+        return Finding(subject, Verdict.WARN, f"expected memory that processes can share, but {error}: {otherwise}")
+    if apart:
+        pairs = ", ".join(apart)
+        text = f"expected GPUs that can read each other's memory, found that {pairs} cannot: between them, {otherwise}"
+        return Finding(subject, Verdict.WARN, text)
+    return Finding(subject, Verdict.OK, f"routers and experts of this host exchange tensors on its {len(cards)} GPU(s)")
 
 
 def _port(port: int, what: str, setting: str) -> str:

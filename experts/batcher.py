@@ -221,10 +221,22 @@ class Batcher:
 
     def _compute_waiting(self) -> None:
         """Compute what waits until closed: the compute thread's life."""
-        while works := self._take_layer():
-            for work, outcome in zip(works, self._compute(works), strict=True):
-                work.deliver(outcome)
-            self._finish(works)
+        while self._compute_layer():
+            pass
+
+    def _compute_layer(self) -> bool:
+        """Wait for work and compute all of one layer; tell whether there was some, as there is until closed.
+
+        A function of its own: what it names goes with it, and does not keep memory that a router shares until there is
+        more work.
+        """
+        works = self._take_layer()
+        if not works:
+            return False
+        for work, outcome in zip(works, self._compute(works), strict=True):
+            work.deliver(outcome)
+        self._finish(works)
+        return True
 
     def _take_layer(self) -> Sequence[Work]:
         """Wait for work and take all of one layer; nothing once closed."""

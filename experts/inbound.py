@@ -13,7 +13,7 @@ from protos.checksum import dispatch_checksum
 from protos.codec import decode_tensor
 from protos.errors import BadDispatch, BadTensor, StalePlacement
 from protos.expert.v1 import expert_pb2
-from protos.shared_memory import SharedSegment
+from protos.segment import Segment
 from protos.tensor.v1 import tensor_pb2
 
 
@@ -23,7 +23,7 @@ def read_dispatch(
     *,
     arrived_s: float,
     deliver: Callable[[Outcome], None],
-    segment: SharedSegment | None = None,
+    segment: Segment | None = None,
     stands_back: bool = False,
 ) -> Work:
     """Return a dispatch as work, its tokens a view of the message's bytes or of shared memory.
@@ -75,7 +75,7 @@ def read_dispatch(
     )
 
 
-def _read_hidden(wire: tensor_pb2.Tensor, held: HeldExperts, segment: SharedSegment | None) -> Tensor:
+def _read_hidden(wire: tensor_pb2.Tensor, held: HeldExperts, segment: Segment | None) -> Tensor:
     shape = (None, held.config.hidden_size)
     if not wire.HasField("shared"):
         return decode_tensor(wire, dtype=held.dtype, shape=shape, name="hidden")

@@ -25,14 +25,17 @@ class MergedBatch:
 
 
 def merge(works: Sequence[Work]) -> MergedBatch:
-    """Return one batch with every token of the dispatches. Cost: copies the tokens unless there is one dispatch."""
+    """Return one batch with every token of the dispatches, on one device: a GPU if any of them are on one.
+
+    Cost: copies the tokens unless there is one dispatch.
+    """
     if len(works) == 1:
         (work,) = works
         return MergedBatch(work.expert_ids, work.token_counts, work.hidden_ND, (0,), (work.num_tokens,))
     runs = sorted(
         (expert, owner, rows_nD)
-        for owner, work in enumerate(works)
-        for expert, rows_nD in zip(work.expert_ids, work.hidden_ND.split(list(work.token_counts)), strict=True)
+        for owner, (work, hidden_ND) in enumerate(zip(works, _on_one_device(works), strict=True))
+        for expert, rows_nD in zip(work.expert_ids, hidden_ND.split(list(work.token_counts)), strict=True)
     )
     counts: dict[int, int] = {}
     for expert, _, rows_nD in runs:
@@ -44,6 +47,13 @@ def merge(works: Sequence[Work]) -> MergedBatch:
         owners=tuple(owner for _, owner, _ in runs),
         lengths=tuple(rows_nD.shape[0] for _, _, rows_nD in runs),
     )
+
+
+def _on_one_device(works: Sequence[Work]) -> list[Tensor]:
+    """Return the tokens of each dispatch, where all came the same way as they are: the usual case."""
+    devices = {work.hidden_ND.device for work in works}
+    device = next((each for each in devices if each.type != "cpu"), torch.device("cpu"))
+    return [work.hidden_ND.to(device) for work in works]
 
 
 def split(batch: MergedBatch, outputs_ND: Tensor) -> list[Tensor]:

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from experts.batcher import BatcherLimits
+from experts.introspection import Introspection
 from experts.replica import HeldExperts, Replica
 from experts.servicer import ExpertServicer
 from experts.unix_socket import is_listening
@@ -77,7 +76,6 @@ class ExpertServer:
         self._servicer = ExpertServicer(
             self.replica, max_streams=limits.max_streams, max_in_flight=limits.max_in_flight
         )
-        self._health = health.HealthServicer()
         num_threads = limits.max_streams + _SPARE_THREADS
         self._server = grpc.server(
             futures.ThreadPoolExecutor(num_threads, thread_name_prefix="experts-call"),
@@ -87,9 +85,8 @@ class ExpertServer:
         )
         expert_pb2_grpc.add_ExpertServiceServicer_to_server(self._servicer, self._server)
         weights_pb2_grpc.add_WeightsServiceServicer_to_server(WeightsServicer(self.replica), self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SERVICE_NAME, WEIGHTS_SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        services = (SERVICE_NAME, WEIGHTS_SERVICE_NAME)
+        self._introspection = Introspection(self._server, services, watched=(SERVICE_NAME,))
 
     @property
     def address(self) -> str:
@@ -118,8 +115,7 @@ class ExpertServer:
         except BaseException:
             self.stop()
             raise
-        for name in ("", SERVICE_NAME):
-            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._introspection.tell(is_serving=True)
         self._server.start()
 
     def _listen(self) -> None:
@@ -131,8 +127,7 @@ class ExpertServer:
 
     def drain(self, timeout_s: float | None) -> int:
         """Accept nothing more and end the streams once all is answered; return the dispatches left unanswered."""
-        for name in ("", SERVICE_NAME):
-            self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._introspection.tell(is_serving=False)
         return self._servicer.drain(timeout_s)
 
     def stop(self, grace_s: float = 0) -> bool:

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import grpc
 from torch import Tensor
 
+from experts.attach import attach
 from experts.inbound import read_dispatch
 from experts.replica import Replica
 from experts.seen_ids import SeenIds
@@ -31,7 +32,7 @@ from protos import errors
 from protos.checksum import result_checksum
 from protos.codec import write_tensor
 from protos.expert.v1 import expert_pb2
-from protos.shared_memory import SharedSegment, write_shared
+from protos.segment import Segment, write_shared
 from protos.tensor.v1 import tensor_pb2
 
 _LOG = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ class DispatchStream:
         self._outbox: queue.SimpleQueue[tuple[_AnswerTo, Outcome] | None] = queue.SimpleQueue()
         self._sender: threading.Thread | None = None
         self._router_id = ""
-        self._segment: SharedSegment | None = None
+        self._segment: Segment | None = None
         self._stands_back = False
         self._seen = SeenIds()
 
@@ -129,9 +130,8 @@ class DispatchStream:
             )
         self._router_id = hello.router_id
         self._stands_back = hello.stands_back
-        if hello.HasField("shared_memory"):
-            self._segment = SharedSegment.attach(hello.shared_memory)
-        welcome = expert_pb2.Welcome(replica=self._replica.describe(), shares_memory=self._segment is not None)
+        welcome = expert_pb2.Welcome(replica=self._replica.describe())
+        self._segment = attach(hello, welcome, self._replica.held.device)
         self._send_one(expert_pb2.DispatchResponse(welcome=welcome))
 
     def _take(self, request: expert_pb2.DispatchRequest) -> None:
@@ -210,6 +210,7 @@ class DispatchStream:
             write_tensor(wire, outputs_ND)
             return
         segment.tensor(shared_offset, outputs_ND.dtype, outputs_ND.shape).copy_(outputs_ND)
+        segment.settle()
         write_shared(wire, outputs_ND, shared_offset)
 
     def _send_one(self, response: expert_pb2.DispatchResponse) -> None:

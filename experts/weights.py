@@ -72,6 +72,7 @@ class ExpertWeights:
         self.config = source.config
         self.fingerprint = source.fingerprint
         self.dtype = dtype
+        self.device = device
         self.quantize = quantize
         self._source = source
         self._kernel = choose(device, quantize)
@@ -220,11 +221,13 @@ class ExpertWeights:
         return_free_memory()
 
     def run(self, layer: int, hidden_ND: Tensor, expert_ids: Sequence[int], token_counts: Sequence[int]) -> Tensor:
-        """Return the experts' outputs [N, D], in the order of the tokens.
+        """Return the experts' outputs [N, D], in the order of the tokens and on their device.
 
         Args:
             layer: a MoE layer of the model.
-            hidden_ND: [N, D] in our dtype, sorted by expert, already multiplied by the scores; only read.
+            hidden_ND: [N, D] in our dtype, sorted by expert, already multiplied by the scores; only read. On any
+                device: tokens that came through the host's memory go to the weights, and their outputs come back, in
+                one copy each.
             expert_ids: held logical experts, ascending.
             token_counts: rows for each of them; they sum to N.
 
@@ -239,7 +242,7 @@ class ExpertWeights:
                 f"expected experts this replica holds, found {error} released: refresh the placement and send its "
                 "tokens to a holder"
             ) from error
-        return self._kernel.run(experts, token_counts, hidden_ND)
+        return self._kernel.run(experts, token_counts, hidden_ND.to(self.device)).to(hidden_ND.device)
 
     def _add(
         self,

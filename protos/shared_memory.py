@@ -18,26 +18,23 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from protos.codec import MAX_MESSAGE_BYTES, check_form, wire_dtype
-from protos.errors import BadTensor
+from protos.codec import MAX_MESSAGE_BYTES
 from protos.expert.v1 import expert_pb2
-from protos.tensor.v1 import tensor_pb2
-
-HEADER_BYTES = 4096
-"""Bytes at the beginning that hold no tensor."""
-ALIGNMENT = 64
-_NONCE_BYTES = 16
+from protos.segment import HEADER_BYTES, NONCE_BYTES, Segment
 
 
-class SharedSegment:
-    """A mapped segment. Made by `create` or `attach`; unmapped when neither it nor a tensor in it is left.
+class SharedSegment(Segment):
+    """A mapped segment. Made by `create` or `attach`.
 
     Args:
         memory: the mapping.
         fd: the descriptor to offer; None once closed, and at the end that was offered it.
     """
 
+    lane = "shm"
+
     def __init__(self, memory: mmap.mmap, fd: int | None) -> None:
+        super().__init__(torch.device("cpu"), len(memory))
         self._memory = memory
         self._fd = fd
 
@@ -56,13 +53,13 @@ class SharedSegment:
             if fd is not None:
                 os.close(fd)
             return None
-        memory[:_NONCE_BYTES] = secrets.token_bytes(_NONCE_BYTES)
+        memory[:NONCE_BYTES] = secrets.token_bytes(NONCE_BYTES)
         return cls(memory, fd)
 
     @classmethod
     def attach(cls, offer: expert_pb2.SharedMemory) -> SharedSegment | None:
         """Return the segment another process offers, None if it is not to be had here."""
-        if len(offer.nonce) != _NONCE_BYTES or not HEADER_BYTES < offer.num_bytes <= MAX_MESSAGE_BYTES:
+        if len(offer.nonce) != NONCE_BYTES or not HEADER_BYTES < offer.num_bytes <= MAX_MESSAGE_BYTES:
             return None
         try:
             # Not blocking: a descriptor of the same number in another container may be anything.
@@ -77,21 +74,16 @@ class SharedSegment:
             return None
         finally:
             os.close(fd)
-        return cls(memory, None) if memory[:_NONCE_BYTES] == offer.nonce else None
-
-    @property
-    def num_bytes(self) -> int:
-        """Return its size."""
-        return len(self._memory)
+        return cls(memory, None) if memory[:NONCE_BYTES] == offer.nonce else None
 
     def offer(self) -> expert_pb2.SharedMemory:
-        """Return what `attach` wants to know. Holds until `close_descriptor`."""
+        """Return what `attach` wants to know. Holds until `end_offer`."""
         assert self._fd is not None
-        nonce = self._memory[:_NONCE_BYTES]
+        nonce = self._memory[:NONCE_BYTES]
         return expert_pb2.SharedMemory(pid=os.getpid(), fd=self._fd, nonce=nonce, num_bytes=self.num_bytes)
 
-    def close_descriptor(self) -> None:
-        """End the offer; what is mapped stays mapped, and Python's mmap keeps a descriptor of its own. Idempotent."""
+    def end_offer(self) -> None:
+        """Close the descriptor; what is mapped stays mapped, and Python's mmap keeps a descriptor of its own."""
         fd, self._fd = self._fd, None
         if fd is not None:
             with suppress(OSError):
@@ -102,33 +94,8 @@ class SharedSegment:
         count = math.prod(shape)
         return torch.frombuffer(self._memory, dtype=dtype, count=count, offset=offset).view(tuple(shape))
 
-    def read(
-        self, wire: tensor_pb2.Tensor, *, dtype: torch.dtype, shape: Sequence[int | None], name: str = "tensor"
-    ) -> Tensor:
-        """Return a tensor that lies here as a view of it, after checking it as `decode_tensor` would.
-
-        Raises:
-            BadTensor: dtype, rank, an extent or the range is not what was expected.
-        """
-        found_shape = check_form(wire, dtype=dtype, shape=shape, name=name)
-        place = wire.shared
-        num_bytes = math.prod(found_shape) * dtype.itemsize
-        is_inside = place.offset >= HEADER_BYTES and place.offset + place.num_bytes <= self.num_bytes
-        if place.num_bytes != num_bytes or not num_bytes or place.offset % ALIGNMENT or not is_inside or wire.data:
-            raise BadTensor(
-                f"{name}: expected {num_bytes} bytes for shape {list(found_shape)} of {dtype} at a multiple of "
-                f"{ALIGNMENT} between {HEADER_BYTES} and {self.num_bytes}, and no data beside them, found "
-                f"{place.num_bytes} at {place.offset} and {len(wire.data)}: send one whole tensor per range"
-            )
-        return self.tensor(place.offset, dtype, found_shape)
-
-
-def write_shared(wire: tensor_pb2.Tensor, tensor: Tensor, offset: int) -> None:
-    """Fill an empty wire tensor with the form of one whose elements lie in a segment, at an offset."""
-    wire.dtype = wire_dtype(tensor.dtype)
-    wire.shape.extend(tensor.shape)
-    wire.shared.offset = offset
-    wire.shared.num_bytes = tensor.numel() * tensor.itemsize
+    def settle(self) -> None:
+        """Return at once: what a thread has written, every process that has the memory reads."""
 
 
 # Who was handed the file can neither shrink it, which would end the other with SIGBUS, nor undo that.

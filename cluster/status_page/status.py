@@ -64,7 +64,12 @@ def _router_object(router: RouterLoad) -> dict[str, Any]:
 
 
 def _dispatches_object(health: TransportHealth) -> dict[str, Any]:
-    return {**asdict(health.counts), "ejections": health.ejections, "ejected": sorted(health.ejected)}
+    return {
+        **asdict(health.counts),
+        "ejections": health.ejections,
+        "ejected": sorted(health.ejected),
+        "lanes": {replica_id: lane._asdict() for replica_id, lane in sorted(health.lanes.items())},
+    }
 
 
 def _layer_load_object(load: LayerLoad | None, num_experts: int) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import time
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ from protos import errors
 from protos.checksum import dispatch_checksum, result_checksum
 from protos.codec import decode_tensor, write_tensor
 from protos.expert.v1 import expert_pb2
-from protos.shared_memory import write_shared
+from protos.segment import write_shared
 from router.plan import ReplicaShare
 from router.transport.slots import Slot
-from router.transport.stream import Answer, ReplicaStream
+from router.transport.stream import Answer, Answered, ReplicaStream
+from router.transport.tokens import Tokens
 
 _MOST_MS = 2**32 - 1
 
@@ -40,6 +42,21 @@ class Attempt:
         """Return who was asked."""
         return self.share.replica_id
 
+    def result(self, timeout_s: float = 0) -> Answered:
+        """Return the answer once it came.
+
+        Raises:
+            ServingError: what came instead; not the very one that is kept with the answer, and with its stream as the
+                reason why it broke. An error that was raised has the frames it went through, and all they name: kept,
+                it would keep the segment of a broken stream.
+            TimeoutError: nothing came in that many seconds.
+        """
+        try:
+            return self.answer.result(timeout_s)
+        except errors.ServingError as error:
+            error.__traceback__ = None
+            raise copy.copy(error) from None
+
     def rows(self, hidden_ND: Tensor) -> Tensor:
         """Return the outputs [n, D] of the share, perhaps in its slot, once `answer` is done.
 
@@ -50,7 +67,7 @@ class Attempt:
             ServingError: what came instead.
             BadTensor: the answer is not of the right form, or was damaged on its way.
         """
-        result = self.answer.result(0).result
+        result = self.result().result
         if result.HasField("checksum") and result.checksum != result_checksum(result):
             raise errors.BadTensor(
                 f"expert output: expected the checksum {result.checksum} that replica {self.replica_id} sent, found "
@@ -90,7 +107,7 @@ class Sender:
         self,
         share: ReplicaShare,
         stream: ReplicaStream,
-        hidden_ND: Tensor,
+        tokens: Tokens,
         *,
         layer: int,
         placement_version: int,
@@ -110,9 +127,10 @@ class Sender:
         dispatch.expert_ids.extend(share.expert_ids)
         dispatch.token_counts.extend(share.token_counts)
         dispatch.deadline_ms = min(max(int(timeout_s * 1000), 1), _MOST_MS)
-        hidden_nD = hidden_ND[share.start : share.stop]
-        num_bytes = hidden_nD.numel() * hidden_nD.itemsize
+        rows = slice(share.start, share.stop)
+        num_bytes = tokens.hidden_ND[rows].nbytes
         slot = self._slot(stream, num_bytes)
+        hidden_nD = (tokens.on_host_ND if slot is None else tokens.near(slot.slots.segment.device))[rows]
         try:
             if slot is None:
                 write_tensor(dispatch.hidden, hidden_nD)
@@ -129,7 +147,6 @@ class Sender:
         return Attempt(share, stream, dispatch.dispatch_id, answer, slot, now, now + timeout_s)
 
     def _slot(self, stream: ReplicaStream, num_bytes: int) -> Slot | None:
-        """Return shared memory for a tensor, if there is some and it is worth it."""
-        if self._share_from_bytes is None or num_bytes < self._share_from_bytes:
-            return None
-        return stream.take_slot(num_bytes)
+        """Return shared memory for a tensor, if there is some and it is worth it: a GPU's is, whatever the size."""
+        is_worth_it = self._share_from_bytes is not None and num_bytes >= self._share_from_bytes
+        return stream.take_slot(num_bytes) if is_worth_it or stream.lane.lane == "cuda-ipc" else None

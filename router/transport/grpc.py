@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from protos.errors import NoReplica
@@ -14,8 +15,9 @@ from router.plan import DispatchPlan
 from router.spread import Assignment
 from router.transport.attempt import Sender
 from router.transport.evidence import DispatchCounts, Evidence
+from router.transport.offer import LaneInUse
 from router.transport.pending import Pending
-from router.transport.stream import ReplicaStream
+from router.transport.stream import CPU, ReplicaStream
 from router.transport.streams import ReplicaStreams
 from router.transport.timeouts import DispatchTimeouts
 
@@ -33,6 +35,8 @@ class TransportHealth:
     """Times a replica was passed over from then on."""
     ejected: tuple[str, ...]
     """Replicas that are passed over now."""
+    lanes: Mapping[str, LaneInUse] = field(default_factory=dict)
+    """How tensors travel to each replica that is connected, and why not in a better way."""
 
 
 class GrpcTransport:
@@ -45,6 +49,7 @@ class GrpcTransport:
         fingerprint: of our model.
         timeouts: how long to wait for answers.
         share_from_bytes: smallest tensor that travels through memory shared with a replica on this host; None: none.
+        device: where tokens are; a GPU's memory is shared as well, whatever a tensor's size.
         stands_back: let the dispatches of other routers pass at the replicas.
     """
 
@@ -55,6 +60,7 @@ class GrpcTransport:
         fingerprint: str,
         timeouts: DispatchTimeouts | None = None,
         share_from_bytes: int | None = SHARE_FROM_BYTES,
+        device: torch.device = CPU,
         stands_back: bool = False,
     ) -> None:
         def connect(holder: ExpertHolder, on_change: Callable[[], None]) -> ReplicaStream:
@@ -64,6 +70,7 @@ class GrpcTransport:
                 fingerprint=fingerprint,
                 on_change=on_change,
                 shares_memory=share_from_bytes is not None,
+                device=device,
                 stands_back=stands_back,
             )
 
@@ -119,7 +126,10 @@ class GrpcTransport:
         """Return what became of dispatches so far, and who is passed over now."""
         ejection = self._evidence.ejection
         return TransportHealth(
-            counts=replace(self._evidence.counts), ejections=ejection.num_ejections, ejected=tuple(ejection.ejected)
+            counts=replace(self._evidence.counts),
+            ejections=ejection.num_ejections,
+            ejected=tuple(ejection.ejected),
+            lanes=self._streams.lanes,
         )
 
     def close(self) -> None:

@@ -31,6 +31,7 @@ from router.transport.evidence import Evidence
 from router.transport.probing import probe
 from router.transport.streams import ReplicaStreams
 from router.transport.timeouts import DispatchTimeouts
+from router.transport.tokens import Tokens, brought_to
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.005, 0.25
 _MOST_BAD_ANSWERS = 3
@@ -47,7 +48,7 @@ class Pending:
         timeouts: how long to wait.
         on_wait: see `Transport.on_wait`.
         layer: decoder layer.
-        hidden_ND: [N, D] in the plan's order.
+        hidden_ND: [N, D] in the plan's order, on any device: the outputs come back to it.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Pending:
         self._timeouts = timeouts
         self._on_wait = on_wait
         self._layer = layer
-        self._hidden_ND = hidden_ND
+        self._tokens = Tokens(hidden_ND)
         self._give_up_at = time.monotonic() + timeouts.patience_s
         self._sent: list[Attempt] = []
         """Shares that were sent and are not settled, each where it went first."""
@@ -88,7 +89,7 @@ class Pending:
                     self._failed.add(share.replica_id)
                     self._sent += self._other_way(share).attempts
             if self._evidence.ejection.ejected or self._evidence.probes:
-                probe(self._evidence, self._streams, shares, self._hidden_ND, self._send, time.monotonic())
+                probe(self._evidence, self._streams, shares, self._tokens.hidden_ND, self._send, time.monotonic())
         except BaseException:
             self.give_up()
             raise
@@ -120,15 +121,16 @@ class Pending:
             self._asked = None
 
     def _joined(self, answered: list[tuple[Attempt, Tensor]]) -> Tensor:
-        """Return the rows of all shares as one tensor that lies in no slot."""
+        """Return the rows of all shares as one tensor that lies in no slot, on the device of the tokens."""
+        hidden_ND = self._tokens.hidden_ND
         if not answered:
-            return self._hidden_ND
-        if len(answered) > 1:
-            outputs_ND = torch.cat([rows_nD for _, rows_nD in answered])
-        else:
-            ((attempt, rows_nD),) = answered
-            outputs_ND = rows_nD.clone() if attempt.slot else rows_nD
-        return outputs_ND.to(self._hidden_ND.device)
+            return hidden_ND
+        brought = [brought_to(hidden_ND.device, rows_nD) for _, rows_nD in answered]
+        if len(brought) > 1:
+            return torch.cat(brought)
+        ((attempt, rows_nD),) = answered
+        is_in_slot = attempt.slot is not None and brought[0] is rows_nD
+        return rows_nD.clone() if is_in_slot else brought[0]
 
     def _as_planned(self, attempt: Attempt) -> Tensor | None:
         """Return the rows of a share that is answered well and in time; None: it needs a closer look.
@@ -140,8 +142,8 @@ class Pending:
         evidence.budget.earn()
         wait_s = attempt.sent_at + evidence.times.hedge_after_s(num_tokens) - time.monotonic()
         try:
-            at_s = attempt.answer.result(min(max(wait_s, 0), WAIT_STEP_S)).at_s
-            rows_nD = attempt.rows(self._hidden_ND)
+            at_s = attempt.result(min(max(wait_s, 0), WAIT_STEP_S)).at_s
+            rows_nD = attempt.rows(self._tokens.hidden_ND)
         except (TimeoutError, errors.ServingError):
             return None
         evidence.times.observe(num_tokens, at_s - attempt.sent_at)
@@ -199,7 +201,7 @@ class Pending:
     def _rows(self, attempt: Attempt) -> Tensor:
         """Return an answer's rows, perhaps in its slot, or raise what came instead."""
         if attempt.answer.done():
-            return attempt.rows(self._hidden_ND)
+            return attempt.rows(self._tokens.hidden_ND)
         attempt.stream.reset()
         raise errors.ReplicaUnavailable(
             f"expected replica {attempt.replica_id} to answer layer {self._layer} within "
@@ -223,7 +225,7 @@ class Pending:
     def _note_answer(self, asked: Asked, winner: Way) -> None:
         """Learn from who answered a share, and drop the other ways."""
         ejection = self._evidence.ejection
-        at_s = max(attempt.answer.result(0).at_s for attempt in winner.attempts)
+        at_s = max(attempt.result().at_s for attempt in winner.attempts)
         # From when it was first sent: what the step waited, whoever made it wait.
         self._evidence.times.observe(asked.share.stop - asked.share.start, at_s - asked.sent_at)
         for attempt in winner.attempts:
@@ -314,7 +316,7 @@ class Pending:
         attempt = self._sender.send(
             share,
             stream,
-            self._hidden_ND,
+            self._tokens,
             layer=self._layer,
             placement_version=self._streams.placement.version,
             timeout_s=min(self._timeouts.answer_s, max(self._give_up_at - time.monotonic(), 0)),

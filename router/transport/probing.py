@@ -91,7 +91,7 @@ def _judge(evidence: Evidence, answered: Attempt, hidden_ND: Tensor) -> None:
     """Readmit a replica that answered a probe well and in time."""
     try:
         answered.rows(hidden_ND)
-        at_s = answered.answer.result(0).at_s
+        at_s = answered.result().at_s
     except errors.ServingError:
         return
     finally:

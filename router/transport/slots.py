@@ -17,7 +17,7 @@ import threading
 
 from torch import Tensor
 
-from protos.shared_memory import HEADER_BYTES, SharedSegment
+from protos.segment import HEADER_BYTES, Segment
 
 # A page: two slots share no cache line, and few sizes differ.
 _GRAIN_BYTES = 4096
@@ -40,8 +40,10 @@ class Slot:
         self.is_lent = False
 
     def write(self, hidden_ND: Tensor) -> None:
-        """Put a dispatch's tokens here. Cost: copies them once; syncs with their device if it is not the CPU."""
-        self.slots.segment.tensor(self.offset, hidden_ND.dtype, hidden_ND.shape).copy_(hidden_ND)
+        """Put a dispatch's tokens here, for the replica to see. Cost: copies them once; waits until a GPU has."""
+        segment = self.slots.segment
+        segment.tensor(self.offset, hidden_ND.dtype, hidden_ND.shape).copy_(hidden_ND)
+        segment.settle()
 
     def lend(self) -> None:
         """Take note that the replica may write to it."""
@@ -65,7 +67,7 @@ class Slots:
         segment: agreed on with a replica.
     """
 
-    def __init__(self, segment: SharedSegment) -> None:
+    def __init__(self, segment: Segment) -> None:
         self.segment = segment
         self._lock = threading.Lock()
         self._free = [(HEADER_BYTES, segment.num_bytes)]

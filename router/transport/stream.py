@@ -12,11 +12,12 @@ from functools import cached_property
 from typing import NamedTuple
 
 import grpc
+import torch
 
 from protos import errors
 from protos.expert.v1 import expert_pb2, expert_pb2_grpc
-from protos.shared_memory import SharedSegment
 from router.placement import ExpertHolder
+from router.transport.offer import LaneInUse, MemoryOffer
 from router.transport.reconnecting import ReconnectingStream
 from router.transport.slots import Slot, Slots
 
@@ -36,6 +37,8 @@ class Answered(NamedTuple):
 
 
 Answer = Future[Answered]
+CPU = torch.device("cpu")
+_NO_LANE = LaneInUse("inline", "the stream is not open")
 
 
 class ReplicaStream(ReconnectingStream):
@@ -50,6 +53,7 @@ class ReplicaStream(ReconnectingStream):
         fingerprint: of our model; a replica of another model refuses us.
         on_change: called from the reading thread whenever the stream has opened or broken.
         shares_memory: offer the replica shared memory for tensors; without effect where it is on another host.
+        device: where our tokens are: memory of a GPU is offered as well.
         stands_back: let the dispatches of other routers pass.
     """
 
@@ -63,6 +67,7 @@ class ReplicaStream(ReconnectingStream):
         fingerprint: str,
         on_change: Callable[[], None],
         shares_memory: bool = True,
+        device: torch.device = CPU,
         stands_back: bool = False,
     ) -> None:
         super().__init__(f"dispatch-{holder.replica_id}")
@@ -70,9 +75,11 @@ class ReplicaStream(ReconnectingStream):
         self._hello = expert_pb2.Hello(router_id=router_id, model_fingerprint=fingerprint, stands_back=stands_back)
         self._on_change = on_change
         self._shares_memory = shares_memory
+        self._device = device
         self._lock = threading.Lock()
         self._pending: dict[int, Answer] = {}
         self._slots: Slots | None = None
+        self._lane = _NO_LANE
         self._lent: dict[int, Slot] = {}
         """Slots the replica may still write to: of dispatches not answered yet, forgotten ones included."""
         self._owed: dict[int, int] = {}
@@ -103,6 +110,11 @@ class ReplicaStream(ReconnectingStream):
     def slots(self) -> Slots | None:
         """Return the memory shared with the replica; None while it is not ready, or shares none."""
         return self._slots
+
+    @property
+    def lane(self) -> LaneInUse:
+        """Return how tensors travel, those that are worth it and find room."""
+        return self._lane
 
     @property
     def failure(self) -> errors.ServingError | None:
@@ -153,14 +165,10 @@ class ReplicaStream(ReconnectingStream):
     def _session(self, channel: grpc.Channel) -> None:
         """Run one stream to its end: returns when the replica ended it, raises grpc.RpcError when it broke."""
         outbox: queue.SimpleQueue[expert_pb2.DispatchRequest | None] = queue.SimpleQueue()
-        segment = SharedSegment.create() if self._shares_memory else None
-        hello = expert_pb2.Hello(
-            router_id=self._hello.router_id,
-            model_fingerprint=self._hello.model_fingerprint,
-            stands_back=self._hello.stands_back,
-            shared_memory=segment.offer() if segment else None,
-        )
-        outbox.put(expert_pb2.DispatchRequest(hello=hello))
+        offer = MemoryOffer(self._device, is_on_this_host=self.is_on_this_host, shares_memory=self._shares_memory)
+        request = expert_pb2.DispatchRequest(hello=self._hello)
+        offer.write(request.hello)
+        outbox.put(request)
         call = expert_pb2_grpc.ExpertServiceStub(channel).Dispatch(iter(outbox.get, None))
         self._call = call
         if self._closing.is_set():
@@ -168,22 +176,22 @@ class ReplicaStream(ReconnectingStream):
         try:
             for response in call:
                 if response.HasField("welcome"):
-                    self._open(outbox, Slots(segment) if segment and response.welcome.shares_memory else None)
+                    segment, lane = offer.taken(response.welcome, self.holder.replica_id)
+                    self._open(outbox, None if segment is None else Slots(segment), lane)
+                    del segment  # an error's traceback would keep it mapped
                 else:
                     self._receive(response)
         finally:
             outbox.put(None)
             call.cancel()
-            if segment is not None:
-                segment.close_descriptor()
-            del segment  # an error's traceback would keep it mapped
+            offer.end()
 
-    def _open(self, outbox: queue.SimpleQueue[expert_pb2.DispatchRequest | None], slots: Slots | None) -> None:
+    def _open(
+        self, outbox: queue.SimpleQueue[expert_pb2.DispatchRequest | None], slots: Slots | None, lane: LaneInUse
+    ) -> None:
         """Let dispatches be sent."""
-        if slots is not None:
-            slots.segment.close_descriptor()
         with self._lock:
-            self._outbox, self._slots = outbox, slots
+            self._outbox, self._slots, self._lane = outbox, slots, lane
         self._on_change()
 
     def _receive(self, response: expert_pb2.DispatchResponse) -> None:
@@ -214,7 +222,7 @@ class ReplicaStream(ReconnectingStream):
         with self._lock:
             was_ready = self._outbox is not None
             pending, self._pending, self._outbox, self._call = self._pending, {}, None, None
-            self._slots, self._lent = None, {}
+            self._slots, self._lent, self._lane = None, {}, _NO_LANE
             self._owed, self._owed_bytes = {}, 0
             self._failure = failure
         if was_ready:

@@ -11,6 +11,7 @@ from protos import errors
 from router.placement import ExpertHolder, Placement
 from router.spread import Assignment, spread
 from router.transport.base import WAIT_STEP_S
+from router.transport.offer import LaneInUse
 from router.transport.stream import ReplicaStream
 
 Connect = Callable[[ExpertHolder, Callable[[], None]], ReplicaStream]
@@ -48,6 +49,12 @@ class ReplicaStreams:
     def get(self, replica_id: str) -> ReplicaStream | None:
         """Return the stream to a replica, None when it left the placement."""
         return self._streams.get(replica_id)
+
+    @property
+    def lanes(self) -> dict[str, LaneInUse]:
+        """Return how tensors travel to each replica with an open stream, by its name."""
+        with self._changed:
+            return {replica_id: stream.lane for replica_id, stream in self._streams.items() if stream.is_ready}
 
     def update(self, placement: Placement) -> None:
         """Put a newer placement in force: connect to new replicas, leave those that are gone."""

@@ -15,6 +15,7 @@ from cluster.served_model import ServedModel
 from router.request import EngineLoad
 from router.transport.evidence import DispatchCounts
 from router.transport.grpc import TransportHealth
+from router.transport.offer import LaneInUse
 
 HOSTILE = "<img src=x onerror=document.title='owned'>"
 """A name that runs code in a page that takes it for HTML."""
@@ -137,7 +138,8 @@ def _router(name: str, pid: int, generated: int, *, running: int, waiting: int, 
         generated_tokens=generated,
     )
     counts = DispatchCounts(shares=1_204_331, hedges=412, resends=7, probes=12)
-    health = TransportHealth(counts=counts, ejections=3 + len(ejected), ejected=ejected)
+    lanes = {"experts-0-0": LaneInUse("shm", "the card has no room")}
+    health = TransportHealth(counts=counts, ejections=3 + len(ejected), ejected=ejected, lanes=lanes)
     return RouterLoad(replica_id=name, load=load, pid=pid, dispatches=health)
 
 

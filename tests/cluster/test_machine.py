@@ -1,12 +1,15 @@
 import socket
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks.free_port import find_free_port
-from cluster.doctor import Verdict, examine
+from cluster.doctor import Verdict, examine, examine_gpus
 from cluster.imports import find_intruder
 from cluster.machine import check_port, read_machine
 from cluster.versions import OLDEST, check_version
+from protos import cuda_driver
+from protos.cuda_driver import DriverError
 from protos.errors import BadConfig, PortTaken
 from tests.conftest import ROOT
 
@@ -62,6 +65,31 @@ def test_doctor_fails_on_a_port_in_use_and_passes_the_rest():
     assert verdicts.pop("HTTP port") is Verdict.FAIL
     assert Verdict.FAIL not in verdicts.values()
     assert {"python", "torch", "ray", "imports", "memory", "gRPC port"} <= set(verdicts)
+
+
+@pytest.mark.parametrize(("reaches", "verdict"), [(True, Verdict.OK), (False, Verdict.WARN)])
+def test_doctor_says_whether_memory_of_gpus_can_be_shared(monkeypatch, reaches, verdict):
+    driver = SimpleNamespace(num_cards=2, check_export=lambda card: None, can_reach=lambda card, other: reaches)
+    monkeypatch.setattr("cluster.doctor.load_driver", lambda: driver)
+    found = examine_gpus()
+    assert found.verdict is verdict
+    assert ("found that 0 and 1, 1 and 0 cannot" in found.text) == (not reaches)
+
+
+def test_doctor_says_why_memory_of_gpus_cannot_be_shared(monkeypatch):
+    def refuse(card):
+        raise DriverError("cuIpcGetMemHandle returned CUDA_ERROR_NOT_SUPPORTED")
+
+    monkeypatch.setattr("cluster.doctor.load_driver", lambda: SimpleNamespace(num_cards=1, check_export=refuse))
+    assert examine_gpus().verdict is Verdict.WARN
+    assert "CUDA_ERROR_NOT_SUPPORTED: processes of this host exchange tensors through its memory" in examine_gpus().text
+
+
+def test_doctor_misses_no_gpu_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(cuda_driver, "LIBRARY", "libno-such-driver.so")
+    cuda_driver.load_driver.cache_clear()
+    assert examine_gpus().verdict is Verdict.OK
+    assert "there is no NVIDIA driver" in examine_gpus().text
 
 
 def test_doctor_fails_on_a_model_that_is_not_there():

@@ -161,6 +161,7 @@ def test_status_tells_the_model_its_routers_experts_and_events(door, router):
     assert status["model"]["name"] == "tiny"
     dispatches = status["routers"][0]["dispatches"]
     assert (status["routers"][0]["pid"], dispatches["hedges"], dispatches["ejected"]) == (20_000, 412, ["experts-1-0"])
+    assert dispatches["lanes"] == {"experts-0-0": {"lane": "shm", "reason": "the card has no room"}}
     replica = status["expert_replicas"][2]
     assert (replica["expert_ids"], replica["home_ids"]) == ([0, 4, 5, 6, 7], [4, 5, 6, 7])
     assert (replica["host"], replica["tokens_per_s"]["0"], replica["compute_s"]) == ("node-1", 640, 0.0042)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from experts.batcher import Batcher, BatcherLimits
 from experts.work import Outcome, Work
 from protos import errors
+from tests.experts.replica_client import wait_until
 
 WAIT_S = 20
 
@@ -398,3 +400,14 @@ def test_a_piece_has_some_tokens_however_large_an_expert_is(start, experts, cloc
     batcher.submit(inbox.work(clock, counts={0: 10}, stands_back=True))
     assert inbox.next().error is None
     assert len(experts.batches) == 3
+
+
+def test_work_that_waited_is_forgotten_once_it_is_computed(start, experts, clock):
+    experts.gate.set()
+    batcher, inbox = start(inline_tokens=0), Inbox()
+    work = inbox.work(clock)
+    forgotten = weakref.ref(work.hidden_ND)  # perhaps a view of memory that a router wants back
+    batcher.submit(work)
+    del work
+    assert inbox.next().outputs_ND is not None
+    wait_until(lambda: forgotten() is None)

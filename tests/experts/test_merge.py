@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from experts.merge import merge, split
 from experts.work import Work
 
+DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 counts_by_expert = st.dictionaries(st.integers(0, 7), st.integers(1, 5), min_size=1, max_size=4)
 
 
@@ -51,3 +52,14 @@ def test_one_dispatch_is_not_copied():
     assert batch.hidden_ND is work.hidden_ND
     outputs_ND = torch.ones(3, 2)
     assert split(batch, outputs_ND)[0] is outputs_ND
+
+
+def test_tokens_that_came_through_the_host_join_those_on_a_gpu_there():
+    on_host, on_gpu = work_of({0: 2, 3: 1}), work_of({1: 2})
+    on_gpu.hidden_ND = on_gpu.hidden_ND.to(DEVICE)
+    batch = merge([on_host, on_gpu])
+    assert batch.hidden_ND.device == DEVICE
+    assert all(
+        torch.equal(part_ND, work.hidden_ND.to(DEVICE))
+        for part_ND, work in zip(split(batch, batch.hidden_ND), (on_host, on_gpu), strict=True)
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -47,6 +48,14 @@ def test_describe_counts_tokens_by_expert(serve, connect, channel):
     assert dict(zip(told.expert_ids, told.expert_tokens, strict=True)) == {0: 1, 1: 0, 3: 6}
     assert told.load.total_tokens == 7
     assert not told.draining
+
+
+@pytest.mark.parametrize("package", ["grpc_health.v1", "grpc_reflection.v1alpha"])
+def test_experts_are_served_where_grpc_came_without_its_packages(serve, connect, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    server = serve()
+    assert outputs_of(connect(server.address).ask(dispatch_of(HIDDEN_ND[:2], {0: 2}))).shape == (2, 32)
+    assert server.stop(WAIT_S)
 
 
 def test_health_and_reflection_answer(serve, channel):

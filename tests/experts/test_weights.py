@@ -57,6 +57,19 @@ def test_rounded_experts_stay_close_in_fewer_bytes(folder, quantize, error):
     assert rounded.loaded_bytes == exact.loaded_bytes
 
 
+def test_outputs_come_back_to_where_the_tokens_are(folder):
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    source = open_checkpoint(folder)
+    held = ExpertWeights.load(source, [0, 2], torch.float32, device=device)
+    hidden_ND = torch.randn(5, source.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    layer, counts = source.config.moe_layers[0], (3, 2)
+    outputs_ND = held.run(layer, hidden_ND, (0, 2), counts)
+    assert outputs_ND.device.type == "cpu"
+    on_device_ND = held.run(layer, hidden_ND.to(device), (0, 2), counts)
+    assert on_device_ND.device == device
+    assert torch.equal(on_device_ND.cpu(), outputs_ND)
+
+
 def test_reports_progress_up_to_all_bytes(folder):
     seen: list[tuple[int, int]] = []
     weights = ExpertWeights.load(

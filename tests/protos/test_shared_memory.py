@@ -12,7 +12,8 @@ import torch
 from protos.codec import MAX_MESSAGE_BYTES
 from protos.errors import BadTensor
 from protos.expert.v1 import expert_pb2
-from protos.shared_memory import HEADER_BYTES, SharedSegment, write_shared
+from protos.segment import HEADER_BYTES, write_shared
+from protos.shared_memory import SharedSegment
 from protos.tensor.v1 import tensor_pb2
 
 SIZE = HEADER_BYTES + 64 * 1024
@@ -31,7 +32,7 @@ segment.tensor(4096, torch.float32, (3, 4)).mul_(2)
 def segment():
     segment = SharedSegment.create(SIZE)
     yield segment
-    segment.close_descriptor()
+    segment.end_offer()
 
 
 def wire_at(offset: int) -> tensor_pb2.Tensor:
@@ -50,7 +51,7 @@ def test_what_another_process_writes_is_seen_here(segment):
 
 def test_mapped_memory_outlives_the_descriptor_and_the_segment(segment):
     other = SharedSegment.attach(segment.offer())
-    segment.close_descriptor()
+    segment.end_offer()
     view = other.tensor(HEADER_BYTES, torch.float32, (3, 4))
     segment.tensor(HEADER_BYTES, torch.float32, (3, 4)).copy_(VALUES_ND)
     del other

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +38,7 @@ class TripledExperts:
     fingerprint = "f00d"
     expert_ids = (0, 1, 2, 3)
     weight_bytes = loaded_bytes = 0
+    device = torch.device("cpu")
     config = replace(SCOUT, num_layers=2, moe_layers=(0, 1), hidden_size=WIDTH, expert_width=8, num_experts=4)
 
     def __init__(self, dtype=torch.float32) -> None:
@@ -214,6 +216,24 @@ def test_a_stream_that_was_reset_gets_another_segment(start):
     assert torch.equal(pending.wait(), rows_ND * 3)
     assert transport.stream("replica-0").slots is not slots
     assert used_bytes(transport) == 0
+
+
+def test_a_broken_stream_keeps_nothing_of_its_segment_though_a_dispatch_failed_with_it(start):
+    held = TripledExperts()
+    transport = start([held])
+    stream = transport.stream("replica-0")
+    segment = weakref.ref(stream.slots.segment)
+    held.gate.clear()
+    pending, rows_ND = dispatch(transport, tokens(40))
+    assert held.begun.get(timeout=WAIT_S) == 1
+    gc.disable()  # who waits for it may wait for long
+    try:
+        stream.reset()
+        threading.Timer(0.2, held.gate.set).start()
+        assert torch.equal(pending.wait(), rows_ND * 3)
+        assert wait_until(lambda: segment() is None)
+    finally:
+        gc.enable()
 
 
 def test_a_slot_of_a_broken_stream_is_not_sent_on_its_successor(start):

@@ -7,7 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from protos.shared_memory import HEADER_BYTES, SharedSegment
+from protos.segment import HEADER_BYTES
+from protos.shared_memory import SharedSegment
 from router.transport.slots import Slots
 
 NUM_PAGES = 32
@@ -16,7 +17,7 @@ NUM_PAGES = 32
 @pytest.fixture
 def slots():
     segment = SharedSegment.create(HEADER_BYTES + NUM_PAGES * 4096)
-    segment.close_descriptor()
+    segment.end_offer()
     return Slots(segment)
 
 

@@ -9,16 +9,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Hello(_message.Message):
-    __slots__ = ("router_id", "model_fingerprint", "shared_memory", "stands_back")
+    __slots__ = ("router_id", "model_fingerprint", "shared_memory", "stands_back", "device_memory")
     ROUTER_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
     STANDS_BACK_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_MEMORY_FIELD_NUMBER: _ClassVar[int]
     router_id: str
     model_fingerprint: str
     shared_memory: SharedMemory
     stands_back: bool
-    def __init__(self, router_id: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., shared_memory: _Optional[_Union[SharedMemory, _Mapping]] = ..., stands_back: bool = ...) -> None: ...
+    device_memory: DeviceMemory
+    def __init__(self, router_id: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., shared_memory: _Optional[_Union[SharedMemory, _Mapping]] = ..., stands_back: bool = ..., device_memory: _Optional[_Union[DeviceMemory, _Mapping]] = ...) -> None: ...
 
 class SharedMemory(_message.Message):
     __slots__ = ("pid", "fd", "nonce", "num_bytes")
@@ -32,13 +34,27 @@ class SharedMemory(_message.Message):
     num_bytes: int
     def __init__(self, pid: _Optional[int] = ..., fd: _Optional[int] = ..., nonce: _Optional[bytes] = ..., num_bytes: _Optional[int] = ...) -> None: ...
 
+class DeviceMemory(_message.Message):
+    __slots__ = ("handle", "nonce", "num_bytes")
+    HANDLE_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    handle: bytes
+    nonce: bytes
+    num_bytes: int
+    def __init__(self, handle: _Optional[bytes] = ..., nonce: _Optional[bytes] = ..., num_bytes: _Optional[int] = ...) -> None: ...
+
 class Welcome(_message.Message):
-    __slots__ = ("replica", "shares_memory")
+    __slots__ = ("replica", "shares_memory", "shares_device_memory", "device_memory_refusal")
     REPLICA_FIELD_NUMBER: _ClassVar[int]
     SHARES_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    SHARES_DEVICE_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_MEMORY_REFUSAL_FIELD_NUMBER: _ClassVar[int]
     replica: DescribeResponse
     shares_memory: bool
-    def __init__(self, replica: _Optional[_Union[DescribeResponse, _Mapping]] = ..., shares_memory: bool = ...) -> None: ...
+    shares_device_memory: bool
+    device_memory_refusal: str
+    def __init__(self, replica: _Optional[_Union[DescribeResponse, _Mapping]] = ..., shares_memory: bool = ..., shares_device_memory: bool = ..., device_memory_refusal: _Optional[str] = ...) -> None: ...
 
 class Dispatch(_message.Message):
     __slots__ = ("dispatch_id", "placement_version", "layer", "expert_ids", "token_counts", "hidden", "deadline_ms", "checksum")
