@@ -8,8 +8,8 @@
 card      what copying reaches, and multiplying in bfloat16
 experts   the kernels at Scout's and Maverick's shapes, for every form of weights, and torch's grouped product
 block     a MoE block from gate to sum, and transformers'
+split     a step's time by its layers: router and experts as two processes, by every lane, and in one
 model     Scout in int4, random weights: memory, longest context, tokens/s at 1 to 64 sequences, of the roofline
-split     router and experts as two processes, by every lane, against experts beside the router
 
 Needs torch, triton and this folder, not Ray. Times of kernels are of CUDA graphs, medians of several replays; every
 call computes with other weights than the last few, more of them than the card's cache holds. Where values are checked,
@@ -37,11 +37,14 @@ from benchmarks.gpu.card import Card, measure_card
 from benchmarks.gpu.experts import Shape, measure_experts
 from benchmarks.gpu.model import MeasuredModel
 from benchmarks.gpu.moe_block import measure_moe_block
+from benchmarks.gpu.split import measure_split_steps
+from benchmarks.random_llama4 import RandomLlama4
 from models.config import ModelConfig
 from models.gpu.launches import card_name
+from models.linear import Quantization
 from models.presets import SCOUT
 
-PARTS = ("experts", "block", "model")
+PARTS = ("experts", "block", "split", "model")
 FORMS = ("plain", "fp8", "int4")
 TOKENS = (1, 4, 16, 64, 256, 1024, 2048, 4096)
 SHAPES = (
@@ -106,6 +109,20 @@ def _measure(part: str, card: Card, options: argparse.Namespace, device: torch.d
                 yield from measure_experts(card, shape, form, tokens, device)
     elif part == "block":
         yield from measure_moe_block(config, tokens, device)
+    elif part == "split":
+        shape = {
+            "layers": 1,
+            "hidden": config.hidden_size,
+            "heads": config.num_heads,
+            "kv_heads": config.num_kv_heads,
+            "head_size": config.head_size,
+            "experts": config.num_experts,
+            "expert_width": config.expert_width,
+            "vocab": 512,
+        }
+        quantize: Quantization | None = "int4" if device.type == "cuda" else None
+        sequences, context = ((2,), 8) if options.tiny else (SEQUENCES, _PROMPT)
+        yield from measure_split_steps(RandomLlama4(**shape), quantize, sequences, context, device)
     else:
         sequences = (2,) if options.tiny else SEQUENCES
         model = MeasuredModel(config, "int4", max(sequences), device)

@@ -108,7 +108,7 @@ def measure_split(
         local = ExpertWeights.load(checkpoint, experts, dtype, device=on, quantize=quantize)
         transports, refused = {}, {}
         for lane in lanes:
-            transport = _connect(lane, placement, checkpoint.fingerprint, on)
+            transport = connect(lane, placement, checkpoint.fingerprint, on)
             stack.callback(transport.close)
             ((found, reason),) = transport.health().lanes.values()
             if found == lane:
@@ -125,7 +125,7 @@ def measure_split(
         ]
 
 
-def _connect(lane: str, placement: Placement, fingerprint: str, device: torch.device) -> GrpcTransport:
+def connect(lane: str, placement: Placement, fingerprint: str, device: torch.device) -> GrpcTransport:
     """Return a transport that offers a lane and, of the others, only those it falls back to."""
     transport = GrpcTransport(
         router_id=f"benchmark-{lane}",

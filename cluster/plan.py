@@ -21,6 +21,7 @@ from cluster.pool_plan import PoolPlan, context_bytes, long_pool, standard_limit
 from cluster.weight_bytes import WeightBytes
 from models.checkpoint import Checkpoint
 from models.config import ModelConfig
+from protos.device_memory import DEVICE_SEGMENT_BYTES
 from protos.errors import BadConfig, NotEnoughMemory
 from router.limits import EngineLimits
 
@@ -164,7 +165,7 @@ def make_plan(settings: ClusterConfig, checkpoint: Checkpoint, name: str, machin
     devices = choose_devices(settings, len(groups), machine.gpus)
     dtype = _dtype(settings, devices)
     weights = WeightBytes(checkpoint, dtype, settings.model.quantize)
-    card_bytes = _card_bytes(settings, weights, devices, machine)
+    card_bytes = _card_bytes(settings, weights, devices, machine, len(groups))
     num_expert_replicas = len(groups) * settings.experts.replicas_per_group
     plan = DeploymentPlan(
         settings=settings,
@@ -234,11 +235,16 @@ def _held_by_router(settings: ClusterConfig, weights: WeightBytes, devices: Devi
     return weights.router(devices.router) + experts
 
 
-def _card_bytes(settings: ClusterConfig, weights: WeightBytes, devices: Devices, machine: Machine) -> int | None:
+def _card_bytes(
+    settings: ClusterConfig, weights: WeightBytes, devices: Devices, machine: Machine, group_count: int
+) -> int | None:
     """Return what its weights leave of a router's card; None: it has none."""
     if devices.router == "cpu":
         return None
-    return usable_bytes(machine.gpus) - _held_by_router(settings, weights, devices)
+    replicas = group_count * most_replicas_per_group(settings) if devices.experts == "cuda" else 0
+    # What each replica on the same machine shares with it.
+    shared_bytes = replicas * DEVICE_SEGMENT_BYTES
+    return usable_bytes(machine.gpus) - _held_by_router(settings, weights, devices) - shared_bytes
 
 
 def _check_budget(plan: DeploymentPlan) -> None:

@@ -103,6 +103,7 @@ class Router:
             fingerprint=plan.fingerprint,
             stands_back=self._deployment == LONG_ROUTER,
             timeouts=DispatchTimeouts(answer_s=settings.answer_timeout_s, patience_s=settings.patience_s),
+            device=device_of(plan.devices.router),
         )
 
     def _wait_for_experts(self, streams: GrpcTransport, experts: range) -> None:
