@@ -124,7 +124,7 @@ def _measure(part: str, card: Card, options: argparse.Namespace, device: torch.d
         sequences, context = ((2,), 8) if options.tiny else (SEQUENCES, _PROMPT)
         yield from measure_split_steps(RandomLlama4(**shape), quantize, sequences, context, device)
     else:
-        sequences = (2,) if options.tiny else SEQUENCES
+        sequences = (1,) if options.tiny else SEQUENCES
         model = MeasuredModel(config, "int4", max(sequences), device)
         try:
             yield model.memory()
