@@ -52,7 +52,7 @@ SHAPES = (
     Shape(name="maverick", width=5120, inner=8192, experts=128),
 )
 SEQUENCES = (1, 8, 32, 64)
-_PROMPT, _GENERATED = 512, 96
+_PROMPT, _GENERATED = 512, 256
 _TINY = replace(
     SCOUT,
     num_layers=2,

@@ -1,6 +1,7 @@
 """Tries ways of cutting the expert kernels on the card that is there, and keeps the fastest of each.
 
-    python benchmarks/tune_gpu.py                    all forms, in minutes; writes models/gpu/tuned/CARD.json
+    python benchmarks/tune_gpu.py                    all forms, an hour or so, mostly of compiling; writes
+                                                     models/gpu/tuned/CARD.json after each
     python benchmarks/tune_gpu.py --forms int4 --tiles 16
 
 Every form of weights, each tile of tokens, both products, at the shapes of Scout's and Maverick's experts, which are
@@ -54,6 +55,8 @@ def main() -> int:
     known = json.loads(file.read_text())["launches"] if file.is_file() else {}
     for form, tile in product(options.forms, options.tiles):
         for which in ("gate_up", "down"):
+            if in_use(which, form, tile).tokens != tile:
+                continue  # such tiles are not used
             best, seconds, before_s = tune(which, form, tile)
             known[tuned_key(which, form, best.tokens)] = asdict(best)
             print(f"{which} {form} {tile}: {seconds * 1e6:.1f} us, was {before_s * 1e6:.1f}: {best}", flush=True)
@@ -66,7 +69,7 @@ def main() -> int:
 def tune(which: Product, form: Form, tile: int) -> tuple[Launch, float, float]:
     """Return the fastest launch, its seconds, and those of the one in use."""
     device = torch.device("cuda")
-    first = gate_up_launch(form, tile) if which == "gate_up" else down_launch(form, tile)
+    first = in_use(which, form, tile)
     shape = (2 * INNER, WIDTH) if which == "gate_up" else (WIDTH, INNER)
     weights = [[random_weight(form, *shape, device) for _ in range(_EXPERTS)] for _ in range(_CALLS)]
     x_ND = torch.randn(_EXPERTS * first.tokens, shape[1], device=device, dtype=torch.bfloat16)
@@ -75,18 +78,23 @@ def tune(which: Product, form: Form, tile: int) -> tuple[Launch, float, float]:
     for launch in candidates(form, first):
         try:
             seconds = measure(which, weights, x_ND, launch)
-        except triton.runtime.errors.OutOfResources:
-            continue
+        except triton.TritonError:
+            continue  # too large for the card, or for the compiler
         if seconds < best_s:
             best, best_s = launch, seconds
     return best, best_s, before_s
+
+
+def in_use(which: Product, form: Form, tile: int) -> Launch:
+    """Return the launch for tiles of so many tokens."""
+    return gate_up_launch(form, tile) if which == "gate_up" else down_launch(form, tile)
 
 
 def candidates(form: Form, first: Launch) -> Iterator[Launch]:
     """Yield other ways to cut tiles of as many tokens."""
     is_few = first.tokens <= 32
     inputs = (first.inputs,) if form == "int4" else (64, 128) if is_few else (32, 64)
-    cuts = ((16, 32, 64), (1, 2, 4), (3, 4, 6, 8)) if is_few else ((64, 128), (4, 8), (2, 3, 4))
+    cuts = ((16, 32, 64), (2, 4), (3, 4, 6)) if is_few else ((64, 128), (4, 8), (2, 3, 4))
     for width, (outputs, warps, stages) in product(inputs, product(*cuts)):
         launch = replace(first, outputs=outputs, inputs=width, warps=warps, stages=stages)
         if launch != first:

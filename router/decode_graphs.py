@@ -78,7 +78,7 @@ class DecodeGraphs:
     def logits(self, spans: Sequence[Span]) -> Tensor | None:
         """Compute a step; return the logits [B, V] float32, span after span, or None if it is no such step.
 
-        They are overwritten by the next step of about as many sequences.
+        They are overwritten by the next step.
         """
         recorded = next((each for each in self.steps if len(spans) <= each.inputs.num_rows), None)
         if recorded is None or not recorded.inputs.fill(spans):

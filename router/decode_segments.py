@@ -15,10 +15,10 @@ from torch import Tensor
 
 from models.gpu.residual import Addend, add_norm
 from models.llama4.attention import PositionTables
-from models.llama4.decoder import Decoder
+from models.llama4.decoder import Decoder, DecoderLayer
 from router.batch import Span
 from router.cuda_graph import Recorder
-from router.decode_graphs import room_for_pages, step_sizes
+from router.decode_graphs import room_for_pages
 from router.decode_step import DecodeInputs, decode_readings
 from router.gate import choose
 from router.gpu_attention import attend_layer
@@ -27,6 +27,9 @@ from router.kv_cache.storage import KvStorage
 from router.paging.paged_kv import PagingPlan
 from router.plan import plan_dispatch
 from router.transport.base import Transport
+
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+"""Numbers of tokens that steps are recorded for, two graphs a layer each: fewer than of whole steps."""
 
 
 class DecodeSegments:
@@ -59,7 +62,7 @@ class DecodeSegments:
         self._transport, self._give_sign = transport, give_sign
         recorder: Recorder[None] = Recorder(decoder.device)
         self._steps = []
-        for num_rows in step_sizes(slots):
+        for num_rows in [*(size for size in _SIZES if size < slots), slots]:
             inputs = DecodeInputs(num_rows, room_for_pages(plan), layout, decoder.device)
             self._steps.append(SegmentedStep(decoder, storage, layout, inputs, longest, recorder))
 
@@ -67,7 +70,7 @@ class DecodeSegments:
     def logits(self, spans: Sequence[Span]) -> Tensor | None:
         """Compute a step; return the logits [B, V] float32, span after span, or None if it is no such step.
 
-        They are overwritten by the next step of about as many sequences.
+        They are overwritten by the next step.
 
         Raises:
             As `Forward`.
@@ -145,7 +148,11 @@ class SegmentedStep:
         self.logits_BV: Tensor | None = None
         """[B, V] float32, once the last segment ran."""
         self._rows_BK = torch.arange(num_choices, dtype=torch.int32, device=device).view_as(self.expert_ids_BK)
-        self._hidden_BD = self._normed_BD = self._shared_BD = torch.empty(0)
+        # What one segment leaves to the next lies in memory of its own: recording runs a segment twice, and what the
+        # first run returned is gone when others are replayed.
+        self._hidden_BD, self._normed_BD, self._shared_BD = self.x_ND.new_zeros(
+            3, inputs.num_rows, config.hidden_size
+        ).unbind(0)
         self._tables: PositionTables | None = None
         self.segments = list(self._record(recorder))
 
@@ -164,7 +171,7 @@ class SegmentedStep:
         def run() -> None:
             shared = self._decoder.layers[index].shared
             assert shared is not None
-            self._shared_BD = shared(self._normed_BD)
+            self._shared_BD.copy_(shared(self._normed_BD))
 
         return run
 
@@ -180,14 +187,12 @@ class SegmentedStep:
                 layer = decoder.layers[index]
                 normed = add_norm(hidden_BD, addend, layer.attn_norm, eps)
                 addend = Addend(self._attention(index, normed.normed_TD))
-                normed = add_norm(normed.hidden_TD, addend, layer.ffn_norm, eps, gate_ED=layer.gate_ED)
-                hidden_BD, addend = normed.hidden_TD, None
-                if normed.logits_TE is None:
+                if layer.gate_ED is None:
                     assert layer.dense is not None
-                    addend = Addend(layer.dense(normed.normed_TD))
+                    normed = add_norm(normed.hidden_TD, addend, layer.ffn_norm, eps)
+                    hidden_BD, addend = normed.hidden_TD, Addend(layer.dense(normed.normed_TD))
                 else:
-                    self._hidden_BD, self._normed_BD = hidden_BD, normed.normed_TD
-                    self._choose(normed.logits_TE, normed.normed_TD)
+                    self._ask(layer, normed.hidden_TD, addend)
             if is_last:
                 self.logits_BV = decoder.head(add_norm(hidden_BD, addend, decoder.norm_D, eps).normed_TD)
 
@@ -207,7 +212,19 @@ class SegmentedStep:
         layer, pages = self._decoder.layers[index], self._readings[kind]
         return attend_layer(self._decoder, index, layer, normed_BD, self._tables, slots_B, pages, cache)
 
-    def _choose(self, logits_BE: Tensor, normed_BD: Tensor) -> None:
-        ids_BK, scores_BK = choose(logits_BE, self._decoder.config.experts_per_token, normed_BD.dtype)
+    def _ask(self, layer: DecoderLayer, hidden_BD: Tensor, addend: Addend) -> None:
+        """Ask the gate, and leave what the host and the next segment want to know."""
+        config = self._decoder.config
+        normed = add_norm(
+            hidden_BD,
+            addend,
+            layer.ffn_norm,
+            config.norm_eps,
+            gate_ED=layer.gate_ED,
+            normed_TD=self._normed_BD,
+            new_hidden_TD=self._hidden_BD,
+        )
+        assert normed.logits_TE is not None
+        ids_BK, scores_BK = choose(normed.logits_TE, config.experts_per_token, hidden_BD.dtype)
         self.expert_ids_BK.copy_(ids_BK)
-        torch.mul(normed_BD[:, None], scores_BK[..., None], out=self.x_ND.view(*ids_BK.shape, -1))
+        torch.mul(self._normed_BD[:, None], scores_BK[..., None], out=self.x_ND.view(*ids_BK.shape, -1))

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import count
 
@@ -105,7 +105,7 @@ class Engine:
         )
         """Steps of lone tokens that are recorded, where attention is a GPU's."""
         if self.graphs is not None and decoder.device.type == "cuda":
-            warm_up(self._forward, self._kv, self._storage, self.layout, min(limits.step_tokens, self._longest))
+            self._warm_up()
         self._shards = shards
         self._left_on_shards: list[SequenceSegments] = []
         self._repairs = Repairs(self._kv, limits.step_tokens) if shards is not None else None
@@ -237,6 +237,13 @@ class Engine:
             queued_tokens = load.queued_prompt_tokens + sum(len(s.request.prompt_ids) for s in self._submitted)
             return replace(load, waiting=max(self._num_accepted - load.running, 0), queued_prompt_tokens=queued_tokens)
 
+    def _warm_up(self) -> None:
+        most_tokens = min(self.limits.step_tokens, self._longest)
+        try:
+            warm_up(self._forward, self._kv, self._storage, self.layout, most_tokens)
+        except errors.ServingError as error:  # experts that have gone come back; then kernels are compiled by and by
+            _LOG.warning("could not compute prompts to warm up: %s", error.message)
+
     def _run(self) -> None:
         if self.limits.idle_priority and hasattr(os, "SCHED_IDLE"):
             # Of this thread, and of those it starts to compute with. Lower than any niceness: Ray's processes have 15.
@@ -323,7 +330,8 @@ class Engine:
             return
         self._work = work
         try:
-            self._next_tokens.advance(work, self._compute(work))
+            logits_BV, learn = self._compute(work)
+            self._next_tokens.advance(work, logits_BV, on_read=learn)
         except StepAbandoned:
             pass  # nobody is left to tell, or everybody is told at the loop's end
         except ShardFailed as failed:
@@ -408,27 +416,35 @@ class Engine:
         _LOG.warning("context shard %s", failed)
         self._shards.settle(failed)
 
-    def _compute(self, work: list[Work]) -> Tensor:
-        """Return the logits of a step, and learn from how long they took."""
+    def _compute(self, work: list[Work]) -> tuple[Tensor, Callable[[], None]]:
+        """Return the logits of a step, and what learns from how long they took: to be called once they were read."""
         started_s = time.perf_counter()
         num_generating = sum(not item.sequence.is_prefilling for item in work)
-        num_tokens = sum(item.num_tokens for item in work)
-        spans = [self._span(item) for item in work]
-        num_batches = 1 if self.graphs else self._overlap.num_batches(num_tokens)
-        if (logits_BV := self._replay(spans)) is None:
+        num_prompts, num_tokens = self._scheduler.num_prompts, sum(item.num_tokens for item in work)
+        spans, num_batches = [self._span(item) for item in work], 1
+        is_replayed = (logits_BV := self._replay(spans)) is not None
+        if logits_BV is None:
+            # Experts that are here compute when they are asked: there is no wait for another batch to fill.
+            num_batches = 1 if self._forward.resident else self._overlap.num_batches(num_tokens)
             logits_BV = self._logits(split(spans, num_batches))
         for item in work:
             if item.sequence.segments is not None:
                 item.sequence.segments.num_tokens = item.sequence.num_computed + item.num_tokens
-        seconds = time.perf_counter() - started_s
-        self._overlap.observe(num_tokens, num_batches, seconds)
-        self._budget.observe(
-            num_generating=num_generating,
-            num_prompts=self._scheduler.num_prompts,
-            num_prompt=num_tokens - num_generating,
-            seconds=seconds,
-        )
-        return logits_BV
+        # A GPU has been told what to do, no more.
+        ended_s = time.perf_counter() if self._device.type == "cpu" else None
+
+        def learn() -> None:
+            seconds = (time.perf_counter() if ended_s is None else ended_s) - started_s
+            if not is_replayed:
+                self._overlap.observe(num_tokens, num_batches, seconds)
+            self._budget.observe(
+                num_generating=num_generating,
+                num_prompts=num_prompts,
+                num_prompt=num_tokens - num_generating,
+                seconds=seconds,
+            )
+
+        return logits_BV, learn
 
     def _replay(self, spans: list[Span]) -> Tensor | None:
         """Return the logits of a step that was recorded, None if there is no such."""

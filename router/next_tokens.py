@@ -77,12 +77,13 @@ class NextTokens:
         self._end = end
         self._clock = clock
 
-    def advance(self, work: SequenceOf[Work], logits_BV: Tensor) -> None:
+    def advance(self, work: SequenceOf[Work], logits_BV: Tensor, *, on_read: Callable[[], None] = lambda: None) -> None:
         """Take note of a computed step, and choose the next token of every sequence past its prompt.
 
         Args:
             work: of the step. Sequences that have left meanwhile are passed over.
             logits_BV: for each piece of work in turn its last row, or all of them for prompt logprobs.
+            on_read: called when they have been computed, whatever the device.
         """
         pieces = [*_pieces(work)]
         choosing = [piece for piece in pieces if piece.chooses]
@@ -92,6 +93,7 @@ class NextTokens:
         draft_3B = draft_tokens(chosen_BV, [piece.sequence.sampling for piece in choosing])
         # The one read from the device: until here nobody waits for the step.
         finite, *draft = _read(logits_BV.amax(dim=-1).isfinite(), *draft_3B)
+        on_read()
         for piece in pieces:
             sequence = piece.sequence
             if sequence.wants_prompt_logits and not self._took_prompt_logprobs(sequence, logits_BV[piece.rows]):

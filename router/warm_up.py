@@ -27,7 +27,7 @@ def warm_up(forward: Forward, kv: PagedKv, storage: KvStorage, layout: CacheLayo
         most_tokens: of a step, and of a sequence.
 
     Raises:
-        As `Forward`.
+        ServingError: as `Forward`.
 
     Cost: seconds for each kernel that no process of this machine has compiled yet.
     """

@@ -26,8 +26,11 @@ from router.transport.local import LocalTransport
 _RESERVE_BYTES = 3 << 30
 """Of the card for what steps compute with, and for recorded steps."""
 _REPLAYS = 20
+_MOSTLY = 0.8
 _WAIT_S = 300
 _CPU_KV_BYTES = 8 << 20
+_CONTEXT = 131_072
+"""That one sequence may have while many are measured; how long it could be alone is reckoned apart."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,8 +62,10 @@ class DecodeRow:
     """So many sequences that generate at once."""
 
     sequences: int
+    timed_sequences: int
+    """Of the recorded step that is timed, the last one of its size: some had ended."""
     context: int
-    """Tokens of each, about."""
+    """Tokens of each, in the mean of the recorded step that is timed."""
     step_ms: float
     """A recorded step on the card."""
     tokens_per_s: float
@@ -77,8 +82,8 @@ class DecodeRow:
     def described(self) -> str:
         """Return this as a line."""
         return (
-            f"{self.sequences:>3} sequences of {self.context} tokens: step {self.step_ms:.2f} ms "
-            f"({self.part_of_roofline:.0%} of the roofline of {self.touched_gb:.1f} GB), engine "
+            f"{self.sequences:>3} sequences of {self.context} tokens: step of {self.timed_sequences} "
+            f"{self.step_ms:.2f} ms ({self.part_of_roofline:.0%} of the roofline of {self.touched_gb:.1f} GB), engine "
             f"{self.tokens_per_s:.0f} tokens/s ({self.engine_part_of_roofline:.0%}), first token after "
             f"{self.first_token_ms:.0f} ms"
         )
@@ -139,18 +144,22 @@ class MeasuredModel:
             tokens_per_s, first_s = self._generate(number, prompt, tokens)
             recorded = self._recorded(number)
             num_replays = _REPLAYS if self._device.type == "cuda" else 1
-            replays = [replay_seconds(recorded.run, self._device) for _ in range(num_replays)]
-            step_s, context = median(replays), prompt + tokens
-            touched = self._touched_bytes(recorded, number, context)
-            roofline_s = touched / card.copy_bytes_per_s
+            step_s = median(replay_seconds(recorded.run, self._device) for _ in range(num_replays))
+            weights = self._touched_weights(recorded)
+            timed = int(recorded.inputs.num_there)
+            seen = [position + 1 for position in recorded.inputs.positions_B[:timed].tolist()]
+            touched = weights + sum(map(self._kv_bytes, seen))
+            # The engine's steps go from the end of the prompts to the end of the sequences.
+            touched_on_average = weights + number * self._kv_bytes(prompt + tokens // 2)
             yield DecodeRow(
                 sequences=number,
-                context=context,
+                timed_sequences=timed,
+                context=sum(seen) // timed,
                 step_ms=step_s * 1e3,
                 tokens_per_s=tokens_per_s,
                 touched_gb=touched / 1e9,
-                part_of_roofline=roofline_s / step_s,
-                engine_part_of_roofline=roofline_s * tokens_per_s / number,
+                part_of_roofline=touched / card.copy_bytes_per_s / step_s,
+                engine_part_of_roofline=touched_on_average / card.copy_bytes_per_s * tokens_per_s / number,
                 first_token_ms=first_s * 1e3,
             )
 
@@ -168,7 +177,7 @@ class MeasuredModel:
                 request_id=f"{number}-{index}",
                 prompt_ids=tuple(ids),
                 max_tokens=tokens,
-                sampling=SamplingParams(temperature=0.8, top_p=0.95, seed=index),
+                sampling=SamplingParams(temperature=0.8, top_k=50, seed=index),
             )
 
             def receive(event: object, index: int = index) -> None:
@@ -191,26 +200,33 @@ class MeasuredModel:
                     raise event.error
                 ended += 1
                 first_end_at = first_end_at or now
-        # Tokens of steps that all sequences shared.
-        shared = [at for at, _ in chosen if all_ready_at < at < first_end_at]
-        steps = len(shared) / number
-        seconds = max(shared) - min(shared) if len(shared) > number else float("inf")
-        return (steps - 1) * number / seconds, first_at - began
+        # Steps that all sequences shared: each gives one token of the first one.
+        steps = [at for at, index in chosen if index == 0 and all_ready_at < at < first_end_at]
+        if len(steps) < 2:
+            raise RuntimeError(f"expected {number} sequences to generate at once, found that they do not: give more KV")
+        return number * (len(steps) - 1) / (steps[-1] - steps[0]), first_at - began
 
     def _recorded(self, number: int) -> RecordedStep:
         graphs = self.engine.graphs
         assert graphs is not None
-        return next(each for each in graphs.steps if each.inputs.num_rows >= number)
+        recorded = next(each for each in graphs.steps if each.inputs.num_rows >= number)
+        if int(recorded.inputs.num_there) < _MOSTLY * number:
+            raise RuntimeError(f"expected a recorded step of {number} sequences, found {recorded.inputs.num_there}")
+        return recorded
 
-    def _touched_bytes(self, recorded: RecordedStep, number: int, context: int) -> int:
-        """Return the bytes that the last step read: all of the router, experts that were visited, keys and values."""
-        config, layout = self.config, self.engine.layout
+    def _touched_weights(self, recorded: RecordedStep) -> int:
+        """Return the bytes of weights that the last step read: the router's, and those of experts it visited."""
+        config = self.config
         weights = self.decoder.weight_bytes() - config.vocab_size * config.hidden_size * self.decoder.dtype.itemsize
         for layer, experts in recorded.step.experts.items():
             weights += experts.num_visited() * self.experts[layer][0].num_bytes
-        local = min(context, config.attention_chunk or context)
-        kv = number * (context * layout.global_token_bytes + local * layout.local_token_bytes)
-        return weights + kv
+        return weights
+
+    def _kv_bytes(self, context: int) -> int:
+        """Return the bytes of keys and values that a token after so many reads."""
+        layout = self.engine.layout
+        local = min(context, self.config.attention_chunk or context)
+        return context * layout.global_token_bytes + local * layout.local_token_bytes
 
 
 def _free_bytes(device: torch.device) -> int:

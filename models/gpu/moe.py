@@ -164,7 +164,11 @@ def block_of(mlp: Mlp) -> Block | None:
 def _weight_of(linear: Linear) -> GpuWeight | None:
     if isinstance(linear, GpuLinear):
         return linear.weight
-    return plain(linear.weight_OI) if isinstance(linear, PlainLinear) else None
+    if not isinstance(linear, PlainLinear):
+        return None
+    held = plain(linear.weight_OI)
+    # A copy would be gone when only its address is left.
+    return held if held.values.data_ptr() == linear.weight_OI.data_ptr() else None
 
 
 def _like(block: Block | None, like: Block) -> Block | None:

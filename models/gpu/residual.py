@@ -90,7 +90,8 @@ def add_norm_kernel(
         gate = tl.load(gate_ptr + expert.to(tl.int64) * width + columns, mask=is_wanted, other=0.0)
         logit = tl.sum(gate.to(tl.float32) * normed.to(tl.float32))
         if expert < num_experts:
-            tl.store(logits_ptr + token * num_experts + expert, logit)
+            # Rounded as a product in the tokens' dtype is: whoever computes a prompt with operators chooses alike.
+            tl.store(logits_ptr + token * num_experts + expert, logit.to(dtype).to(tl.float32))
 
 
 def add_norm(
@@ -101,6 +102,7 @@ def add_norm(
     *,
     gate_ED: Tensor | None = None,
     normed_TD: Tensor | None = None,
+    new_hidden_TD: Tensor | None = None,
 ) -> Normed:
     """Add to the residual stream, normalise it, and ask the gate.
 
@@ -111,9 +113,11 @@ def add_norm(
         eps: of the norm.
         gate_ED: [E, D], contiguous; None: nobody is asked.
         normed_TD: [T, D], contiguous, where to put what is normalised; None: in new memory.
+        new_hidden_TD: the same for the sum; not where `hidden_TD` is.
     """
     num_tokens, width = hidden_TD.shape
-    new_hidden_TD = torch.empty_like(hidden_TD)
+    new_hidden_TD = torch.empty_like(hidden_TD) if new_hidden_TD is None else new_hidden_TD
+    assert new_hidden_TD is not hidden_TD, "programs that share a token read what one of them would write"
     normed_TD = torch.empty_like(hidden_TD) if normed_TD is None else normed_TD
     num_experts = 0 if gate_ED is None else gate_ED.shape[0]
     logits_TE = torch.empty(num_tokens, num_experts, dtype=torch.float32, device=hidden_TD.device)

@@ -19,6 +19,9 @@ from models.gpu.tiles import FIELDS
 _MOST_ANSWERS = 16_384
 """Tokens times experts: what a program can look at in registers."""
 _FIELDS = tl.constexpr(FIELDS)
+_LOWEST = tl.constexpr(-3e38)
+_ZERO = tl.constexpr(-80.0)
+"""From here down a score is none, in any dtype."""
 
 
 def can_route(num_tokens: int, num_experts: int) -> bool:
@@ -57,8 +60,7 @@ def route_kernel(
     tokens, experts = tl.arange(0, TOKENS), tl.arange(0, EXPERTS)
     is_answer = (tokens < count)[:, None] & (experts < num_experts)[None, :]
     left = tl.load(logits_ptr + tokens[:, None] * num_experts + experts[None, :], mask=is_answer, other=float("-inf"))
-    # What is no number is chosen by nobody: an address beyond the experts would end the card's work for all.
-    left = tl.where(left == left, left, float("-inf"))
+    left = _ranked(left, (experts < num_experts)[None, :])
     goes = tl.zeros((TOKENS, EXPERTS), dtype=tl.int32)
     for _ in tl.static_range(CHOICES):
         is_best = experts[None, :] == tl.argmax(left, axis=1)[:, None]
@@ -74,7 +76,7 @@ def route_kernel(
         tl.store(gate_up_tiles_ptr + lines * _FIELDS + 3, tl.zeros((TILES,), dtype=tl.int64), mask=is_free)
         tl.store(down_tiles_ptr + lines * _FIELDS + 3, tl.zeros((TILES,), dtype=tl.int64), mask=is_free)
     own = tl.load(logits_ptr + token * num_experts + experts, mask=experts < num_experts, other=float("-inf"))
-    own = tl.where(own == own, own, float("-inf"))
+    own = _ranked(own, experts < num_experts)
     columns = tl.arange(0, WIDTH)
     for choice in tl.static_range(CHOICES):
         rows_at = rows_ptr + token * CHOICES + choice
@@ -84,7 +86,7 @@ def route_kernel(
             rank = tl.sum(tl.where(is_expert, before, 0))
             row = tl.sum(tl.where(is_expert, first_rows, 0)) + rank
             tl.store(rows_at, row)
-            score = tl.sigmoid(tl.max(own, axis=0)).to(x_ptr.dtype.element_ty).to(tl.float32)
+            score = tl.sigmoid(tl.maximum(tl.max(own, axis=0), _ZERO)).to(x_ptr.dtype.element_ty).to(tl.float32)
             normed = tl.load(normed_ptr + token.to(tl.int64) * width + columns, mask=columns < width, other=0.0)
             scaled = (normed.to(tl.float32) * score).to(x_ptr.dtype.element_ty)
             tl.store(x_ptr + row.to(tl.int64) * width + columns, scaled, mask=columns < width)
@@ -97,6 +99,16 @@ def route_kernel(
             own = tl.where(is_expert, float("-inf"), own)
         else:
             tl.store(rows_at, -1)
+
+
+@triton.jit
+def _ranked(logits, is_expert):
+    """Return logits of which every expert's is above what marks those that are chosen or do not exist.
+
+    Of a row of no numbers experts are chosen, too, each once: a place that nobody fills would hold an earlier step's,
+    and an address beyond the experts would end the card's work for all.
+    """
+    return tl.where(is_expert, tl.where(logits > _LOWEST, logits, _LOWEST), float("-inf"))
 
 
 @triton.jit

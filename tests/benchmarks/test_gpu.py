@@ -28,7 +28,7 @@ def test_every_part_prints_its_rows(benchmark, capsys):
         "tiny  int4,    3 tokens",
         "MoE block,    3 tokens",
         "GB on the card",
-        "  1 sequences of 8 tokens",
+        "  1 sequences of 7 tokens",
     ):
         assert any(line.startswith(beginning) for line in lines), lines
 

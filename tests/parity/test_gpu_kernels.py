@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -94,6 +95,16 @@ def watch(engine, monkeypatch):
     return reads
 
 
+def places_of(graphs):
+    """Return where segments leave what the next one reads: replayed, they know it by address."""
+    return [
+        tensor.data_ptr()
+        for step in graphs._steps
+        for name, tensor in sorted(vars(step).items())
+        if isinstance(tensor, torch.Tensor) and name != "logits_BV"
+    ]
+
+
 LIMITS = EngineLimits(slots=2, context_length=40, kv_bytes=1 << 20, page_tokens=4)
 NUM_TOKENS = [5, 2]
 """Over the end of a chunk; the second one ends before the first."""
@@ -115,7 +126,8 @@ def test_an_engine_generates_the_tokens_of_transformers_in_steps_that_wait_for_n
 def test_with_experts_elsewhere_a_recorded_step_ends_at_each_dispatch_and_goes_on_after_it(case, monkeypatch):
     model, golden = case
     engine = Engine(model.decoder, LocalTransport(model.run_experts), LIMITS)
-    reads = watch(engine, monkeypatch)
+    reads, places = watch(engine, monkeypatch), places_of(engine.graphs)
     expected = golden["greedy_tokens"][0].tolist()
     assert generate(engine, golden, NUM_TOKENS) == [expected[:many] for many in NUM_TOKENS]
     assert len(reads) == max(NUM_TOKENS) - 1
+    assert places_of(engine.graphs) == places

@@ -76,6 +76,15 @@ def test_answers_that_are_no_numbers_choose_an_expert_that_exists():
     assert sorted(rows_TK.flatten().tolist()) == [0, 1]
 
 
+def test_a_row_of_no_numbers_leaves_the_tiles_of_others_whole():
+    # Of two choices among two experts, token 15's second one begins a tile.
+    logits_TE = random(20, 2, seed=3)
+    logits_TE[15] = float("nan")
+    _, rows_TK, gate_up_tiles, _ = routed(logits_TE, 20, random(20, WIDTH, seed=1), 2)
+    covered = [row for _, _, first, count in gate_up_tiles.tolist() for row in range(first, first + count)]
+    assert sorted(covered) == sorted(rows_TK.flatten().tolist()) == list(range(40))
+
+
 def test_only_as_many_answers_as_a_program_can_look_at_are_sorted_so():
     assert can_route(64, 128)
     assert can_route(1024, 16)
