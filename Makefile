@@ -51,6 +51,12 @@ protos: $(STAMP) ## Generate the stubs of protos/
 check-protos: $(STAMP) ## Fail if the stubs are not what protos/ generates
 	@$(BIN)/python -m protos.generate --check
 
+.PHONY: image
+image: ## Build the container image with docker, podman or buildah; TORCH_INDEX for a CPU build
+	@tool=$$(command -v docker || command -v podman || command -v buildah) \
+		|| { echo "image: expected docker, podman or buildah, found none: install one" >&2; exit 1; }; \
+	"$$tool" build --tag herd:dev --build-arg TORCH_INDEX="$(TORCH_INDEX)" .
+
 .PHONY: clean
 clean: ## Remove .venv and caches
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
