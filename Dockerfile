@@ -29,8 +29,7 @@ COPY experts experts
 COPY models models
 COPY protos protos
 COPY router router
-RUN /opt/herd/bin/python -m pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation . \
-    && /opt/herd/bin/python -m compileall -q /opt/herd
+RUN /opt/herd/bin/python -m pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation .
 
 # hadolint ignore=DL3006
 FROM ${BASE_IMAGE}
