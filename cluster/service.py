@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 from cluster.admission import Admission, Ticket
 from cluster.choice import Choice
 from cluster.class_queue import Turn
+from cluster.front_door_metrics import ClassLoad, FrontDoorMetrics, Stopwatch
 from cluster.limits import FrontDoorLimits
 from cluster.merge import merge, within
-from cluster.metrics import FrontDoorMetrics, Stopwatch
 from cluster.pool import Pool, PoolAccess
 from cluster.progress_report import PERIOD_S, ProgressReport
 from cluster.replay import outliving_routers
@@ -57,10 +57,10 @@ class InferenceService:
         assert (long is None) == (model.long_from is None), "a pool for long requests goes with a length to begin at"
         self.model = model
         self.limits = limits or FrontDoorLimits()
-        self.metrics = FrontDoorMetrics(model.name)
         self._standard = Pool("standard", PoolAccess(router, self.limits), queues=False)
         self.long = None if long is None else Pool("long", long, queues=True)
         """The pool for long requests; None: there is none."""
+        self.metrics = FrontDoorMetrics(model.name, [each.name for each in self._pools])
         self._progress_s = progress_s
         self._is_draining = False
 
@@ -82,6 +82,23 @@ class InferenceService:
     @property
     def _pools(self) -> list[Pool]:
         return [self._standard] if self.long is None else [self._standard, self.long]
+
+    @property
+    def is_draining(self) -> bool:
+        """Tell whether new requests are refused."""
+        return self._is_draining
+
+    def class_loads(self) -> list[ClassLoad]:
+        """Return what is in flight here, by length class."""
+        return [
+            ClassLoad(
+                name=each.name,
+                num_sequences=each.admission.num_sequences,
+                num_in_line=each.queue.num_waiting if each.queue else 0,
+                num_queued_prompt_tokens=each.admission.num_queued_prompt_tokens,
+            )
+            for each in self._pools
+        ]
 
     def drain(self) -> None:
         """Refuse new requests; those that run go on, wherever their routers go."""
@@ -105,7 +122,7 @@ class InferenceService:
         with ExitStack() as stack:
             ticket = stack.enter_context(pool.admission.admit(len(generations), num_tokens))
             choices = [Choice(index, self.model.tokenizer, request.stop) for index in range(len(generations))]
-            watch = self.metrics.stopwatch(pool.name)
+            watch = stack.enter_context(self.metrics.stopwatch(pool.name, choices, request.num_prompt_tokens))
             turns = [pool.queue.join(each) if pool.queue else None for each in generations]
             in_line = [each for each in turns if each is not None]
             for turn in in_line:
