@@ -79,7 +79,7 @@ def cluster_gauges(loads: Sequence[RouterLoad], placement: PlacementInfo | None)
     # Every state of a deployment that there is: nobody draining is 0, and not nothing.
     gauges["herd_replicas"] = {
         (deployment, state): roster[deployment, state]
-        for deployment in {deployment for deployment, _ in roster}
+        for deployment in sorted({deployment for deployment, _ in roster})
         for state in STATES
     }
     # As many samples as there are copies, busy or not: a series must not come and go with the load.

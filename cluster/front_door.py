@@ -8,6 +8,7 @@ from cluster.directory_client import DirectoryClient
 from cluster.first_tokens import FirstTokenMeter
 from cluster.given_up import end_when_given_up
 from cluster.listeners import Listeners
+from cluster.logs import configure_logs
 from cluster.names import APP, LONG_ROUTER, ROUTER
 from cluster.plan import DeploymentPlan
 from cluster.planned_model import load_planned_model
@@ -35,6 +36,7 @@ class FrontDoor:
     ) -> None:
         end_when_given_up()
         settings = plan.settings
+        configure_logs(settings.log)
         directory = DirectoryClient(APP, ROUTER)
         clients = {
             each.deployment_name: ServeRouterClient(

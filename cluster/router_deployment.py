@@ -20,6 +20,7 @@ from cluster.devices import device_of
 from cluster.directory_actor import DirectoryOverview
 from cluster.given_up import end_when_given_up
 from cluster.gpu_room import check_room, workspace_bytes
+from cluster.logs import configure_logs
 from cluster.meters import RateMeter
 from cluster.names import APP, LONG_ROUTER, ROUTER
 from cluster.placement_feed import PlacementFeed
@@ -50,6 +51,7 @@ class Router:
     """
 
     def __init__(self, plan: DeploymentPlan) -> None:
+        configure_logs(plan.settings.log)
         end_when_given_up()
         replica = serve.get_replica_context().replica_id
         self._replica_id, self._deployment = replica.unique_id, replica.deployment_id.name

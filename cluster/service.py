@@ -22,6 +22,7 @@ from cluster.merge import merge, within
 from cluster.pool import Pool, PoolAccess
 from cluster.progress_report import PERIOD_S, ProgressReport
 from cluster.replay import outliving_routers
+from cluster.request_record import RequestRecord
 from cluster.router_client import PlacementInfo, RouterClient, RouterLoad
 from cluster.served_model import ServedModel
 from cluster.service_events import Delta, Finished, ServiceEvent, Started, Usage
@@ -104,8 +105,14 @@ class InferenceService:
         """Refuse new requests; those that run go on, wherever their routers go."""
         self._is_draining = True
 
-    async def generate(self, request: CompletionRequest) -> AsyncGenerator[ServiceEvent, None]:
+    async def generate(
+        self, request: CompletionRequest, record: RequestRecord | None = None
+    ) -> AsyncGenerator[ServiceEvent, None]:
         """Run a request; close the generator to cancel it.
+
+        Args:
+            request: to run.
+            record: takes note of it; None: nobody does.
 
         Raises:
             Draining: this front door is about to stop.
@@ -122,6 +129,8 @@ class InferenceService:
         with ExitStack() as stack:
             ticket = stack.enter_context(pool.admission.admit(len(generations), num_tokens))
             choices = [Choice(index, self.model.tokenizer, request.stop) for index in range(len(generations))]
+            if record is not None:
+                record.admitted(request, choices)
             watch = stack.enter_context(self.metrics.stopwatch(pool.name, choices, request.num_prompt_tokens))
             turns = [pool.queue.join(each) if pool.queue else None for each in generations]
             in_line = [each for each in turns if each is not None]

@@ -86,6 +86,8 @@ KNOBS = [
     "limits.request_timeout_s",
     "limits.drain_s",
     "limits.health_timeout_s",
+    "log.format",
+    "log.level",
 ]
 
 # assignment -> what the refusal says
@@ -124,6 +126,8 @@ WRONG = {
     "scaling.router_use=0.9": "scaling.router_use: expected above 0 and at most 0.85, found 0.9",
     "scaling.ttft_s=0": "scaling.ttft_s: expected a positive number of seconds, found 0",
     "limits.max_sequences=0": "limits.max_sequences: expected at least 1, found 0",
+    "log.format=xml": "log.format: expected 'text' or 'json', found 'xml'",
+    "log.level=INFO": "log.level: expected 'debug' or 'info' or 'warning' or 'error', found 'INFO'",
     "router.slots={": "expected a value in YAML",
 }
 
