@@ -339,6 +339,24 @@ class LogSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TraceSettings:
+    """Spans of requests, for OpenTelemetry."""
+
+    endpoint: str | None = None
+    """Where to send them: a URL that takes OTLP by HTTP, such as http://collector:4318/v1/traces. Needs
+    `llama-herd[trace]`. None: no traces."""
+    sample: float = 0.01
+    """Share of requests that are traced; 0 to 1. Where a client sends a `traceparent`, that decides."""
+
+    def check(self) -> None:
+        """Refuse values that cannot work."""
+        if self.endpoint is not None and not self.endpoint.startswith(("http://", "https://")):
+            raise BadConfig(f"trace.endpoint: expected a URL that begins with http, found {self.endpoint!r}; name one")
+        if not 0 <= self.sample <= 1:
+            raise BadConfig(f"trace.sample: expected 0 to 1, found {self.sample:g}; choose a share of all requests")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ClusterConfig:
     """All settings of one Herd. A field's default is right for a laptop."""
 
@@ -362,6 +380,8 @@ class ClusterConfig:
     """What the front door accepts at most."""
     log: LogSettings = field(default_factory=LogSettings)
     """Lines of all processes."""
+    trace: TraceSettings = field(default_factory=TraceSettings)
+    """Spans of requests."""
 
     def check(self) -> None:
         """Refuse values that cannot work, without a look at the machine.
@@ -379,6 +399,7 @@ class ClusterConfig:
             self.long,
             self.scaling,
             self.log,
+            self.trace,
         )
         for section in sections:
             section.check()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from cluster.choice import Choice
 from cluster.front_door_metrics import FrontDoorMetrics
@@ -13,6 +14,10 @@ from cluster.request_id import RequestId
 from cluster.validation import CompletionRequest
 from protos.errors import RequestError, ServingError
 
+if TYPE_CHECKING:
+    from cluster.tracing import RequestSpan
+
+_SERVER_ERROR = 500
 _LOG = logging.getLogger(__name__)
 
 
@@ -23,17 +28,26 @@ class RequestRecord:
         metrics: of the front door.
         api: completions, chat or grpc.
         request_id: its name.
+        span: of it; None: it is not traced.
     """
 
-    def __init__(self, metrics: FrontDoorMetrics, api: str, request_id: RequestId) -> None:
+    def __init__(
+        self, metrics: FrontDoorMetrics, api: str, request_id: RequestId, span: RequestSpan | None = None
+    ) -> None:
         self.request_id = request_id
         self.error: ServingError | None = None
         """Why it failed."""
         self._metrics = metrics
         self._api = api
+        self._span = span
         self._began_s = time.monotonic()
         self._num_prompt_tokens: int | None = None
         self._choices: Sequence[Choice] | None = None
+
+    @property
+    def traceparent(self) -> str:
+        """Return what spans of its sequences name as their parent; empty: it is not traced."""
+        return "" if self._span is None else self._span.traceparent
 
     def admitted(self, request: CompletionRequest, choices: Sequence[Choice]) -> None:
         """Take note that it passed every check.
@@ -61,10 +75,17 @@ class RequestRecord:
             code: HTTP status, or name of the gRPC status; for a stream that failed half-way, its error's.
         """
         self._metrics.count_request(self._api, code)
+        choices, error = self._choices, self.error
+        num_tokens = None if choices is None else sum(each.num_tokens for each in choices)
+        if self._span is not None:
+            self._span.end(
+                code,
+                failed=error is not None and error.http_status >= _SERVER_ERROR,
+                num_prompt_tokens=self._num_prompt_tokens,
+                num_tokens=num_tokens,
+            )
         if not _LOG.isEnabledFor(logging.INFO):
             return
-        choices = self._choices
-        error = self.error
         # What a request's error says may repeat what its client sent, so only its kind is told.
         reason = None if error is None or isinstance(error, RequestError) else error.message
         _LOG.info(
@@ -75,7 +96,7 @@ class RequestRecord:
                 code=code,
                 seconds=round(time.monotonic() - self._began_s, 4),
                 prompt_tokens=self._num_prompt_tokens,
-                tokens=None if choices is None else sum(each.num_tokens for each in choices),
+                tokens=num_tokens,
                 finished=None if choices is None else _finished(choices),
                 error=None if error is None else error.reason,
                 reason=reason,

@@ -6,7 +6,7 @@ A server calls these methods and turns the ServingErrors they raise into a statu
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import TypeVar
 
@@ -22,7 +22,6 @@ from cluster.grpc.messages import (
 )
 from cluster.prompt import chat_prompt, text_prompt
 from cluster.request_id import RequestId, request_id
-from cluster.request_record import RequestRecord
 from cluster.served_model import ServedModel
 from cluster.service import InferenceService
 from cluster.validation import CompletionRequest, RequestFields, check_model_name, check_request, invalid
@@ -51,7 +50,11 @@ class GrpcApi:
         return self._service.longest_s
 
     async def generate(
-        self, request: pb.GenerateRequest, timeout_s: float | None = None, name: RequestId | None = None
+        self,
+        request: pb.GenerateRequest,
+        timeout_s: float | None = None,
+        name: RequestId | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         """Generate; close the generator to cancel.
 
@@ -59,12 +62,13 @@ class GrpcApi:
             request: what to generate.
             timeout_s: seconds until the call's deadline; None: it has none.
             name: of the request; None: a new one.
+            headers: the call's metadata; None: none.
 
         Raises:
             ServingError: as the proto says.
         """
         code = "INTERNAL"
-        record = RequestRecord(self._service.metrics, "grpc", name or request_id())
+        record = self._service.record("grpc", name or request_id(), headers or {})
         try:
             model, named = self._service.model, record.request_id
             checked = await _off_loop(request, lambda: read_generate_request(request, model, timeout_s, named))

@@ -61,10 +61,11 @@ class _Servicer(InferenceServiceServicer):
         call = asyncio.current_task()
         assert call is not None
         end = asyncio.get_running_loop().call_later(self._api.longest_s, call.cancel)
-        name = request_id(dict(context.invocation_metadata() or ()).get(HEADER))
+        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        name = request_id(metadata.get(HEADER))
         try:
             await context.send_initial_metadata(((HEADER, name.value),))
-            async with aclosing(self._api.generate(request, context.time_remaining(), name)) as responses:
+            async with aclosing(self._api.generate(request, context.time_remaining(), name, metadata)) as responses:
                 async for response in responses:
                     yield response
         except Exception as error:  # noqa: BLE001  a process boundary

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -48,7 +49,7 @@ class Exchange(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request."""
         code = 500
-        record = RequestRecord(self._service.metrics, self._endpoint.name, request_id_of(scope))
+        record = self._service.record(self._endpoint.name, request_id_of(scope), Headers(scope=scope))
         try:
             code = await self._serve(scope, receive, send, record)
         except (Cancelled, ClientDisconnect):
