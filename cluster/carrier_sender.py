@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from cluster.carrier import HEARTBEAT_S, Packed, pack
 from cluster.outbox import Events, Outbox
 from router.engine import Engine
 from router.request import Ended, GenerationRequest
+from router.sequence import Emit
 from router.step_watch import StepWatch
+from router.transport.evidence import DispatchTimes
+
+if TYPE_CHECKING:
+    from cluster.tracing import Tracing
 
 IDLE_S = 1.0
 """A carrier without sequences ends after so long: Ray Serve stops a router when its calls have ended, or by force."""
@@ -26,6 +32,8 @@ class CarrierSender:
         replica_id: what front doors ask for to get a carrier of this router.
         idle_s: seconds after which a carrier without sequences ends.
         heartbeat_s: seconds without events after which a carrier says that there are none.
+        tracing: makes spans of sequences; None: nobody does.
+        times: for them, tells the answers of expert replicas so far.
     """
 
     def __init__(
@@ -36,12 +44,16 @@ class CarrierSender:
         *,
         idle_s: float = IDLE_S,
         heartbeat_s: float = HEARTBEAT_S,
+        tracing: Tracing | None = None,
+        times: Callable[[], DispatchTimes | None] = lambda: None,
     ) -> None:
         self._engine = engine
         self._watch = watch
         self._replica_id = replica_id
         self._idle_s = idle_s
         self._heartbeat_s = heartbeat_s
+        self._tracing = tracing
+        self._times = times
         self._doors: dict[str, _Door] = {}
 
     async def generate(self, request: GenerationRequest, door_id: str) -> AsyncGenerator[str, None]:
@@ -55,8 +67,10 @@ class CarrierSender:
         self._watch.check(time.monotonic())
         door = self._doors.setdefault(door_id, _Door())
         ended = door.open(request.request_id)
+        span = self._tracing.sequence(request, self._replica_id, self._times) if self._tracing else None
         try:
-            self._engine.submit(request, partial(door.outbox.put, request.request_id))
+            emit: Emit = partial(door.outbox.put, request.request_id)
+            self._engine.submit(request, emit if span is None else span.watching(emit))
             yield self._replica_id
             await ended
         finally:
@@ -64,6 +78,8 @@ class CarrierSender:
             door.close(request.request_id)
             if door.is_unused:
                 self._forget(door_id, door)
+            if span is not None:
+                span.end()
 
     async def carry(self, door_id: str) -> AsyncGenerator[Packed, None]:
         """Yield the events of all of a front door's sequences, in order; an empty batch first, and as a heartbeat.

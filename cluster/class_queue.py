@@ -58,6 +58,11 @@ class ClassQueue:
         insort(self._waiting, turn, key=lambda each: each.rank)
         return turn
 
+    @property
+    def num_waiting(self) -> int:
+        """Count the sequences that wait for room."""
+        return len(self._waiting)
+
     def position(self, turn: Turn) -> int:
         """Return a sequence's place in line, 1 being the next; 0: it does not wait."""
         return self._waiting.index(turn) + 1 if turn in self._waiting else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from cluster.replica_roster import STATES
 from cluster.router_client import ExpertReplicaInfo, PlacementInfo, RouterLoad
 from router.transport.grpc import TransportHealth
 
@@ -14,6 +15,8 @@ Samples = dict[tuple[str, ...], float]
 _OF_ROUTER: dict[str, Callable[[RouterLoad], float]] = {
     "herd_running_sequences": lambda each: each.load.running,
     "herd_waiting_sequences": lambda each: each.load.waiting,
+    "herd_slots": lambda each: each.load.slots,
+    "herd_generated_tokens": lambda each: each.load.generated_tokens,
     "herd_queued_prompt_tokens": lambda each: each.load.queued_prompt_tokens,
     "herd_kv_used_bytes": lambda each: each.load.kv_used_bytes,
     "herd_kv_total_bytes": lambda each: each.load.kv_total_bytes,
@@ -38,6 +41,7 @@ _OF_DISPATCHES: dict[str, Callable[[TransportHealth], float]] = {
     "herd_dispatch_hedges": lambda each: each.counts.hedges,
     "herd_dispatch_resends": lambda each: each.counts.resends,
     "herd_dispatch_probes": lambda each: each.counts.probes,
+    "herd_dispatch_answers": lambda each: each.times.answers,
     "herd_ejections": lambda each: each.ejections,
     "herd_ejected_replicas": lambda each: len(each.ejected),
 }
@@ -61,10 +65,23 @@ def cluster_gauges(loads: Sequence[RouterLoad], placement: PlacementInfo | None)
     }
     for name, count in _OF_DISPATCHES.items():
         gauges[name] = {(each.replica_id,): count(each.dispatches) for each in loads if each.dispatches is not None}
+    gauges["herd_dispatch_seconds"] = {
+        (each.replica_id, part): seconds
+        for each in loads
+        if each.dispatches is not None
+        for part, seconds in each.dispatches.times.parts().items()
+    }
     for name, measure in _OF_EXPERT_REPLICA.items():
         gauges[name] = {(each.replica_id,): measure(each) for each in replicas}
     copies = Counter(expert for each in replicas for expert in each.expert_ids)
     gauges["herd_expert_copies"] = {(str(expert),): count for expert, count in copies.items()}
+    roster = Counter((each.deployment, each.state) for each in (placement.roster if placement else ()))
+    # Every state of a deployment that there is: nobody draining is 0, and not nothing.
+    gauges["herd_replicas"] = {
+        (deployment, state): roster[deployment, state]
+        for deployment in sorted({deployment for deployment, _ in roster})
+        for state in STATES
+    }
     # As many samples as there are copies, busy or not: a series must not come and go with the load.
     gauges["herd_expert_tokens_per_second"] = {
         (str(expert), each.replica_id): each.tokens_per_s.get(expert, 0.0)

@@ -16,6 +16,8 @@ DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 CopyName = Literal["auto", "always", "never"]
 PriorityName = Literal["idle", "normal"]
 QuantizeName = Literal["int8", "int4", "fp8"]
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 KvDtypeName = Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"]
 
 
@@ -323,6 +325,38 @@ class LongSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LogSettings:
+    """What every process writes to its standard error stream."""
+
+    format: LogFormat = "text"
+    """text, for people; json, one object in each line, for collectors."""
+    level: LogLevel = "info"
+    """Least important lines that are written: debug (two for each sequence at a router), info (one for each request),
+    warning or error."""
+
+    def check(self) -> None:
+        """Refuse values that cannot work: there are none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TraceSettings:
+    """Spans of requests, for OpenTelemetry."""
+
+    endpoint: str | None = None
+    """Where to send them: a URL that takes OTLP by HTTP, such as http://collector:4318/v1/traces. Needs
+    `llama-herd[trace]`. None: no traces."""
+    sample: float = 0.01
+    """Share of requests that are traced; 0 to 1. Where a client sends a `traceparent`, that decides."""
+
+    def check(self) -> None:
+        """Refuse values that cannot work."""
+        if self.endpoint is not None and not self.endpoint.startswith(("http://", "https://")):
+            raise BadConfig(f"trace.endpoint: expected a URL that begins with http, found {self.endpoint!r}; name one")
+        if not 0 <= self.sample <= 1:
+            raise BadConfig(f"trace.sample: expected 0 to 1, found {self.sample:g}; choose a share of all requests")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ClusterConfig:
     """All settings of one Herd. A field's default is right for a laptop."""
 
@@ -344,6 +378,10 @@ class ClusterConfig:
     """How many replicas there may be."""
     limits: FrontDoorLimits = field(default_factory=FrontDoorLimits)
     """What the front door accepts at most."""
+    log: LogSettings = field(default_factory=LogSettings)
+    """Lines of all processes."""
+    trace: TraceSettings = field(default_factory=TraceSettings)
+    """Spans of requests."""
 
     def check(self) -> None:
         """Refuse values that cannot work, without a look at the machine.
@@ -360,6 +398,8 @@ class ClusterConfig:
             self.context,
             self.long,
             self.scaling,
+            self.log,
+            self.trace,
         )
         for section in sections:
             section.check()

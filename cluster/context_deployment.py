@@ -13,6 +13,7 @@ from ray import serve
 from cluster.context_member import ContextMember
 from cluster.directory import ContextReplica
 from cluster.given_up import end_when_given_up
+from cluster.logs import configure_logs
 from cluster.names import APP, CONTEXT, ROUTER
 from cluster.plan import DeploymentPlan
 from cluster.registration import Registration
@@ -35,6 +36,7 @@ class Context:
     """
 
     def __init__(self, plan: DeploymentPlan) -> None:
+        configure_logs(plan.settings.log)
         end_when_given_up()
         shard_id = serve.get_replica_context().replica_id.unique_id
         report = StartupReport(replica_id=shard_id, app=APP, deployment=CONTEXT, directory_deployment=ROUTER)

@@ -23,6 +23,7 @@ from cluster.expert_load import ExpertLoadMeter
 from cluster.expert_member import ExpertMember
 from cluster.given_up import end_when_given_up
 from cluster.holdings import Holdings
+from cluster.logs import configure_logs
 from cluster.meters import ExpertMeter
 from cluster.names import APP, ROUTER, experts_deployment
 from cluster.plan import DeploymentPlan
@@ -59,6 +60,7 @@ class Experts:
     def __init__(self, plan: DeploymentPlan, group: int) -> None:
         self._holdings: Holdings | None = None
         self._reporting = threading.Lock()
+        configure_logs(plan.settings.log)
         end_when_given_up()
         self._replica_id = serve.get_replica_context().replica_id.unique_id
         self._clock = StartupClock(_GIVEN_AT_S if was_warm(_GIVEN_AT_S) else None)

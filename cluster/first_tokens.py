@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.metrics import FrontDoorMetrics
+from cluster.front_door_metrics import FrontDoorMetrics
 
 _NAME = "herd_time_to_first_token_seconds"
 _LABELS = {"class": "standard"}

@@ -8,12 +8,14 @@ from cluster.directory_client import DirectoryClient
 from cluster.first_tokens import FirstTokenMeter
 from cluster.given_up import end_when_given_up
 from cluster.listeners import Listeners
+from cluster.logs import configure_logs
 from cluster.names import APP, LONG_ROUTER, ROUTER
 from cluster.plan import DeploymentPlan
 from cluster.planned_model import load_planned_model
 from cluster.pool import PoolAccess
 from cluster.serve_router_client import ServeRouterClient
 from cluster.service import InferenceService
+from cluster.trace_start import start_tracing
 
 _NEVER_S = 1e9
 """How long there has been no sequence where there cannot be any; finite, as Ray Serve averages it."""
@@ -35,6 +37,7 @@ class FrontDoor:
     ) -> None:
         end_when_given_up()
         settings = plan.settings
+        configure_logs(settings.log)
         directory = DirectoryClient(APP, ROUTER)
         clients = {
             each.deployment_name: ServeRouterClient(
@@ -46,7 +49,13 @@ class FrontDoor:
             if each.deployment_name in plan.pools
         }
         long = PoolAccess(clients[LONG_ROUTER], settings.long.limits(settings.limits)) if plan.long else None
-        self._service = InferenceService(load_planned_model(plan), clients[ROUTER], settings.limits, long=long)
+        self._service = InferenceService(
+            load_planned_model(plan),
+            clients[ROUTER],
+            settings.limits,
+            long=long,
+            tracing=start_tracing(settings.trace, "front door"),
+        )
         self._first_tokens = FirstTokenMeter(self._service.metrics)
         self._listeners = Listeners(self._service, plan.settings)
         await self._listeners.start()

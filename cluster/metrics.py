@@ -1,18 +1,21 @@
-"""What one front door counts and measures, in Prometheus' text format. METRICS is the whole surface."""
+"""METRICS: every metric that a front door serves at `/metrics`. docs/metrics.md is generated from it.
+
+What measures them is in `front_door_metrics.py` (requests) and `cluster_gauges.py` (routers, experts, replicas).
+
+A gauge that `grows` counts since its replica's start, and goes with its series when that replica goes: rate() applies
+to it. It is no counter because other processes than the one that is scraped count, and every front door tells the same:
+take it from one of them (`max by (replica)`), do not add.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-
-from cluster.cluster_gauges import cluster_gauges
-from cluster.router_client import PlacementInfo, RouterLoad
-
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+Kind = Literal["counter", "gauge", "histogram"]
+Unit = Literal[
+    "requests", "sequences", "tokens", "tokens/s", "seconds", "bytes", "ratio", "shares", "times", "replicas"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,185 +23,349 @@ class Metric:
     """One metric: its name is its contract."""
 
     name: str
-    kind: Literal["counter", "gauge", "histogram"]
+    kind: Kind
+    unit: Unit
+    """Of its value, or of what a histogram's buckets bound."""
     help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
-    """Upper bounds of a histogram's buckets, in the unit of its name."""
+    """Upper bounds of a histogram's buckets, in its unit."""
+    grows: bool = False
+    """Whether a gauge counts since its replica's start."""
+    retells: str | None = None
+    """The metric whose samples this one gives under another name, summed over the labels that it does not have."""
 
 
 _FIRST_TOKEN_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)
 _INTER_TOKEN_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+_REQUEST_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1800, 3600)
+_TOKENS = (8, 32, 128, 512, 2048, 8192, 32_768, 131_072, 524_288, 2_097_152, 10_485_760)
+_CLASS, _REPLICA, _MODEL = ("class",), ("replica",), ("model_name",)
 
-METRICS = (
-    Metric("herd_requests_total", "counter", "Requests ended at this front door.", ("api", "code")),
-    Metric("herd_prompt_tokens_total", "counter", "Prompt tokens of accepted requests, each prompt once."),
-    Metric("herd_generation_tokens_total", "counter", "Tokens generated for this front door's requests."),
+_OF_REQUESTS = (
+    Metric("herd_info", "gauge", "replicas", "1; its labels say what this front door serves.", ("model", "version")),
+    Metric("herd_requests_total", "counter", "requests", "Requests ended at this front door.", ("api", "code")),
+    Metric(
+        "herd_request_seconds",
+        "histogram",
+        "seconds",
+        "From admitting a request to its end, however it ended, by length class.",
+        _CLASS,
+        buckets=_REQUEST_S,
+    ),
+    Metric(
+        "herd_request_prompt_tokens",
+        "histogram",
+        "tokens",
+        "Prompt tokens of an admitted request, each prompt once.",
+        _CLASS,
+        buckets=_TOKENS,
+    ),
+    Metric(
+        "herd_request_generation_tokens",
+        "histogram",
+        "tokens",
+        "Tokens generated for a request, all choices together, when it ends.",
+        _CLASS,
+        buckets=_TOKENS,
+    ),
+    Metric(
+        "herd_sequences_total",
+        "counter",
+        "sequences",
+        "Sequences of admitted requests that ended: stop, length, abort (their client left) or error.",
+        ("finished_reason",),
+    ),
+    Metric("herd_prompt_tokens_total", "counter", "tokens", "Prompt tokens of accepted requests, each prompt once."),
+    Metric("herd_generation_tokens_total", "counter", "tokens", "Tokens generated for this front door's requests."),
     Metric(
         "herd_time_to_first_token_seconds",
         "histogram",
+        "seconds",
         "From accepting a request to its first token, by length class.",
-        ("class",),
+        _CLASS,
         buckets=_FIRST_TOKEN_S,
     ),
-    Metric("herd_inter_token_seconds", "histogram", "Between two tokens of a choice.", buckets=_INTER_TOKEN_S),
-    Metric("herd_replayed_sequences_total", "counter", "Sequences taken to another router because theirs was lost."),
-    Metric("herd_sequences_in_flight", "gauge", "Sequences this front door has admitted and not ended."),
-    Metric("herd_running_sequences", "gauge", "Sequences that hold a slot of a router.", ("replica",)),
-    Metric("herd_waiting_sequences", "gauge", "Sequences a router accepted and has no slot for.", ("replica",)),
-    Metric("herd_queued_prompt_tokens", "gauge", "Prompt tokens a router accepted and has not computed.", ("replica",)),
-    Metric("herd_kv_used_bytes", "gauge", "Bytes of a router's KV cache in use.", ("replica",)),
-    Metric("herd_kv_total_bytes", "gauge", "Bytes of a router's KV cache.", ("replica",)),
-    Metric("herd_kv_cached_bytes", "gauge", "Bytes of KV cache kept for prompts that begin alike.", ("replica",)),
-    Metric("herd_kv_host_bytes", "gauge", "Bytes of memory with pages the KV cache had no room for.", ("replica",)),
-    Metric("herd_kv_disk_bytes", "gauge", "Bytes on disk with pages this memory had no room for.", ("replica",)),
-    Metric("herd_kv_restored_host_bytes", "gauge", "Bytes of pages that came back from memory.", ("replica",)),
-    Metric("herd_kv_restored_disk_bytes", "gauge", "Bytes of pages that came back from disk.", ("replica",)),
-    Metric("herd_kv_restore_host_seconds", "gauge", "Seconds it took to bring them back from memory.", ("replica",)),
-    Metric("herd_kv_restore_disk_seconds", "gauge", "Seconds it took to bring them back from disk.", ("replica",)),
-    Metric("herd_kv_damaged_pages", "gauge", "Pages on disk that were not what had been written.", ("replica",)),
-    Metric("herd_prefix_queried_tokens", "gauge", "Prompt tokens a router looked for in its cache.", ("replica",)),
-    Metric("herd_prefix_cached_tokens", "gauge", "Those of them that it found.", ("replica",)),
-    Metric("herd_prefix_hit_ratio", "gauge", "Found of looked for, since the router started; 1 is all.", ("replica",)),
+    Metric(
+        "herd_inter_token_seconds", "histogram", "seconds", "Between two tokens of a choice.", buckets=_INTER_TOKEN_S
+    ),
+    Metric(
+        "herd_replayed_sequences_total",
+        "counter",
+        "sequences",
+        "Sequences taken to another router because theirs was lost.",
+    ),
+    Metric("herd_sequences_in_flight", "gauge", "sequences", "Sequences this front door has admitted and not ended."),
+    Metric(
+        "herd_sequences_in_line",
+        "gauge",
+        "sequences",
+        "Those of them that wait in this front door for a router with room, by length class.",
+        _CLASS,
+    ),
+    Metric(
+        "herd_admitted_prompt_tokens",
+        "gauge",
+        "tokens",
+        "Prompt tokens this front door has admitted and no router has computed, by length class.",
+        _CLASS,
+    ),
+    Metric("herd_front_door_draining", "gauge", "replicas", "1 while this front door refuses new requests, 0 else."),
+)
+
+_OF_ROUTERS = (
+    Metric("herd_running_sequences", "gauge", "sequences", "Sequences that hold a slot of a router.", _REPLICA),
+    Metric(
+        "herd_waiting_sequences", "gauge", "sequences", "Sequences a router accepted and has no slot for.", _REPLICA
+    ),
+    Metric("herd_slots", "gauge", "sequences", "Most sequences a router generates at once.", _REPLICA),
+    Metric(
+        "herd_queued_prompt_tokens",
+        "gauge",
+        "tokens",
+        "Prompt tokens a router accepted and has not computed.",
+        _REPLICA,
+    ),
+    Metric("herd_generated_tokens", "gauge", "tokens", "Tokens a router generated.", _REPLICA, grows=True),
+    Metric("herd_kv_used_bytes", "gauge", "bytes", "Bytes of a router's KV cache in use.", _REPLICA),
+    Metric("herd_kv_total_bytes", "gauge", "bytes", "Bytes of a router's KV cache.", _REPLICA),
+    Metric("herd_kv_cached_bytes", "gauge", "bytes", "Bytes of KV cache kept for prompts that begin alike.", _REPLICA),
+    Metric(
+        "herd_kv_host_bytes", "gauge", "bytes", "Bytes of memory with pages the KV cache had no room for.", _REPLICA
+    ),
+    Metric("herd_kv_disk_bytes", "gauge", "bytes", "Bytes on disk with pages this memory had no room for.", _REPLICA),
+    Metric(
+        "herd_kv_restored_host_bytes",
+        "gauge",
+        "bytes",
+        "Bytes of pages that came back from memory.",
+        _REPLICA,
+        grows=True,
+    ),
+    Metric(
+        "herd_kv_restored_disk_bytes",
+        "gauge",
+        "bytes",
+        "Bytes of pages that came back from disk.",
+        _REPLICA,
+        grows=True,
+    ),
+    Metric(
+        "herd_kv_restore_host_seconds",
+        "gauge",
+        "seconds",
+        "Seconds it took to bring them back from memory.",
+        _REPLICA,
+        grows=True,
+    ),
+    Metric(
+        "herd_kv_restore_disk_seconds",
+        "gauge",
+        "seconds",
+        "Seconds it took to bring them back from disk.",
+        _REPLICA,
+        grows=True,
+    ),
+    Metric(
+        "herd_kv_damaged_pages",
+        "gauge",
+        "times",
+        "Pages on disk that were not what had been written.",
+        _REPLICA,
+        grows=True,
+    ),
+    Metric(
+        "herd_prefix_queried_tokens",
+        "gauge",
+        "tokens",
+        "Prompt tokens a router looked for in its cache.",
+        _REPLICA,
+        grows=True,
+    ),
+    Metric("herd_prefix_cached_tokens", "gauge", "tokens", "Those of them that it found.", _REPLICA, grows=True),
+    Metric(
+        "herd_prefix_hit_ratio", "gauge", "ratio", "Found of looked for, since the router started; 1 is all.", _REPLICA
+    ),
     Metric(
         "herd_context_repaired_tokens",
         "gauge",
+        "tokens",
         "Tokens a router computed again because a context shard was lost.",
-        ("replica",),
+        _REPLICA,
+        grows=True,
     ),
     Metric(
         "herd_context_free_tokens",
         "gauge",
+        "tokens",
         "Tokens that further sequences of a router may have on context shards; 0 without shards.",
-        ("replica",),
+        _REPLICA,
     ),
     Metric(
         "herd_context_wanted_tokens",
         "gauge",
+        "tokens",
         "Tokens that a router's sequences may get on context shards, those that wait for room included.",
-        ("replica",),
+        _REPLICA,
     ),
-    Metric("herd_preemptions", "gauge", "Times a sequence made room for another in a router.", ("replica",)),
-    Metric("herd_dispatch_shares", "gauge", "Shares of dispatches a router sent since its start.", ("replica",)),
-    Metric("herd_dispatch_hedges", "gauge", "Shares it sent elsewhere as well, for an answer was late.", ("replica",)),
-    Metric("herd_dispatch_resends", "gauge", "Shares it sent elsewhere instead, after a failure.", ("replica",)),
-    Metric("herd_dispatch_probes", "gauge", "Shares it copied to ejected expert replicas.", ("replica",)),
-    Metric("herd_ejections", "gauge", "Times a router began to pass over an expert replica.", ("replica",)),
-    Metric("herd_ejected_replicas", "gauge", "Expert replicas a router passes over now.", ("replica",)),
+    Metric(
+        "herd_preemptions",
+        "gauge",
+        "times",
+        "Times a sequence made room for another in a router.",
+        _REPLICA,
+        grows=True,
+    ),
+)
+
+_OF_DISPATCHES = (
+    Metric(
+        "herd_dispatch_shares",
+        "gauge",
+        "shares",
+        "Shares of dispatches a router sent since its start.",
+        _REPLICA,
+        grows=True,
+    ),
+    Metric(
+        "herd_dispatch_hedges",
+        "gauge",
+        "shares",
+        "Shares it sent elsewhere as well, for an answer was late.",
+        _REPLICA,
+        grows=True,
+    ),
+    Metric(
+        "herd_dispatch_resends",
+        "gauge",
+        "shares",
+        "Shares it sent elsewhere instead, after a failure.",
+        _REPLICA,
+        grows=True,
+    ),
+    Metric(
+        "herd_dispatch_probes", "gauge", "shares", "Shares it copied to ejected expert replicas.", _REPLICA, grows=True
+    ),
+    Metric("herd_dispatch_answers", "gauge", "shares", "Answers to shares that it used.", _REPLICA, grows=True),
+    Metric(
+        "herd_dispatch_seconds",
+        "gauge",
+        "seconds",
+        "From sending a share to its answer, summed over those answers, by part: queue and compute at the expert "
+        "replica, network for all else.",
+        ("replica", "part"),
+        grows=True,
+    ),
+    Metric(
+        "herd_ejections", "gauge", "times", "Times a router began to pass over an expert replica.", _REPLICA, grows=True
+    ),
+    Metric("herd_ejected_replicas", "gauge", "replicas", "Expert replicas a router passes over now.", _REPLICA),
+)
+
+_OF_REPLICAS = (
     Metric(
         "herd_expert_tokens_per_second",
         "gauge",
+        "tokens/s",
         "Tokens of a logical expert at a replica that holds it, all layers together.",
         ("expert", "replica"),
     ),
-    Metric("herd_expert_copies", "gauge", "Replicas that hold a logical expert.", ("expert",)),
-    Metric("herd_expert_queue_seconds", "gauge", "Mean wait of a dispatch at an expert replica.", ("replica",)),
-    Metric("herd_expert_compute_seconds", "gauge", "Mean computing of a dispatch there.", ("replica",)),
-    Metric("herd_expert_spare_bytes", "gauge", "Bytes an expert replica has for more copies.", ("replica",)),
-    Metric("vllm:num_requests_running", "gauge", "herd_running_sequences, summed, for vLLM's tools.", ("model_name",)),
-    Metric("vllm:num_requests_waiting", "gauge", "herd_waiting_sequences, summed, for vLLM's tools.", ("model_name",)),
-    Metric("vllm:kv_cache_usage_perc", "gauge", "KV cache in use, 1 is all, for vLLM's tools.", ("model_name",)),
+    Metric("herd_expert_copies", "gauge", "replicas", "Replicas that hold a logical expert.", ("expert",)),
+    Metric("herd_expert_queue_seconds", "gauge", "seconds", "Mean wait of a dispatch at an expert replica.", _REPLICA),
+    Metric("herd_expert_compute_seconds", "gauge", "seconds", "Mean computing of a dispatch there.", _REPLICA),
+    Metric("herd_expert_spare_bytes", "gauge", "bytes", "Bytes an expert replica has for more copies.", _REPLICA),
+    Metric(
+        "herd_replicas",
+        "gauge",
+        "replicas",
+        "Replicas of a deployment by state: ready, starting, draining, silent or failed.",
+        ("deployment", "state"),
+    ),
 )
 
+_FOR_VLLM = (
+    Metric("vllm:num_requests_running", "gauge", "sequences", "herd_running_sequences, summed.", _MODEL),
+    Metric(
+        "vllm:num_requests_waiting",
+        "gauge",
+        "sequences",
+        "herd_waiting_sequences and herd_sequences_in_line, summed.",
+        _MODEL,
+    ),
+    Metric("vllm:kv_cache_usage_perc", "gauge", "ratio", "KV cache in use; 1 is all.", _MODEL),
+    Metric(
+        "vllm:time_to_first_token_seconds",
+        "histogram",
+        "seconds",
+        "As herd_time_to_first_token_seconds.",
+        _MODEL,
+        _FIRST_TOKEN_S,
+        retells="herd_time_to_first_token_seconds",
+    ),
+    Metric(
+        "vllm:inter_token_latency_seconds",
+        "histogram",
+        "seconds",
+        "As herd_inter_token_seconds.",
+        _MODEL,
+        _INTER_TOKEN_S,
+        retells="herd_inter_token_seconds",
+    ),
+    Metric(
+        "vllm:e2e_request_latency_seconds",
+        "histogram",
+        "seconds",
+        "As herd_request_seconds.",
+        _MODEL,
+        _REQUEST_S,
+        retells="herd_request_seconds",
+    ),
+    Metric(
+        "vllm:request_prompt_tokens",
+        "histogram",
+        "tokens",
+        "As herd_request_prompt_tokens.",
+        _MODEL,
+        _TOKENS,
+        retells="herd_request_prompt_tokens",
+    ),
+    Metric(
+        "vllm:request_generation_tokens",
+        "histogram",
+        "tokens",
+        "As herd_request_generation_tokens.",
+        _MODEL,
+        _TOKENS,
+        retells="herd_request_generation_tokens",
+    ),
+    Metric(
+        "vllm:prompt_tokens_total",
+        "counter",
+        "tokens",
+        "As herd_prompt_tokens_total.",
+        _MODEL,
+        retells="herd_prompt_tokens_total",
+    ),
+    Metric(
+        "vllm:generation_tokens_total",
+        "counter",
+        "tokens",
+        "As herd_generation_tokens_total.",
+        _MODEL,
+        retells="herd_generation_tokens_total",
+    ),
+    Metric(
+        "vllm:request_success_total",
+        "counter",
+        "sequences",
+        "As herd_sequences_total.",
+        ("finished_reason", *_MODEL),
+        retells="herd_sequences_total",
+    ),
+)
+"""Names that dashboards, load balancers and scalers read which were made for vLLM; those of vLLM 0.32.
 
-class FrontDoorMetrics:
-    """The metrics of one front door, in a registry of their own. Not thread-safe beyond what prometheus_client is.
+No totals of routers are among them: a sum over routers falls when one goes, which rate() takes for a restart of all.
+"""
 
-    Args:
-        model_name: label of the metrics that vLLM's tools read.
-    """
-
-    def __init__(self, model_name: str) -> None:
-        self._model_name = model_name
-        self.registry = CollectorRegistry()
-        self._counters: dict[str, Counter] = {}
-        self._gauges: dict[str, Gauge] = {}
-        self._histograms: dict[str, Histogram] = {}
-        for metric in METRICS:
-            self._register(metric)
-
-    def _register(self, metric: Metric) -> None:
-        name, text, labels = metric.name, metric.help, metric.labels
-        if metric.kind == "counter":
-            self._counters[name] = Counter(name, text, labels, registry=self.registry)
-        elif metric.kind == "gauge":
-            self._gauges[name] = Gauge(name, text, labels, registry=self.registry)
-        else:
-            self._histograms[name] = Histogram(name, text, labels, buckets=metric.buckets, registry=self.registry)
-
-    def count_request(self, api: str, code: str) -> None:
-        """Count a request that ended.
-
-        Args:
-            api: completions, chat or grpc.
-            code: HTTP status, or name of the gRPC status; for a stream that failed half-way, its error's.
-        """
-        self._counters["herd_requests_total"].labels(api, code).inc()
-
-    def stopwatch(self, length_class: str) -> Stopwatch:
-        """Start to measure a request that was just accepted.
-
-        Args:
-            length_class: standard or long.
-        """
-        return Stopwatch(
-            self._counters["herd_generation_tokens_total"],
-            self._histograms["herd_time_to_first_token_seconds"].labels(length_class),
-            self._histograms["herd_inter_token_seconds"],
-        )
-
-    def count_prompt_tokens(self, num_tokens: int) -> None:
-        """Count the prompt tokens of an accepted request."""
-        self._counters["herd_prompt_tokens_total"].inc(num_tokens)
-
-    def count_replay(self) -> None:
-        """Count a sequence that went to another router."""
-        self._counters["herd_replayed_sequences_total"].inc()
-
-    def render(self, loads: Sequence[RouterLoad], num_sequences: int, placement: PlacementInfo | None = None) -> bytes:
-        """Return everything in Prometheus' text format.
-
-        Args:
-            loads: the routers' loads of this moment.
-            num_sequences: sequences in flight at this front door.
-            placement: where the experts are; None: not known, or there are none.
-        """
-        self._gauges["herd_sequences_in_flight"].set(num_sequences)
-        for name, samples in cluster_gauges(loads, placement).items():
-            self._gauges[name].clear()  # what is gone must not linger
-            for labels, value in samples.items():
-                self._gauges[name].labels(*labels).set(value)
-        kv_total = sum(each.load.kv_total_bytes for each in loads)
-        kv_used = sum(each.load.kv_used_bytes for each in loads)
-        summed = {
-            "vllm:num_requests_running": sum(each.load.running for each in loads),
-            "vllm:num_requests_waiting": sum(each.load.waiting for each in loads),
-            "vllm:kv_cache_usage_perc": kv_used / kv_total if kv_total else 0.0,
-        }
-        for name, total in summed.items():
-            self._gauges[name].labels(self._model_name).set(total)
-        return generate_latest(self.registry)
-
-
-class Stopwatch:
-    """Measures one request's tokens as they come."""
-
-    def __init__(self, tokens: Counter, first_token: Histogram, inter_token: Histogram) -> None:
-        self._tokens, self._first_token, self._inter_token = tokens, first_token, inter_token
-        self._started = time.monotonic()
-        self._has_token = False
-        self._last: dict[int, float] = {}
-
-    def tokens(self, choice: int, count: int) -> None:
-        """Take note of tokens that came together for a choice."""
-        if not count:
-            return
-        now = time.monotonic()
-        self._tokens.inc(count)
-        if not self._has_token:
-            self._has_token = True
-            self._first_token.observe(now - self._started)
-        if choice in self._last:
-            for _ in range(count):
-                self._inter_token.observe((now - self._last[choice]) / count)
-        self._last[choice] = now
+METRICS = _OF_REQUESTS + _OF_ROUTERS + _OF_DISPATCHES + _OF_REPLICAS + _FOR_VLLM

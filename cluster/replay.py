@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
+from cluster.logs import fields
 from protos.errors import (
     DeadlineExceeded,
     Draining,
@@ -172,10 +173,9 @@ class _Story:
         if self._num_lost > MOST_LOST:
             raise loss
         _LOG.warning(
-            "request %s goes on at another router after %d tokens: %s",
-            self._request.request_id,
-            len(self._emitted),
+            "a sequence goes on at another router: %s",
             loss.message,
+            extra=fields(request_id=self._request.request_id, tokens=len(self._emitted)),
         )
 
     def _time_left_s(self, left_s: float) -> float:

@@ -20,6 +20,7 @@ from cluster.devices import device_of
 from cluster.directory_actor import DirectoryOverview
 from cluster.given_up import end_when_given_up
 from cluster.gpu_room import check_room, workspace_bytes
+from cluster.logs import configure_logs
 from cluster.meters import RateMeter
 from cluster.names import APP, LONG_ROUTER, ROUTER
 from cluster.placement_feed import PlacementFeed
@@ -29,6 +30,7 @@ from cluster.planned_model import open_planned_checkpoint
 from cluster.router_client import PlacementInfo, RouterLoad
 from cluster.router_model import load_router_model
 from cluster.startup_report import StartupReport
+from cluster.trace_start import start_tracing
 from protos.errors import ReplicaUnavailable, ServingError
 from router.context_shards.shards import ContextShards
 from router.engine import Engine
@@ -50,6 +52,7 @@ class Router:
     """
 
     def __init__(self, plan: DeploymentPlan) -> None:
+        configure_logs(plan.settings.log)
         end_when_given_up()
         replica = serve.get_replica_context().replica_id
         self._replica_id, self._deployment = replica.unique_id, replica.deployment_id.name
@@ -92,7 +95,13 @@ class Router:
         self._engine = Engine(model.decoder, transport, pool.engine_limits, self._shards, model=name)
         self._engine.start()
         self._watch = StepWatch(self._engine, settings.stuck_after_s)
-        self._sender = CarrierSender(self._engine, self._watch, self._replica_id)
+        self._sender = CarrierSender(
+            self._engine,
+            self._watch,
+            self._replica_id,
+            tracing=start_tracing(plan.settings.trace, "router"),
+            times=lambda: self._streams.health().times if self._streams else None,
+        )
         self._prompt_meter = RateMeter()
         _LOG.info("router %s serves from process %d", self._replica_id, os.getpid())
 

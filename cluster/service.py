@@ -9,25 +9,30 @@ However a request ends (finished, failed, late, its caller gone), every sequence
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from contextlib import ExitStack, aclosing
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.admission import Admission, Ticket
 from cluster.choice import Choice
 from cluster.class_queue import Turn
+from cluster.front_door_metrics import ClassLoad, FrontDoorMetrics, Stopwatch
 from cluster.limits import FrontDoorLimits
 from cluster.merge import merge, within
-from cluster.metrics import FrontDoorMetrics, Stopwatch
 from cluster.pool import Pool, PoolAccess
 from cluster.progress_report import PERIOD_S, ProgressReport
 from cluster.replay import outliving_routers
+from cluster.request_id import RequestId
+from cluster.request_record import RequestRecord
 from cluster.router_client import PlacementInfo, RouterClient, RouterLoad
 from cluster.served_model import ServedModel
 from cluster.service_events import Delta, Finished, ServiceEvent, Started, Usage
 from cluster.validation import CompletionRequest, sequences
 from protos.errors import Draining, NoReplica
 from router.request import GenerationRequest
+
+if TYPE_CHECKING:
+    from cluster.tracing import Tracing
 
 _LATE_S = 5.0
 """Seconds beyond its longest time that a request may take to end by itself."""
@@ -43,6 +48,7 @@ class InferenceService:
         limits: what to take on for them.
         long: the pool for requests of `model.long_from` tokens and more; None: there is none.
         progress_s: seconds between two reports of progress.
+        tracing: makes spans of requests; None: nobody does.
     """
 
     def __init__(
@@ -53,15 +59,17 @@ class InferenceService:
         *,
         long: PoolAccess | None = None,
         progress_s: float = PERIOD_S,
+        tracing: Tracing | None = None,
     ) -> None:
         assert (long is None) == (model.long_from is None), "a pool for long requests goes with a length to begin at"
         self.model = model
         self.limits = limits or FrontDoorLimits()
-        self.metrics = FrontDoorMetrics(model.name)
         self._standard = Pool("standard", PoolAccess(router, self.limits), queues=False)
         self.long = None if long is None else Pool("long", long, queues=True)
         """The pool for long requests; None: there is none."""
+        self.metrics = FrontDoorMetrics(model.name, [each.name for each in self._pools])
         self._progress_s = progress_s
+        self._tracing = tracing
         self._is_draining = False
 
     @property
@@ -83,12 +91,46 @@ class InferenceService:
     def _pools(self) -> list[Pool]:
         return [self._standard] if self.long is None else [self._standard, self.long]
 
+    @property
+    def is_draining(self) -> bool:
+        """Tell whether new requests are refused."""
+        return self._is_draining
+
+    def class_loads(self) -> list[ClassLoad]:
+        """Return what is in flight here, by length class."""
+        return [
+            ClassLoad(
+                name=each.name,
+                num_sequences=each.admission.num_sequences,
+                num_in_line=each.queue.num_waiting if each.queue else 0,
+                num_queued_prompt_tokens=each.admission.num_queued_prompt_tokens,
+            )
+            for each in self._pools
+        ]
+
     def drain(self) -> None:
         """Refuse new requests; those that run go on, wherever their routers go."""
         self._is_draining = True
 
-    async def generate(self, request: CompletionRequest) -> AsyncGenerator[ServiceEvent, None]:
+    def record(self, api: str, request_id: RequestId, headers: Mapping[str, str]) -> RequestRecord:
+        """Begin to take note of a request.
+
+        Args:
+            api: completions, chat or grpc.
+            request_id: its name.
+            headers: the client's, names in lower case.
+        """
+        span = None if self._tracing is None else self._tracing.request(api, request_id.value, headers)
+        return RequestRecord(self.metrics, api, request_id, span)
+
+    async def generate(
+        self, request: CompletionRequest, record: RequestRecord | None = None
+    ) -> AsyncGenerator[ServiceEvent, None]:
         """Run a request; close the generator to cancel it.
+
+        Args:
+            request: to run.
+            record: takes note of it; None: nobody does.
 
         Raises:
             Draining: this front door is about to stop.
@@ -100,12 +142,14 @@ class InferenceService:
             raise Draining("expected a server that stays, found one that is stopping; send the request elsewhere")
         pool = self._pool_of(request)
         timeout_s = min(request.timeout_s or pool.limits.request_timeout_s, pool.limits.request_timeout_s)
-        generations = sequences(request, timeout_s)
+        generations = sequences(request, timeout_s, record.traceparent if record else "")
         num_tokens = request.num_prompt_tokens * request.num_choices
         with ExitStack() as stack:
             ticket = stack.enter_context(pool.admission.admit(len(generations), num_tokens))
             choices = [Choice(index, self.model.tokenizer, request.stop) for index in range(len(generations))]
-            watch = self.metrics.stopwatch(pool.name)
+            if record is not None:
+                record.admitted(request, choices)
+            watch = stack.enter_context(self.metrics.stopwatch(pool.name, choices, request.num_prompt_tokens))
             turns = [pool.queue.join(each) if pool.queue else None for each in generations]
             in_line = [each for each in turns if each is not None]
             for turn in in_line:

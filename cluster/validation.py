@@ -161,12 +161,13 @@ def check_request(fields: RequestFields, model: ServedModel, request_id: str) ->
     )
 
 
-def sequences(request: CompletionRequest, timeout_s: float) -> list[GenerationRequest]:
+def sequences(request: CompletionRequest, timeout_s: float, traceparent: str = "") -> list[GenerationRequest]:
     """Cut a request into what routers generate: all choices of the first prompt, then of the next.
 
     Args:
         request: a checked request.
         timeout_s: seconds until the routers give up.
+        traceparent: of the request's span; empty: it has none.
     """
     return [
         GenerationRequest(
@@ -180,6 +181,7 @@ def sequences(request: CompletionRequest, timeout_s: float) -> list[GenerationRe
             prompt_logprobs=request.prompt_logprobs if choice == 0 else None,
             priority=request.priority,
             timeout_s=timeout_s,
+            traceparent=traceparent,
         )
         for index, prompt in enumerate(request.prompts)
         for choice in range(request.num_choices)

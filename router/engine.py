@@ -213,6 +213,7 @@ class Engine:
                 )
             self._num_accepted += 1
             self._submitted.append(sequence)
+            _LOG.debug("sequence accepted", extra=sequence.log_fields(prompt_tokens=len(request.prompt_ids)))
             self._changed.notify()
 
     def cancel(self, request_id: str) -> None:
@@ -340,7 +341,9 @@ class Engine:
             # Without the traceback: its frames hold the step's tensors and caches, and who keeps the error keeps them.
             self._fail(work, error.with_traceback(None))
         except Exception:  # noqa: BLE001 the loop serves others: a bug in one step must not end them all
-            _LOG.exception("step failed for %s", [item.sequence.request.request_id for item in work])
+            for item in work[1:]:
+                _LOG.error("a step failed, this sequence with it", extra=item.sequence.log_fields())
+            _LOG.exception("a step failed", extra=work[0].sequence.log_fields())
             self._fail(work, errors.InternalError("the step that computed this request failed: see the router's log"))
         finally:
             self._work = []
@@ -478,6 +481,7 @@ class Engine:
         for sequence in self._scheduler.running + self._scheduler.waiting:
             if sequence.request.request_id in request_ids:
                 self._release(sequence)
+                _LOG.debug("sequence cancelled", extra=sequence.log_fields())
 
     def _end_late(self) -> None:
         now = time.monotonic()
@@ -516,6 +520,8 @@ class Engine:
         """Take a sequence off the engine and emit its end, unless it has left."""
         if not sequence.has_left:
             self._release(sequence)
+            reason = event.reason if event.error is None else event.error.reason
+            _LOG.debug("sequence ended", extra=sequence.log_fields(finished=reason))
             sequence.emit(event)
 
     def _release(self, sequence: Sequence) -> None:

@@ -53,6 +53,8 @@ class GenerationRequest:
     """Lower numbers are served first; among equals, who came first."""
     timeout_s: float | None = None
     """Seconds from submission after which the sequence ends with DeadlineExceeded; None: no limit."""
+    traceparent: str = ""
+    """Names the span that the sequence's span belongs to, as W3C Trace Context writes it; empty: it is not traced."""
     num_replayed: int = 0
     """Last tokens of `prompt_ids` that another router generated before this one took over; fewer than all of them.
     They count as output for penalties, and as prompt for everything else: `max_tokens` is what is still to come."""

@@ -68,8 +68,13 @@ class Sequence:
         try:
             self.receiver(event)
         except Exception:  # noqa: BLE001 the receiver is the caller's: its bug ends this sequence and no other
-            _LOG.exception("the receiver of request %s failed: its sequence is dropped", self.request.request_id)
+            _LOG.exception("the receiver of a sequence failed: it is dropped", extra=self.log_fields())
             self.is_deaf = True
+
+    def log_fields(self, **more: object) -> dict[str, object]:
+        """Return `extra` of a line in the log about this sequence."""
+        named = {"request_id": self.request.request_id, "tokens": self.num_output}
+        return {"fields": {**named, **more}}
 
     def lateness(self, now: float) -> DeadlineExceeded | None:
         """Return the error to end with if the deadline has passed at a monotonic second."""

@@ -6,8 +6,7 @@ A server calls these methods and turns the ServingErrors they raise into a statu
 from __future__ import annotations
 
 import asyncio
-import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import TypeVar
 
@@ -22,6 +21,7 @@ from cluster.grpc.messages import (
     server_info_response,
 )
 from cluster.prompt import chat_prompt, text_prompt
+from cluster.request_id import RequestId, request_id
 from cluster.served_model import ServedModel
 from cluster.service import InferenceService
 from cluster.validation import CompletionRequest, RequestFields, check_model_name, check_request, invalid
@@ -50,22 +50,29 @@ class GrpcApi:
         return self._service.longest_s
 
     async def generate(
-        self, request: pb.GenerateRequest, timeout_s: float | None = None
+        self,
+        request: pb.GenerateRequest,
+        timeout_s: float | None = None,
+        name: RequestId | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         """Generate; close the generator to cancel.
 
         Args:
             request: what to generate.
             timeout_s: seconds until the call's deadline; None: it has none.
+            name: of the request; None: a new one.
+            headers: the call's metadata; None: none.
 
         Raises:
             ServingError: as the proto says.
         """
         code = "INTERNAL"
+        record = self._service.record("grpc", name or request_id(), headers or {})
         try:
-            model = self._service.model
-            checked = await _off_loop(request, lambda: read_generate_request(request, model, timeout_s))
-            async with aclosing(self._service.generate(checked)) as events:
+            model, named = self._service.model, record.request_id
+            checked = await _off_loop(request, lambda: read_generate_request(request, model, timeout_s, named))
+            async with aclosing(self._service.generate(checked, record)) as events:
                 async for event in events:
                     yield generate_response(event, model)
             code = "OK"
@@ -73,10 +80,10 @@ class GrpcApi:
             code = Cancelled.grpc_code.name
             raise
         except ServingError as error:
-            code = error.grpc_code.name
+            code, record.error = error.grpc_code.name, error
             raise
         finally:
-            self._service.metrics.count_request("grpc", code)
+            record.end(code)
 
     async def tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
         """Turn text or a conversation into the ids that `generate` would continue.
@@ -111,7 +118,7 @@ class GrpcApi:
 
 
 def read_generate_request(
-    request: pb.GenerateRequest, model: ServedModel, timeout_s: float | None
+    request: pb.GenerateRequest, model: ServedModel, timeout_s: float | None, name: RequestId
 ) -> CompletionRequest:
     """Check a request and turn its input to tokens. Blocks for as long as that takes.
 
@@ -140,7 +147,7 @@ def read_generate_request(
         num_choices=request.num_choices or 1,
         timeout_s=timeout_s,
     )
-    return check_request(fields, model, f"gen-{uuid.uuid4().hex}")
+    return check_request(fields, model, name.unique("gen"))
 
 
 def _prompt_ids(request: pb.GenerateRequest | pb.TokenizeRequest, model: ServedModel) -> tuple[int, ...]:

@@ -15,6 +15,8 @@ from grpc_reflection.v1alpha import reflection
 
 from cluster.grpc.api import GrpcApi
 from cluster.grpc.health import GrpcHealth
+from cluster.logs import fields
+from cluster.request_id import HEADER, RequestId, request_id
 from cluster.service import InferenceService
 from protos.errors import InternalError, ServingError
 from protos.inference.v1 import inference_pb2 as pb
@@ -59,12 +61,15 @@ class _Servicer(InferenceServiceServicer):
         call = asyncio.current_task()
         assert call is not None
         end = asyncio.get_running_loop().call_later(self._api.longest_s, call.cancel)
+        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        name = request_id(metadata.get(HEADER))
         try:
-            async with aclosing(self._api.generate(request, context.time_remaining())) as responses:
+            await context.send_initial_metadata(((HEADER, name.value),))
+            async with aclosing(self._api.generate(request, context.time_remaining(), name, metadata)) as responses:
                 async for response in responses:
                     yield response
         except Exception as error:  # noqa: BLE001  a process boundary
-            await _abort(error, context)
+            await _abort(error, context, name)
         finally:
             end.cancel()
 
@@ -103,9 +108,9 @@ async def _answer(answer: Awaitable[Response], context: Context) -> Response:
         await _abort(error, context)
 
 
-async def _abort(error: Exception, context: Context) -> NoReturn:
+async def _abort(error: Exception, context: Context, name: RequestId | None = None) -> NoReturn:
     if not isinstance(error, ServingError):
-        _LOG.error("call failed", exc_info=error)
+        _LOG.error("call failed", exc_info=error, extra=fields(request_id=name and name.value))
         error = InternalError("the server failed on this call; its log says why, please report it")
     await context.abort(error.grpc_code, error.message, error.trailing_metadata())
     raise AssertionError("abort raises")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from cluster.config import ClusterConfig
 from cluster.imports import check_imports
 from cluster.machine import check_port, read_machine
+from cluster.trace_start import check_tracing
 from cluster.versions import check_versions
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def check_start(settings: ClusterConfig) -> None:
     """
     check_imports()
     check_versions()
+    check_tracing(settings.trace)
     check_port(settings.http.port, "HTTP", "--http-port")
     check_port(settings.grpc.port, "gRPC", "--grpc-port")
 

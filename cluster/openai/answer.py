@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from cluster.openai.bodies import CommonBody
 from cluster.openai.token_names import TokenNames
+from cluster.request_id import RequestId
 from cluster.served_model import ServedModel
 from cluster.service_events import Delta, Finished, FinishReason, ScoredToken, ServiceEvent, Started, Usage
 from cluster.validation import CompletionRequest
@@ -36,8 +36,13 @@ class Endpoint(Protocol):
     name: str
     """Its label in metrics."""
 
-    def parse(self, data: bytes, model: ServedModel) -> Answer:
+    def parse(self, data: bytes, model: ServedModel, request_id: RequestId) -> Answer:
         """Parse a body, turn its text to tokens and check it. Blocks for as long as that takes.
+
+        Args:
+            data: the body.
+            model: what is served.
+            request_id: the request's name.
 
         Raises:
             RequestError: something is wrong with it.
@@ -88,11 +93,11 @@ class Envelope:
     Args:
         body: what the client sent.
         model: what is served.
-        prefix: how ids of this endpoint begin.
+        request_id: the answer's id; unique.
     """
 
-    def __init__(self, body: CommonBody, model: ServedModel, prefix: str) -> None:
-        self.request_id = f"{prefix}-{uuid.uuid4().hex}"
+    def __init__(self, body: CommonBody, model: ServedModel, request_id: str) -> None:
+        self.request_id = request_id
         self.names = TokenNames(model.tokenizer, bool(body.return_tokens_as_token_ids))
         self.returns_token_ids = bool(body.return_token_ids) or not model.has_tokenizer
         self._includes_usage = body.includes_usage

@@ -17,6 +17,7 @@ from cluster.openai.error_object import add_error_handlers
 from cluster.openai.exchange import Exchange
 from cluster.openai.json_text import JsonResponse
 from cluster.openai.operations import add_operations
+from cluster.openai.request_id import RequestIds
 from cluster.served_model import ServedModel
 from cluster.service import InferenceService
 from cluster.validation import check_model_name
@@ -32,6 +33,7 @@ def build_app(service: InferenceService) -> FastAPI:
     # The interactive pages of FastAPI load scripts from elsewhere; /openapi.json is enough.
     app = FastAPI(title="Herd", version=herd_version(), docs_url=None, redoc_url=None)
     app.add_middleware(BodyLimit, max_bytes=service.limits.max_body_bytes)
+    app.add_middleware(RequestIds)  # around all others: their answers say the name, too
     add_error_handlers(app)
     _add_generation(app, "/v1/completions", service, CompletionsEndpoint(), CompletionsBody)
     _add_generation(app, "/v1/chat/completions", service, ChatEndpoint(), ChatBody)

@@ -8,6 +8,7 @@ from typing import Any
 from cluster.openai.answer import Answer, Envelope, Outcome
 from cluster.openai.bodies import ChatBody, parse_body
 from cluster.prompt import chat_prompt, check_role
+from cluster.request_id import RequestId
 from cluster.served_model import ServedModel
 from cluster.service_events import Delta, Finished, ScoredToken, ServiceEvent, Started
 from cluster.validation import check_model_name, check_request, invalid, shown
@@ -22,11 +23,11 @@ class ChatEndpoint:
 
     name = "chat"
 
-    def parse(self, data: bytes, model: ServedModel) -> Answer:
+    def parse(self, data: bytes, model: ServedModel, request_id: RequestId) -> Answer:
         """Parse and check a body; see Endpoint."""
         body = parse_body(ChatBody, data)
         check_model_name(body.model, model)
-        return ChatAnswer(body, model)
+        return ChatAnswer(body, model, request_id)
 
 
 class ChatAnswer:
@@ -35,16 +36,17 @@ class ChatAnswer:
     Args:
         body: what the client sent.
         model: what is served.
+        request_id: the request's name.
 
     Raises:
         RequestError: something is wrong with the request.
     """
 
-    def __init__(self, body: ChatBody, model: ServedModel) -> None:
+    def __init__(self, body: ChatBody, model: ServedModel, request_id: RequestId) -> None:
         if body.max_completion_tokens is not None:
             body = body.model_copy(update={"max_tokens": body.max_completion_tokens})
         prompt = chat_prompt([read_message(index, each) for index, each in enumerate(body.messages)], model)
-        self._envelope = Envelope(body, model, "chatcmpl")
+        self._envelope = Envelope(body, model, request_id.unique("chatcmpl"))
         # Without max_tokens a chat answer may take what the context leaves, as in vLLM.
         fields = body.fields([prompt], None, _logprobs(body))
         self.request = check_request(fields, model, self._envelope.request_id)

@@ -9,6 +9,7 @@ from cluster.openai.answer import Answer, Envelope, Outcome
 from cluster.openai.bodies import CompletionsBody, parse_body
 from cluster.openai.token_names import LogprobsColumn
 from cluster.prompt import text_prompt
+from cluster.request_id import RequestId
 from cluster.served_model import ServedModel
 from cluster.service_events import Delta, Finished, ScoredToken, ServiceEvent, Started
 from cluster.validation import check_model_name, check_request, invalid, shown
@@ -23,11 +24,11 @@ class CompletionsEndpoint:
 
     name = "completions"
 
-    def parse(self, data: bytes, model: ServedModel) -> Answer:
+    def parse(self, data: bytes, model: ServedModel, request_id: RequestId) -> Answer:
         """Parse and check a body; see Endpoint."""
         body = parse_body(CompletionsBody, data)
         check_model_name(body.model, model)
-        return CompletionsAnswer(body, model)
+        return CompletionsAnswer(body, model, request_id)
 
 
 class CompletionsAnswer:
@@ -36,17 +37,18 @@ class CompletionsAnswer:
     Args:
         body: what the client sent.
         model: what is served.
+        request_id: the request's name.
 
     Raises:
         RequestError: something is wrong with the request.
     """
 
-    def __init__(self, body: CompletionsBody, model: ServedModel) -> None:
+    def __init__(self, body: CompletionsBody, model: ServedModel, request_id: RequestId) -> None:
         texts, prompts = read_prompts(body.prompt, model)
         if body.echo and body.logprobs is not None:
             # Echoed tokens get logprobs like the new ones.
             body = body.model_copy(update={"prompt_logprobs": max(body.logprobs, body.prompt_logprobs or 0)})
-        self._envelope = Envelope(body, model, "cmpl")
+        self._envelope = Envelope(body, model, request_id.unique("cmpl"))
         fields = body.fields(prompts, DEFAULT_MAX_TOKENS, body.logprobs)
         self.request = check_request(fields, model, self._envelope.request_id)
         self.stream = bool(body.stream)

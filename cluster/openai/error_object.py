@@ -10,7 +10,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from cluster.logs import fields
 from cluster.openai.json_text import JsonResponse
+from cluster.openai.request_id import request_id_of
+from cluster.request_id import RequestId
 from protos.errors import ContextTooLong, InternalError, NotFound, ServingError
 
 _LOG = logging.getLogger(__name__)
@@ -45,9 +48,9 @@ def error_response(error: ServingError) -> Response:
     return JsonResponse(error_object(error), error.http_status, headers)
 
 
-def internal_error(error: Exception, where: str) -> InternalError:
+def internal_error(error: Exception, where: str, request_id: RequestId) -> InternalError:
     """Log a bug of ours and return what a client may know of it."""
-    _LOG.error("%s failed", where, exc_info=error)
+    _LOG.error("%s failed", where, exc_info=error, extra=fields(request_id=request_id.value))
     return InternalError("the server failed on this request; its log says why, please report it")
 
 
@@ -66,7 +69,7 @@ def add_error_handlers(app: FastAPI) -> None:
         return JsonResponse(body, error.status_code, error.headers)
 
     async def on_bug(request: Request, error: Exception) -> Response:
-        return error_response(internal_error(error, request.url.path))
+        return error_response(internal_error(error, request.url.path, request_id_of(request.scope)))
 
     app.add_exception_handler(ServingError, on_serving_error)
     app.add_exception_handler(HTTPException, on_http_error)

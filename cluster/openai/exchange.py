@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -14,6 +15,8 @@ from cluster.openai.answer import Answer, Endpoint, collect
 from cluster.openai.client_watch import unless_gone
 from cluster.openai.error_object import error_object, internal_error
 from cluster.openai.json_text import JsonResponse, to_json
+from cluster.openai.request_id import request_id_of
+from cluster.request_record import RequestRecord
 from cluster.service import InferenceService
 from cluster.service_events import Progress, ServiceEvent
 from protos.errors import Cancelled, ServingError
@@ -46,35 +49,37 @@ class Exchange(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request."""
         code = 500
+        record = self._service.record(self._endpoint.name, request_id_of(scope), Headers(scope=scope))
         try:
-            code = await self._serve(scope, receive, send)
+            code = await self._serve(scope, receive, send, record)
         except (Cancelled, ClientDisconnect):
             code = Cancelled.http_status  # nobody is there to be told
         except asyncio.CancelledError:
             code = Cancelled.http_status
             raise
         except ServingError as error:
-            code = error.http_status
+            code, record.error = error.http_status, error
             raise
         except Exception as error:
-            raise internal_error(error, scope["path"]) from error
+            record.error = internal_error(error, scope["path"], record.request_id)
+            raise record.error from error
         finally:
-            self._service.metrics.count_request(self._endpoint.name, str(code))
+            record.end(str(code))
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> int:
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, record: RequestRecord) -> int:
         data = await Request(scope, receive).body()
         model = self._service.model
         if len(data) > THREAD_BYTES:
-            answer = await unless_gone(receive, asyncio.to_thread(self._endpoint.parse, data, model))
+            answer = await unless_gone(receive, asyncio.to_thread(self._endpoint.parse, data, model, record.request_id))
         else:
-            answer = self._endpoint.parse(data, model)
-        events = self._service.generate(answer.request)
+            answer = self._endpoint.parse(data, model, record.request_id)
+        events = self._service.generate(answer.request, record)
         if answer.stream:
             # A client that reads no more holds up whoever sends to it: nobody looks at the request's deadline then.
             limit = asyncio.timeout(self._service.longest_s)
             try:
                 async with limit:
-                    return await unless_gone(receive, _stream(answer, events, send))
+                    return await unless_gone(receive, _stream(answer, events, send, record))
             except TimeoutError as error:
                 if not limit.expired():
                     raise
@@ -89,7 +94,7 @@ async def _whole(answer: Answer, events: AsyncGenerator[ServiceEvent, None]) -> 
         return answer.whole(await collect(events, answer.request.num_sequences))
 
 
-async def _stream(answer: Answer, events: AsyncGenerator[ServiceEvent, None], send: Send) -> int:
+async def _stream(answer: Answer, events: AsyncGenerator[ServiceEvent, None], send: Send, record: RequestRecord) -> int:
     """Send server-sent events and return the status that the stream deserves."""
     async with aclosing(events):
         first = await anext(events)  # refusals are raised here, before the status is sent
@@ -102,7 +107,8 @@ async def _stream(answer: Answer, events: AsyncGenerator[ServiceEvent, None], se
         except ServingError as caught:
             error = caught
         except Exception as caught:  # noqa: BLE001  the response has begun: only this stream can tell
-            error = internal_error(caught, answer.request.request_id)
+            error = internal_error(caught, "a stream", record.request_id)
+        record.error = error
         if error is not None:
             await _send_data(to_json(error_object(error)), send)
         else:

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.responses import Response
 
 from cluster.cluster_view import ClusterView
-from cluster.metrics import CONTENT_TYPE
+from cluster.front_door_metrics import CONTENT_TYPE
 from cluster.openai.json_text import JsonResponse
 from cluster.router_client import PlacementInfo, RouterLoad
 from cluster.service import InferenceService
@@ -35,7 +35,7 @@ def add_operations(app: FastAPI, service: InferenceService) -> None:
     async def metrics() -> Response:
         """Return the metrics in Prometheus' text format."""
         loads, placement = await asyncio.gather(_load(view), _placement(service, view))
-        text = service.metrics.render(loads, service.num_sequences, placement)
+        text = service.metrics.render(loads, service.class_loads(), placement, is_draining=service.is_draining)
         return Response(text, headers={"content-type": CONTENT_TYPE})
 
     @app.get("/status.json", response_model=None)

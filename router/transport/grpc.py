@@ -14,7 +14,7 @@ from router.placement import ExpertHolder, Placement
 from router.plan import DispatchPlan
 from router.spread import Assignment
 from router.transport.attempt import Sender
-from router.transport.evidence import DispatchCounts, Evidence
+from router.transport.evidence import DispatchCounts, DispatchTimes, Evidence
 from router.transport.offer import LaneInUse
 from router.transport.pending import Pending
 from router.transport.stream import CPU, ReplicaStream
@@ -35,6 +35,8 @@ class TransportHealth:
     """Times a replica was passed over from then on."""
     ejected: tuple[str, ...]
     """Replicas that are passed over now."""
+    times: DispatchTimes = field(default_factory=DispatchTimes)
+    """How long they took."""
     lanes: Mapping[str, LaneInUse] = field(default_factory=dict)
     """How tensors travel to each replica that is connected, and why not in a better way."""
 
@@ -127,6 +129,7 @@ class GrpcTransport:
         ejection = self._evidence.ejection
         return TransportHealth(
             counts=replace(self._evidence.counts),
+            times=replace(self._evidence.parts),
             ejections=ejection.num_ejections,
             ejected=tuple(ejection.ejected),
             lanes=self._streams.lanes,

@@ -142,11 +142,12 @@ class Pending:
         evidence.budget.earn()
         wait_s = attempt.sent_at + evidence.times.hedge_after_s(num_tokens) - time.monotonic()
         try:
-            at_s = attempt.result(min(max(wait_s, 0), WAIT_STEP_S)).at_s
+            result, at_s = attempt.result(min(max(wait_s, 0), WAIT_STEP_S))
             rows_nD = attempt.rows(self._tokens.hidden_ND)
         except (TimeoutError, errors.ServingError):
             return None
         evidence.times.observe(num_tokens, at_s - attempt.sent_at)
+        evidence.parts.observe(at_s - attempt.sent_at, result.queue_us, result.compute_us)
         if evidence.ejection.has_records:
             evidence.ejection.won(attempt.replica_id, at_s)
         return rows_nD
@@ -225,11 +226,13 @@ class Pending:
     def _note_answer(self, asked: Asked, winner: Way) -> None:
         """Learn from who answered a share, and drop the other ways."""
         ejection = self._evidence.ejection
-        at_s = max(attempt.result().at_s for attempt in winner.attempts)
+        answers = [attempt.result() for attempt in winner.attempts]
+        at_s = max(each.at_s for each in answers)
         # From when it was first sent: what the step waited, whoever made it wait.
         self._evidence.times.observe(asked.share.stop - asked.share.start, at_s - asked.sent_at)
-        for attempt in winner.attempts:
+        for attempt, each in zip(winner.attempts, answers, strict=True):
             ejection.won(attempt.replica_id, at_s)
+            self._evidence.parts.observe(each.at_s - attempt.sent_at, each.result.queue_us, each.result.compute_us)
         for way in asked.ways:
             if way is winner:
                 continue

@@ -13,7 +13,7 @@ from cluster.replica_roster import ReplicaInfo
 from cluster.router_client import ExpertReplicaInfo, PlacementInfo, RouterLoad
 from cluster.served_model import ServedModel
 from router.request import EngineLoad
-from router.transport.evidence import DispatchCounts
+from router.transport.evidence import DispatchCounts, DispatchTimes
 from router.transport.grpc import TransportHealth
 from router.transport.offer import LaneInUse
 
@@ -139,7 +139,8 @@ def _router(name: str, pid: int, generated: int, *, running: int, waiting: int, 
     )
     counts = DispatchCounts(shares=1_204_331, hedges=412, resends=7, probes=12)
     lanes = {"experts-0-0": LaneInUse("shm", "the card has no room")}
-    health = TransportHealth(counts=counts, ejections=3 + len(ejected), ejected=ejected, lanes=lanes)
+    times = DispatchTimes(answers=1_204_300, total_s=5400.0, queue_s=370.0, compute_s=4100.0)
+    health = TransportHealth(counts=counts, times=times, ejections=3 + len(ejected), ejected=ejected, lanes=lanes)
     return RouterLoad(replica_id=name, load=load, pid=pid, dispatches=health)
 
 

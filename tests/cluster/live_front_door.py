@@ -43,11 +43,13 @@ class LiveFrontDoor:
         self._thread.join()
         self._socket.close()
 
-    def post(self, path: str, body: object) -> tuple[int, HTTPMessage, Any]:
-        """Send raw bytes or JSON, and return (status, headers, parsed body)."""
+    def post(self, path: str, body: object, **headers: str) -> tuple[int, HTTPMessage, Any]:
+        """Send raw bytes or JSON, and return (status, headers, parsed body); a stream is not parsed."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        status, headers, text = self._call("POST", path, data, {"Content-Type": "application/json"})
-        return status, headers, json.loads(text)
+        sent = {"Content-Type": "application/json", **{name.replace("_", "-"): each for name, each in headers.items()}}
+        status, answered, text = self._call("POST", path, data, sent)
+        is_stream = (answered["content-type"] or "").startswith("text/event-stream")
+        return status, answered, text if is_stream else json.loads(text)
 
     def get(self, path: str) -> tuple[int, HTTPMessage, str]:
         """Return (status, headers, text)."""

@@ -86,6 +86,10 @@ KNOBS = [
     "limits.request_timeout_s",
     "limits.drain_s",
     "limits.health_timeout_s",
+    "log.format",
+    "log.level",
+    "trace.endpoint",
+    "trace.sample",
 ]
 
 # assignment -> what the refusal says
@@ -124,6 +128,10 @@ WRONG = {
     "scaling.router_use=0.9": "scaling.router_use: expected above 0 and at most 0.85, found 0.9",
     "scaling.ttft_s=0": "scaling.ttft_s: expected a positive number of seconds, found 0",
     "limits.max_sequences=0": "limits.max_sequences: expected at least 1, found 0",
+    "log.format=xml": "log.format: expected 'text' or 'json', found 'xml'",
+    "log.level=INFO": "log.level: expected 'debug' or 'info' or 'warning' or 'error', found 'INFO'",
+    "trace.endpoint=collector:4318": "trace.endpoint: expected a URL that begins with http, found 'collector:4318'",
+    "trace.sample=2": "trace.sample: expected 0 to 1, found 2",
     "router.slots={": "expected a value in YAML",
 }
 

@@ -14,9 +14,9 @@ from cluster.autoscaling import Bounds, Pace
 from cluster.byte_text import format_bytes
 from cluster.config_source import load_config
 from cluster.first_tokens import FirstTokenMeter
+from cluster.front_door_metrics import FrontDoorMetrics
 from cluster.machine import Machine
 from cluster.meters import ExpertMeter, RateMeter
-from cluster.metrics import FrontDoorMetrics
 from cluster.plan import make_plan
 from cluster.scaling_board import Entry, ScalingBoard
 from cluster.scaling_budget import Want
@@ -527,8 +527,8 @@ def test_first_tokens_are_those_since_the_last_look():
     metrics = FrontDoorMetrics("demo")
     meter = FirstTokenMeter(metrics)
     assert meter.mean_s() == 0.0
-    metrics.stopwatch("long").tokens(0, 1)
+    metrics.stopwatch("long", [], 1).tokens(0, 1)
     assert meter.mean_s() == 0.0, "long prompts take their time, however many routers there are"
-    metrics.stopwatch("standard").tokens(0, 1)
+    metrics.stopwatch("standard", [], 1).tokens(0, 1)
     assert 0 < meter.mean_s() < 1
     assert meter.mean_s() == 0.0

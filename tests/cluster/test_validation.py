@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from cluster.openai.bodies import ChatBody, CompletionsBody
 from cluster.openai.chat import ChatEndpoint
 from cluster.openai.completions import CompletionsEndpoint
+from cluster.request_id import request_id
 from cluster.validation import RequestFields, check_request, sequences, shown
 from protos.errors import ContextTooLong, InvalidRequest, RequestError
 
@@ -77,7 +78,7 @@ def test_a_number_too_long_to_be_written_is_refused_by_its_length(text_model):
 def test_any_json_is_checked_or_refused_with_a_reason(text_model, body, prompt, messages):
     for endpoint, required in ((CompletionsEndpoint(), {"prompt": prompt}), (ChatEndpoint(), {"messages": messages})):
         data = json.dumps({**body, **required}).encode()
-        answer = accepted(lambda: endpoint.parse(data, text_model))  # noqa: B023  called at once
+        answer = accepted(lambda: endpoint.parse(data, text_model, request_id()))  # noqa: B023  called at once
         assert answer is None or answer.request.num_sequences >= 1
 
 

@@ -9,6 +9,7 @@ import torch
 
 from protos import errors
 from router.transport import stream
+from router.transport.evidence import DispatchTimes
 from tests.router.live_transport import EXPERTS, HIDDEN_TD, run, send_to, wait_until
 
 
@@ -135,3 +136,24 @@ def test_what_a_replica_may_owe_has_a_bound(cluster, monkeypatch):
     assert wait_until(lambda: not transport.stream("replica-0").num_owed)
     transport.timeouts = type(transport.timeouts)()
     assert torch.equal(run(transport), HIDDEN_TD * 2)
+
+
+def test_answers_are_timed_by_part_and_one_that_is_not_used_is_not(cluster):
+    transport, replicas = cluster([EXPERTS, EXPERTS], answer_s=60.0)
+    get_used_to(transport)
+    known = transport.health()
+    assert known.times.answers == known.counts.shares
+    assert sum(known.times.parts().values()) == pytest.approx(known.times.total_s)
+    replicas[0].gate.clear()
+    pending, _ = send_to(transport, ["replica-0"])
+    pending.wait()
+    replicas[0].gate.set()
+    assert transport.health().times.answers == known.times.answers + 1
+
+
+def test_what_replicas_say_of_an_answer_is_told_apart_from_the_network():
+    times = DispatchTimes()
+    times.observe(0.010, queue_us=1000, compute_us=6000)
+    times.observe(0.020, queue_us=2000, compute_us=7000)
+    assert times.answers == 2
+    assert times.parts() == pytest.approx({"queue": 0.003, "compute": 0.013, "network": 0.014})
