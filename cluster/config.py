@@ -323,6 +323,15 @@ class LongSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class KubernetesSettings:
+    """What Herd does where it runs in pods of a RayCluster. Without effect elsewhere."""
+
+    watch: bool = True
+    """Follow Herd's own pods and the cluster's nodes, and begin to move replicas as soon as their end is foretold: by a
+    taint of the node, an eviction or a deletion of the pod."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ClusterConfig:
     """All settings of one Herd. A field's default is right for a laptop."""
 
@@ -344,6 +353,8 @@ class ClusterConfig:
     """How many replicas there may be."""
     limits: FrontDoorLimits = field(default_factory=FrontDoorLimits)
     """What the front door accepts at most."""
+    kubernetes: KubernetesSettings = field(default_factory=KubernetesSettings)
+    """What is done in Kubernetes only."""
 
     def check(self) -> None:
         """Refuse values that cannot work, without a look at the machine.
