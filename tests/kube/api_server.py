@@ -154,7 +154,13 @@ def _handler(api: FakeApiServer) -> type[BaseHTTPRequestHandler]:
                 self._answer(status, _status(status, "as told"), headers)
                 return
             found = _PATH.match(split.path)
-            if found is None:
+            if split.path == "/apis/ray.io/v1":
+                crds = [each["spec"]["names"] for each in api._select("customresourcedefinitions", None, "")[0]]
+                names = [{"name": each["plural"]} for each in crds]
+                self._answer(200, {"resources": names}) if names else self._answer(404, _status(404, "no such group"))
+            elif split.path == "/version/":
+                self._answer(200, {"gitVersion": "v1.36.0"})
+            elif found is None:
                 self._answer(404, _status(404, "no such path"))
             elif found["kind"] in api._forbidden:
                 words = f'{found["kind"]} is forbidden: User "system:serviceaccount:ai:herd" cannot list it'

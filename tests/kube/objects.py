@@ -35,7 +35,11 @@ def pod(
         deleted: whether it has a deletion timestamp.
         disruption: the reason of a condition DisruptionTarget; None: it has none.
     """
-    meta: dict[str, Any] = {"name": name, "namespace": NAMESPACE, "labels": {"ray.io/cluster": CLUSTER}}
+    meta: dict[str, Any] = {
+        "name": name,
+        "namespace": NAMESPACE,
+        "labels": {"ray.io/cluster": CLUSTER, "ray.io/is-ray-node": "yes", "ray.io/group": "experts"},
+    }
     if deleted:
         meta["deletionTimestamp"] = "2026-11-22T02:00:00Z"
     conditions = []
@@ -45,4 +49,41 @@ def pod(
         "metadata": meta,
         "spec": {"nodeName": node_name, "terminationGracePeriodSeconds": 60, "containers": []},
         "status": {"phase": "Running" if node_name else "Pending", "podIP": ip, "conditions": conditions},
+    }
+
+
+def operator(tag: str, ready: int = 1) -> dict[str, Any]:
+    """Return the Deployment of KubeRay's operator, its image's tag given."""
+    return {
+        "metadata": {
+            "name": "kuberay-operator",
+            "namespace": "kuberay",
+            "labels": {"app.kubernetes.io/name": "kuberay-operator"},
+        },
+        "spec": {"template": {"spec": {"containers": [{"image": f"quay.io/kuberay/operator:{tag}"}]}}},
+        "status": {"readyReplicas": ready},
+    }
+
+
+def ray_services_crd() -> dict[str, Any]:
+    """Return the definition of RayServices."""
+    return {"metadata": {"name": "rayservices.ray.io"}, "spec": {"group": "ray.io", "names": {"plural": "rayservices"}}}
+
+
+def claim(name: str, phase: str) -> dict[str, Any]:
+    """Return a PersistentVolumeClaim."""
+    return {"metadata": {"name": name, "namespace": NAMESPACE}, "spec": {}, "status": {"phase": phase}}
+
+
+def ray_service(name: str, cluster: str = CLUSTER) -> dict[str, Any]:
+    """Return a RayService that is ready."""
+    return {
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "status": {
+            "conditions": [{"type": "Ready", "status": "True", "reason": "NonZeroServeEndpoints", "message": ""}],
+            "activeServiceStatus": {
+                "rayClusterName": cluster,
+                "applicationStatuses": {"herd": {"status": "DEPLOYING", "message": "waits for replicas"}},
+            },
+        },
     }
