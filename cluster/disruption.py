@@ -57,13 +57,15 @@ def foretold_ends(pods: Iterable[KubeObject], nodes: Iterable[KubeObject]) -> di
     """Return the addresses of the pods that are about to go, and why.
 
     Args:
-        pods: all of Herd's; those without an address have not begun to run.
+        pods: all of Herd's; those without an address have not begun to run, and the address of one that has ended may
+            be another's by now.
         nodes: of the cluster, as far as they may be read.
     """
     nodes_that_end = {node["metadata"]["name"]: why for node in nodes if (why := node_ends(node))}
     ends = {}
     for pod in pods:
-        ip = (pod.get("status") or {}).get("podIP")
+        status = pod.get("status") or {}
+        ip = None if status.get("phase") in ("Succeeded", "Failed") else status.get("podIP")
         why = pod_ends(pod) or nodes_that_end.get((pod.get("spec") or {}).get("nodeName", ""), "")
         if ip and why:
             ends[ip] = why

@@ -131,7 +131,7 @@ def _pod_in_short(pod: KubeObject) -> KubeObject:
     return {
         "metadata": {name: meta[name] for name in ("name", "deletionTimestamp") if name in meta},
         "spec": {"nodeName": pod["spec"].get("nodeName")},
-        "status": {name: status[name] for name in ("podIP", "conditions") if name in status},
+        "status": {name: status[name] for name in ("phase", "podIP", "conditions") if name in status},
     }
 
 

@@ -80,22 +80,27 @@ def ask(list_: List, **options: Any) -> Any:
     Raises:
         ReplicaUnavailable: the server said no, or cannot be reached; `status_of` tells which.
     """
+    from urllib3.exceptions import HTTPError
+
     response = _open(list_, _READ_S, **options)
     try:
         return json.loads(response.data)
+    except (HTTPError, OSError, ValueError) as error:
+        raise _cut_short("an answer", error) from error
     finally:
         response.release_conn()
 
 
 def _open(list_: List, read_s: float, **options: Any) -> Any:
     from kubernetes.client.exceptions import ApiException
+    from kubernetes.config import ConfigException
     from urllib3.exceptions import HTTPError
 
     try:
         response = list_(_preload_content=False, _request_timeout=(_CONNECT_S, read_s), **options)
     except ApiException as error:
         raise _refused(error.status or 0, error.body, error.headers or {}) from error
-    except (HTTPError, OSError) as error:
+    except (HTTPError, OSError, ConfigException) as error:  # the last: a token that is just being replaced
         raise ReplicaUnavailable(
             f"expected the Kubernetes API server to answer, found it out of reach: {error}; check the network"
         ) from error
@@ -119,6 +124,10 @@ def _no(status: int, message: str, retry_after_ms: int = 0) -> ReplicaUnavailabl
         retry_after_ms=retry_after_ms,
         metadata={_STATUS: str(status)},
     )
+
+
+def _cut_short(what: str, error: Exception) -> ReplicaUnavailable:
+    return ReplicaUnavailable(f"expected the end of {what}, found it cut short: {error}; ask again")
 
 
 def status_of(error: ReplicaUnavailable) -> int:
@@ -285,4 +294,4 @@ def _events(response: Any) -> Iterator[dict[str, Any]]:
             *lines, rest = (rest + piece).split(b"\n")
             yield from (json.loads(line) for line in lines if line.strip())
     except (HTTPError, OSError, ValueError) as error:
-        raise ReplicaUnavailable(f"expected a watch to go on, found it broken off: {error}; it begins again") from error
+        raise _cut_short("a watch", error) from error

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import ray
@@ -74,10 +75,14 @@ def drain_node(node_id: str, why: str) -> None:
 
 
 def _client() -> Any:
+    return _client_of(ray.get_runtime_context().gcs_address)
+
+
+@lru_cache(maxsize=1)
+def _client_of(address: str) -> Any:
     from ray._raylet import GcsClient  # type: ignore[attr-defined]  # it is compiled
 
-    # A new one takes about a millisecond; an old one may know an address where nobody answers any more.
-    return GcsClient(address=ray.get_runtime_context().gcs_address)
+    return GcsClient(address=address)
 
 
 class DrainingNodes:

@@ -58,3 +58,10 @@ def test_pods_end_with_their_nodes_and_the_others_stay():
     ]
     ends = foretold_ends(pods, [node("n1", "karpenter.sh/disrupted"), node("n2")])
     assert sorted(ends) == ["10.0.0.1", "10.0.0.3"]
+
+
+@pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
+def test_the_address_of_a_pod_that_has_ended_may_be_anothers(phase):
+    evicted = pod("a", "n1", "10.0.0.1", disruption="EvictionByEvictionAPI")
+    evicted["status"]["phase"] = phase
+    assert foretold_ends([evicted], [node("n1", "karpenter.sh/disrupted")]) == {}

@@ -122,7 +122,7 @@ def test_says_once_that_the_server_is_away_and_goes_on_when_it_is_back(server, n
     wait_for_watch(server)
     with caplog.at_level(logging.WARNING, logger="cluster.kubernetes"):
         server.go_away()
-        nodes.wait(lambda: nodes.mirror._num_failures >= 3)
+        nodes.wait(lambda: nodes.mirror._num_failures >= 2)
         assert "n1" in nodes.mirror.objects[0]["metadata"]["name"]
         with server:
             server.put("nodes", node("n2"))
@@ -139,6 +139,15 @@ def test_says_which_right_is_missing(server, core):
     nodes.wait(lambda: bool(nodes.mirror.problem))
     nodes.mirror.stop()
     assert "get, list and watch nodes" in nodes.mirror.problem
+
+
+def test_an_answer_that_is_cut_short_is_asked_for_again(server, core):
+    server.put("nodes", node("n1"))
+    server.cut_short()
+    nodes = Followed("nodes", core.list_node)
+    nodes.mirror.start()
+    nodes.wait_names("n1")
+    nodes.mirror.stop()
 
 
 def test_pauses_grow_and_are_bounded():

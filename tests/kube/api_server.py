@@ -73,6 +73,10 @@ class FakeApiServer:
         """Answer the next requests with a failure."""
         self._refusals += [(status, headers)] * times
 
+    def cut_short(self, times: int = 1) -> None:
+        """Break off the next answers after their first bytes."""
+        self._refusals += [(200, {})] * times
+
     def drop_streams(self) -> None:
         """Break off every watch in the middle of nothing."""
         with self._changed:
@@ -151,6 +155,10 @@ def _handler(api: FakeApiServer) -> type[BaseHTTPRequestHandler]:
             query = {name: values[-1] for name, values in parse_qs(split.query).items()}
             if api._refusals:
                 status, headers = api._refusals.pop(0)
+                if status == 200:
+                    self._answer(200, {}, {}, more_bytes=1000)
+                    self.close_connection = True
+                    return
                 self._answer(status, _status(status, "as told"), headers)
                 return
             found = _PATH.match(split.path)
@@ -213,11 +221,14 @@ def _handler(api: FakeApiServer) -> type[BaseHTTPRequestHandler]:
         def _end_chunks(self) -> None:
             self.wfile.write(b"0\r\n\r\n")
 
-        def _answer(self, status: int, body: Object, headers: Mapping[str, str] | None = None) -> None:
+        def _answer(
+            self, status: int, body: Object, headers: Mapping[str, str] | None = None, more_bytes: int = 0
+        ) -> None:
+            """Answer; `more_bytes` are announced and never come."""
             content = json.dumps(body).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Content-Length", str(len(content) + more_bytes))
             for name, value in (headers or {}).items():
                 self.send_header(name.replace("_", "-"), value)
             self.end_headers()
