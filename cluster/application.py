@@ -13,6 +13,7 @@ from ray.serve.deployment import Application
 from cluster.context_deployment import Context
 from cluster.devices import Device
 from cluster.directory_actor import directory_config
+from cluster.drain_times import ROUTER_SHUTDOWN_S, drain_times
 from cluster.experts_deployment import Experts
 from cluster.front_door import FrontDoor
 from cluster.names import CONTEXT, FRONT_DOOR, ROUTER, experts_deployment
@@ -22,10 +23,6 @@ from cluster.serve_scaling import context_replicas, experts_replicas, front_door
 
 _UNLIMITED = 1_000_000
 """For limits that Herd has itself, nearer to what they protect."""
-_SHUTDOWN_S = 10.0
-"""Seconds that a replica's calls have to end when it is stopped, by a redeploy or with fewer replicas; then Ray kills
-the process. That is also how long a router's sequences stay: what is unfinished then goes on at another router, which
-needs no more of this one than its death."""
 _HEALTH_PERIOD_S = 1.0
 """Seconds between two calls that tell whether a replica lives: so soon a dead one is replaced. Each call costs the
 replica less than 1 ms of CPU time, and Ray Serve's controller as much (2 cores of an AMD EPYC, 2026-11-21)."""
@@ -48,14 +45,14 @@ def build_application(plan: DeploymentPlan) -> Application:
     common = {
         "max_ongoing_requests": _UNLIMITED,
         "graceful_shutdown_wait_loop_s": _WAIT_LOOP_S,
-        "graceful_shutdown_timeout_s": _SHUTDOWN_S,
+        "graceful_shutdown_timeout_s": ROUTER_SHUTDOWN_S,
         "health_check_period_s": _HEALTH_PERIOD_S,
         "health_check_timeout_s": _HEALTH_TIMEOUT_S,
         "max_constructor_retry_count": 1,
     }
     # CPUs are not reserved: all replicas share what there is, and `threads` says how.
     actor = {"num_cpus": 0}
-    directory = directory_config(plan.settings.experts.lease_s)
+    directory = directory_config(plan.settings.experts.lease_s, plan.settings.kubernetes.watch)
     routers = [
         serve.deployment(
             Router,
@@ -93,7 +90,7 @@ def build_application(plan: DeploymentPlan) -> Application:
         name=FRONT_DOOR,
         ray_actor_options={**actor, "runtime_env": {"env_vars": _FRONT_DOOR_ENVIRONMENT}},
         **front_door_replicas(plan),
-        **common,
+        **common | {"graceful_shutdown_timeout_s": drain_times(plan.settings.limits.drain_s).shutdown_s},
     )
     # The front door never calls the last. It takes their handles because that makes them part of the application.
     return front_door.bind(plan, *routers, *called_by_address)

@@ -357,6 +357,15 @@ class TraceSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class KubernetesSettings:
+    """What Herd does where it runs in pods of a RayCluster. Without effect elsewhere."""
+
+    watch: bool = True
+    """Follow Herd's own pods and the cluster's nodes, and begin to move replicas as soon as their end is foretold: by a
+    taint of the node, an eviction or a deletion of the pod."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ClusterConfig:
     """All settings of one Herd. A field's default is right for a laptop."""
 
@@ -382,6 +391,8 @@ class ClusterConfig:
     """Lines of all processes."""
     trace: TraceSettings = field(default_factory=TraceSettings)
     """Spans of requests."""
+    kubernetes: KubernetesSettings = field(default_factory=KubernetesSettings)
+    """What is done in Kubernetes only."""
 
     def check(self) -> None:
         """Refuse values that cannot work, without a look at the machine.

@@ -33,6 +33,8 @@ class ExpertReplica:
     """Process id on its host."""
     registered_at_s: float | None = None
     """When it began to serve, in seconds since 1970."""
+    node_id: str = ""
+    """Ray's name for its node; empty: not known."""
 
     def holding(self, expert_ids: tuple[int, ...], weight_bytes: int) -> ExpertReplica:
         """Return the replica as it registers once it holds these experts, ascending."""
@@ -65,10 +67,20 @@ class DirectorySnapshot:
     """In the order they came."""
     shards: tuple[ContextReplica, ...] = ()
     """Context shards, likewise."""
+    draining_nodes: frozenset[str] = frozenset()
+    """Ray's names for the nodes that are about to go."""
 
     def placement(self) -> Placement:
-        """Return the part a router needs."""
-        return Placement(version=self.version, holders=tuple(replica.holder for replica in self.replicas))
+        """Return the part a router needs: replicas about to go with their nodes are left what nobody else holds."""
+        going = [each for each in self.replicas if each.node_id and each.node_id in self.draining_nodes]
+        stay = [each for each in self.replicas if each not in going]
+        held = {expert for each in stay for expert in each.holder.expert_ids}
+        left = [
+            replace(each.holder, expert_ids=tuple(expert for expert in each.holder.expert_ids if expert not in held))
+            for each in going
+        ]
+        holders = [*(each.holder for each in stay), *(each for each in left if each.expert_ids)]
+        return Placement(version=self.version, holders=tuple(holders))
 
     def holder_of(self, expert: int, asker: str) -> str | None:
         """Return the address of a replica to copy an expert from, None where nobody else holds it.
@@ -97,6 +109,7 @@ class Directory:
         self._replicas: dict[str, ExpertReplica] = {}
         self._shards: dict[str, ContextReplica] = {}
         self._expires_at: dict[str, float] = {}
+        self._draining_nodes: frozenset[str] = frozenset()
         self._changed = asyncio.Event()
         self.events = Events()
         """What became of replicas."""
@@ -136,6 +149,12 @@ class Directory:
             self.events.note(replica_id, reason)
             self._bump()
 
+    def drain(self, node_ids: frozenset[str]) -> None:
+        """Take note of all nodes that are about to go, by Ray's names: others take the work of replicas there."""
+        if node_ids != self._draining_nodes:
+            self._draining_nodes = node_ids
+            self._bump()
+
     def advance(self, now: float) -> None:
         """Let time pass: take out replicas whose lease has ended, and settle."""
         for replica_id in [each for each, expires_at in self._expires_at.items() if now >= expires_at]:
@@ -156,6 +175,7 @@ class Directory:
             is_settled=self._is_settled,
             replicas=tuple(self._replicas.values()),
             shards=tuple(self._shards.values()),
+            draining_nodes=self._draining_nodes,
         )
 
     async def wait_for_change(self, version: int, timeout_s: float) -> DirectorySnapshot:

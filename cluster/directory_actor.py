@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import ray
@@ -13,9 +14,11 @@ from ray.serve._private.constants import SERVE_DEPLOYMENT_ACTOR_PREFIX, SERVE_NA
 from ray.serve.config import DeploymentActorConfig
 
 from cluster.directory import ContextReplica, Directory, DirectorySnapshot, ExpertReplica
+from cluster.early_drain import EarlyDrain, is_in_kubernetes
 from cluster.events import ClusterEvent
 from cluster.names import APP
 from cluster.placement_load import ReplicaReport
+from cluster.ray_nodes import DrainingNodes
 from cluster.rebalancer import Rebalancer
 from cluster.replica_roster import ReplicaInfo, replica_roster
 from cluster.serve_replicas import ServeReplicas
@@ -50,9 +53,11 @@ class DirectoryActor:
 
     Args:
         lease_s: seconds a registration lasts without renewal.
+        watches_kubernetes: whether, in Kubernetes, to drain nodes whose end is foretold.
     """
 
-    def __init__(self, lease_s: float) -> None:
+    def __init__(self, lease_s: float, watches_kubernetes: bool) -> None:
+        self._watches_kubernetes = watches_kubernetes and is_in_kubernetes()
         # Versions must grow over restarts: routers ignore an older placement.
         first_version = int(time.time() * 1000)
         self._directory = Directory(lease_s=lease_s, first_version=first_version, now=time.monotonic())
@@ -119,12 +124,19 @@ class DirectoryActor:
         if self._ticking is None:  # the first call: nobody looked at the clock before
             self._ticking = asyncio.create_task(self._tick())
             self._looked_at = now
+            self._look_after_nodes(asyncio.get_running_loop())
         stood_still_s = now - self._looked_at - _TICK_S
         if stood_still_s > _STOOD_STILL_S:
             self._directory.thaw(stood_still_s)
             self._directory.events.note(NAME, f"stood still for {stood_still_s:.1f} s")
         self._looked_at = now
         return now
+
+    def _look_after_nodes(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start the threads that know which nodes are about to go; they end with this process."""
+        DrainingNodes(lambda node_ids: _from_thread(loop, self._directory.drain, node_ids)).start()
+        if self._watches_kubernetes:
+            EarlyDrain(lambda name, text: _from_thread(loop, self._directory.events.note, name, text)).start()
 
     async def _tick(self) -> None:
         """Look at the clock so often that a longer pause can only be this process's own."""
@@ -150,12 +162,17 @@ class DirectoryActor:
         return self._board.progress(self._now())
 
 
-def directory_config(lease_s: float) -> DeploymentActorConfig:
+def _from_thread(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *args: object) -> None:
+    with suppress(RuntimeError):  # the loop has ended, and with it who would want to know
+        loop.call_soon_threadsafe(call, *args)
+
+
+def directory_config(lease_s: float, watches_kubernetes: bool) -> DeploymentActorConfig:
     """Return what makes Ray Serve start a directory with a deployment."""
     return DeploymentActorConfig(
         name=NAME,
         actor_class=ray.remote(DirectoryActor),
-        init_kwargs={"lease_s": lease_s},
+        init_kwargs={"lease_s": lease_s, "watches_kubernetes": watches_kubernetes},
         actor_options={"num_cpus": 0},
     )
 

@@ -137,6 +137,7 @@ class Experts:
             weight_bytes=weights.weight_bytes,
             pid=os.getpid(),
             registered_at_s=time.time(),
+            node_id=ray.get_runtime_context().get_node_id(),
         )
         meter = ExpertLoadMeter(
             self._server.replica,

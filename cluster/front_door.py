@@ -20,7 +20,7 @@ from cluster.trace_start import start_tracing
 _NEVER_S = 1e9
 """How long there has been no sequence where there cannot be any; finite, as Ray Serve averages it."""
 _GRACE_S = 2.0
-"""Seconds that requests have to finish when a replica is stopped; `herd serve` has drained it before that."""
+"""Seconds that requests have to end when a replica is stopped that was drained before, as `herd serve` does."""
 
 
 class FrontDoor:
@@ -57,6 +57,7 @@ class FrontDoor:
             tracing=start_tracing(settings.trace, "front door"),
         )
         self._first_tokens = FirstTokenMeter(self._service.metrics)
+        self._drain_s = settings.limits.drain_s
         self._listeners = Listeners(self._service, plan.settings)
         await self._listeners.start()
 
@@ -85,6 +86,6 @@ class FrontDoor:
         self._listeners.check()
 
     async def __del__(self) -> None:
-        """Stop listening: Ray Serve calls this when the replica is stopped."""
+        """Stop listening, let requests that run finish: Ray Serve calls this when the replica is stopped."""
         if hasattr(self, "_listeners"):
-            await self._listeners.stop(_GRACE_S)
+            await self._listeners.stop(_GRACE_S if self._service.is_draining else self._drain_s)

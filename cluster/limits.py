@@ -32,7 +32,7 @@ class FrontDoorLimits:
     request_timeout_s: float = 600.0
     """Seconds from admission after which a request ends with DeadlineExceeded; positive."""
     drain_s: float = 10.0
-    """Seconds that requests which run have to finish when Herd is told to end; positive."""
+    """Seconds that requests which run have to finish when Herd is told to end, or one of its front doors; positive."""
     health_timeout_s: float = 2.0
     """Seconds `/health`, `/metrics` and the status page wait for the routers; positive."""
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+
+from cluster.ray_nodes import DrainingNodes
 
 CARRY = "carry"
 """The one method whose calls name their router, in the first argument: its unique id."""
@@ -21,7 +24,19 @@ class RouterChoice(RequestRouter):  # type: ignore[misc]  # Ray has no types her
     Serve asks a replica how busy it is before it sends a call there, and passes over one that does not answer. But it
     remembers the answer for ten seconds after the last call, so it would send to a replica that hangs; the more so as
     that one has nothing left to do once its sequences went elsewhere. A careful call makes it ask.
+
+    Routers on nodes that drain get new calls only where there are no others.
     """
+
+    _draining_nodes: frozenset[str] = frozenset()
+
+    def initialize_state(self, **kwargs: Any) -> None:
+        """Begin to know which nodes drain: Ray Serve calls this once, where calls are made."""
+
+        def note(node_ids: frozenset[str]) -> None:
+            self._draining_nodes = node_ids
+
+        DrainingNodes(note).start()
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
@@ -34,7 +49,8 @@ class RouterChoice(RequestRouter):  # type: ignore[misc]  # Ray has no types her
             named = [each for each in candidate_replicas if each.replica_id.unique_id == args[0]]
             # One that has left or died cannot be reached this way any more: whoever gets the call says that.
             return [named or candidate_replicas[:1]]
-        chosen = random.sample(candidate_replicas, min(2, len(candidate_replicas)))
+        stay = [each for each in candidate_replicas if each.node_id not in self._draining_nodes] or candidate_replicas
+        chosen = random.sample(stay, min(2, len(stay)))
         if method != GENERATE or args[2]:
             for each in chosen:
                 self.on_replica_actor_unavailable(each.replica_id)

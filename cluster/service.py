@@ -88,13 +88,13 @@ class InferenceService:
         return sum(each.admission.num_sequences for each in self._pools)
 
     @property
-    def _pools(self) -> list[Pool]:
-        return [self._standard] if self.long is None else [self._standard, self.long]
-
-    @property
     def is_draining(self) -> bool:
         """Tell whether new requests are refused."""
         return self._is_draining
+
+    @property
+    def _pools(self) -> list[Pool]:
+        return [self._standard] if self.long is None else [self._standard, self.long]
 
     def class_loads(self) -> list[ClassLoad]:
         """Return what is in flight here, by length class."""

@@ -32,6 +32,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
+Namespace = Annotated[
+    str | None, typer.Option(metavar="NAME", help="With --kube: where Herd is. Default: this pod's, or kubectl's.")
+]
 Address = Annotated[str, typer.Option("--address", "-a", metavar="HOST:PORT", help="gRPC address of a running Herd.")]
 
 
@@ -152,6 +155,10 @@ def status(
     address: Address = DEFAULT_ADDRESS,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it anew each second, until Ctrl-C.")] = False,
     by_layer: Annotated[bool, typer.Option("--by-layer", help="Show the load by layer, not by replica.")] = False,
+    kube: Annotated[
+        bool, typer.Option("--kube", help="Show what Kubernetes says: RayServices, pods, and why one does not run.")
+    ] = False,
+    namespace: Namespace = None,
 ) -> None:
     """Show what a running Herd serves, and where.
 
@@ -163,10 +170,15 @@ def status(
     herd status --watch
     herd status --by-layer
     herd status --address gpu-box:9000 | less
+    herd status --kube --namespace ai
     """  # noqa: D301  as above
+    from cluster.cli.kube import show_kubernetes
     from cluster.cli.status import show_status, watch_status
 
     with explained():
+        if kube:
+            show_kubernetes(namespace)
+            return
         (watch_status if watch else show_status)(address, by_layer=by_layer)
 
 
@@ -175,11 +187,23 @@ def doctor(
     model: Annotated[str, typer.Argument(help="Model whose memory to check.")] = "demo",
     http_port: Annotated[int, typer.Option(help="Port that `herd serve` will use.")] = 8000,
     grpc_port: Annotated[int, typer.Option(help="Port that `herd serve` will use.")] = 9000,
+    kube: Annotated[bool, typer.Option("--kube", help="Check a Kubernetes cluster instead.")] = False,
+    namespace: Namespace = None,
 ) -> None:
-    """Check this machine: versions, imports, memory, ports. Exits with 1 when something keeps Herd from starting."""
+    """Check this machine: versions, imports, memory, ports. Exits with 1 when something keeps Herd from starting.
+
+    With --kube, check the cluster that $KUBECONFIG names: CRDs, KubeRay, GPUs, volumes, rights, drain times.
+    """
     from cluster.cli.doctor import print_findings
     from cluster.doctor import examine
 
+    if kube:
+        from cluster.kube_doctor import examine_kubernetes
+        from cluster.kubernetes import connect, own_namespace
+
+        with explained(), connect() as api:
+            findings = examine_kubernetes(api, namespace or own_namespace())
+        raise typer.Exit(print_findings(findings))
     raise typer.Exit(print_findings(examine(model, http_port, grpc_port)))
 
 

@@ -90,6 +90,7 @@ KNOBS = [
     "log.level",
     "trace.endpoint",
     "trace.sample",
+    "kubernetes.watch",
 ]
 
 # assignment -> what the refusal says

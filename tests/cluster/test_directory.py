@@ -1,4 +1,5 @@
 import asyncio
+from dataclasses import replace
 
 from cluster.directory import Directory, DirectorySnapshot, ExpertReplica, merge_placements
 from router.placement import ExpertHolder, Placement
@@ -141,3 +142,24 @@ def test_what_a_settled_directory_lacks_is_gone():
     known = Placement(version=5, holders=(replica("a", 0).holder,))
     found = DirectorySnapshot(version=9, is_settled=True, replicas=())
     assert merge_placements(known, found).holders == ()
+
+
+def test_replicas_on_a_node_that_drains_keep_what_nobody_else_holds():
+    it = directory()
+    for name, experts, node_id in (("a", (0, 1), "n1"), ("b", (1, 2), "n2"), ("c", (2,), "n1")):
+        it.register(replace(replica(name, *experts), node_id=node_id), now=0)
+    it.drain(frozenset({"n1"}))
+    snapshot = it.snapshot()
+    assert snapshot.version == 104
+    assert snapshot.placement().replicas_by_expert == {0: ("a",), 1: ("b",), 2: ("b",)}
+    assert ids(snapshot) == ["a", "b", "c"]
+    it.drain(frozenset({"n1"}))
+    assert it.snapshot().version == 104
+
+
+def test_where_all_nodes_drain_everybody_keeps_its_work():
+    it = directory()
+    it.register(replace(replica("a", 0), node_id="n1"), now=0)
+    it.register(replace(replica("b", 0), node_id="n2"), now=0)
+    it.drain(frozenset({"n1", "n2"}))
+    assert it.snapshot().placement().replicas_by_expert == {0: ("a", "b")}

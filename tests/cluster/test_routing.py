@@ -11,8 +11,13 @@ import pytest
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def choose(method: str, *args: object, names: tuple[str, ...] = ("a", "b", "c")):
-    """Return the names chosen among replicas that Serve knows to be idle, and those of which it still thinks so."""
+def choose(
+    method: str, *args: object, names: tuple[str, ...] = ("a", "b", "c"), draining: frozenset[str] = frozenset()
+):
+    """Return the names chosen among replicas that Serve knows to be idle, and those of which it still thinks so.
+
+    Replica a runs on node-a, and so on.
+    """
     from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID
     from ray.serve.request_router import PendingRequest
 
@@ -25,7 +30,8 @@ def choose(method: str, *args: object, names: tuple[str, ...] = ("a", "b", "c"))
             handle_source=DeploymentHandleSource.REPLICA,
             use_replica_queue_len_cache=True,
         )
-        replicas = [SimpleNamespace(replica_id=ReplicaID(name, deployment)) for name in names]
+        choice._draining_nodes = draining
+        replicas = [SimpleNamespace(replica_id=ReplicaID(name, deployment), node_id=f"node-{name}") for name in names]
         cache = choice.replica_queue_len_cache
         for each in replicas:
             cache.update(each.replica_id, 0)
@@ -54,3 +60,13 @@ def test_a_carrier_goes_to_the_router_it_names_or_to_one_that_says_it_is_gone():
     assert choose("carry", "b", "door")[0] == {"b"}
     assert choose("carry", "z", "door")[0] == {"a"}
     assert choose("carry", "z", "door", names=())[0] == set()
+
+
+def test_routers_on_nodes_that_drain_are_passed_over_while_there_are_others():
+    call = ("generate", "request", "door", False)
+    assert choose(*call, draining=frozenset({"node-a", "node-b"}))[0] == {"c"}
+    assert len(choose(*call, draining=frozenset({"node-a", "node-b", "node-c"}))[0]) == 2
+
+
+def test_a_carrier_reaches_its_router_on_a_node_that_drains():
+    assert choose("carry", "b", "door", draining=frozenset({"node-b"}))[0] == {"b"}

@@ -1,0 +1,144 @@
+"""Drains Ray nodes whose end Kubernetes foretells, before their pods are told to end.
+
+taint, eviction, deletion -> which pods -> which Ray nodes -> marked as draining -> Ray Serve moves their replicas
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+from ray.exceptions import RayError
+
+from cluster.disruption import KubeObject, foretold_ends
+from cluster.kubernetes import Mirror, connect, own_namespace
+from cluster.ray_nodes import RayNode, drain_node, live_nodes
+from protos.errors import BadConfig
+
+_LOG = logging.getLogger(__name__)
+_PERIOD_S = 1.0
+"""Seconds between two looks at Ray's nodes while an end is foretold: a pod's node may join Ray after that."""
+_CLUSTER_NAME = "RAY_CLUSTER_NAME"
+"""KubeRay sets it in every pod of a RayCluster."""
+
+
+def is_in_kubernetes() -> bool:
+    """Tell whether this process runs in a pod of a RayCluster."""
+    return "KUBERNETES_SERVICE_HOST" in os.environ and _CLUSTER_NAME in os.environ
+
+
+def nodes_to_drain(
+    ends: Mapping[str, str], nodes: Iterable[RayNode], drained: Collection[str]
+) -> list[tuple[RayNode, str]]:
+    """Return the Ray nodes to mark, and why.
+
+    Args:
+        ends: why, by the address of each pod that is about to go.
+        nodes: that live.
+        drained: ids of those marked already.
+    """
+    # The head cannot be moved: what drains it is its own end.
+    return [
+        (node, ends[node.address])
+        for node in nodes
+        if node.address in ends and node.node_id not in drained and not node.is_head
+    ]
+
+
+class EarlyDrain:
+    """A thread that marks Ray nodes as draining as soon as Kubernetes says that their pods are about to go.
+
+    Args:
+        note: called with a node's id and what became of it, from the thread.
+        connect_to: makes the `kubernetes.client.ApiClient`.
+    """
+
+    def __init__(self, note: Callable[[str, str], None], connect_to: Callable[[], Any] = connect) -> None:
+        self._note = note
+        self._connect = connect_to
+        self._drained: set[str] = set()
+        self._changed = threading.Event()
+        self._stopping = threading.Event()
+        self._mirrors: list[Mirror] = []
+        self._thread = threading.Thread(target=self._run, name="early-drain", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End. Blocks for as long as one request may take. Idempotent."""
+        self._stopping.set()
+        self._changed.set()
+        self._thread.join()
+        for mirror in self._mirrors:
+            mirror.stop()
+
+    def _run(self) -> None:
+        try:
+            pods, nodes = self._mirrors = self._follow()
+        except BadConfig as error:
+            _LOG.warning("nodes are not drained before their end: %s", error.message)
+            return
+        ends: dict[str, str] = {}
+        while not self._stopping.is_set():
+            # While nothing is foretold there is nothing to look after.
+            self._changed.wait(_PERIOD_S if ends else None)
+            self._changed.clear()
+            ends = foretold_ends(pods.objects, nodes.objects)
+            if ends and not self._stopping.is_set():
+                self._drain(ends)
+
+    def _follow(self) -> list[Mirror]:
+        """Begin to follow the pods of this RayCluster, and all nodes.
+
+        Raises:
+            BadConfig: it is not known where the API server is.
+        """
+        from kubernetes import client
+
+        core = client.CoreV1Api(self._connect())
+        selector = f"ray.io/cluster={os.environ[_CLUSTER_NAME]}"
+        pods = Mirror(
+            "pods",
+            core.list_namespaced_pod,
+            keep=_pod_in_short,
+            on_change=self._changed.set,
+            namespace=own_namespace(),
+            label_selector=selector,
+        )
+        nodes = Mirror("nodes", core.list_node, keep=_node_in_short, on_change=self._changed.set)
+        for mirror in (pods, nodes):
+            mirror.start()
+        return [pods, nodes]
+
+    def _drain(self, ends: Mapping[str, str]) -> None:
+        try:
+            for node, why in nodes_to_drain(ends, live_nodes(), self._drained):
+                drain_node(node.node_id, why)
+                self._drained.add(node.node_id)
+                _LOG.warning("Ray node %s at %s drains: %s", node.node_id, node.address, why)
+                self._note(node.address, f"drains: {why}")
+        except RayError as error:
+            _LOG.warning("could not drain a node, the next look does: %s", error)
+
+
+def _pod_in_short(pod: KubeObject) -> KubeObject:
+    meta, status = pod["metadata"], pod.get("status") or {}
+    return {
+        "metadata": {name: meta[name] for name in ("name", "deletionTimestamp") if name in meta},
+        "spec": {"nodeName": pod["spec"].get("nodeName")},
+        "status": {name: status[name] for name in ("phase", "podIP", "conditions") if name in status},
+    }
+
+
+def _node_in_short(node: KubeObject) -> KubeObject:
+    """Leave out images, addresses and the like: there may be thousands of nodes."""
+    spec = node.get("spec") or {}
+    return {
+        "metadata": {"name": node["metadata"]["name"]},
+        "spec": {name: spec[name] for name in ("taints", "unschedulable") if name in spec},
+    }

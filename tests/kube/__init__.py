@@ -1,0 +1,1 @@
+"""A Kubernetes API server for tests, and objects to put into it."""
