@@ -114,6 +114,8 @@ class DeploymentPlan:
     @property
     def warm_spares(self) -> int:
         """Return how many idle processes each node keeps for replicas that start next."""
+        if self.by_role and self.settings.experts.warm_spares is None:
+            return 0  # replicas that start next have nodes of their own
         asked, bounds = self.settings.experts.warm_spares, self.expert_bounds
         return min(max(bounds.max_replicas - bounds.min_replicas, 1), _MOST_SPARES) if asked is None else asked
 

@@ -2,6 +2,7 @@ import hashlib
 from dataclasses import replace
 
 import pytest
+import yaml
 
 from cluster.config_source import load_config
 from cluster.gpus import Gpu, Gpus
@@ -10,6 +11,7 @@ from cluster.plan import make_plan
 from cluster.roles import CONTEXT_ROLE, EXPERTS_ROLE, ROUTER_ROLE
 from models.checkpoint import open_checkpoint
 from protos.errors import BadConfig, NotEnoughMemory
+from tests.conftest import ROOT
 
 # Importing Ray Serve warns of its own use of pydantic; so it is imported in here.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -109,3 +111,20 @@ def test_a_misspelt_argument_of_the_application_is_refused():
 
     with pytest.raises(ValidationError, match="by_roles"):
         BuildArgs.model_validate({"by_roles": True})
+
+
+def test_ray_serve_takes_what_the_chart_makes_of_it():
+    from ray.serve.schema import ServeDeploySchema
+
+    from cluster.serve_app import BuildArgs, build
+
+    golden = yaml.safe_load((ROOT / "tests" / "chart" / "goldens" / "demo-cpu.yaml").read_text())
+    config = ServeDeploySchema.model_validate(golden["serveConfigV2"])
+    application = config.applications[0]
+    assert (config.proxy_location, application.import_path) == ("Disabled", f"{build.__module__}:{build.__name__}")
+    assert BuildArgs.model_validate(application.args).by_role
+
+
+def test_no_process_is_kept_ready_on_a_node_that_has_its_replica_unless_asked_for(demo_dir):
+    assert plan_by_role(demo_dir).warm_spares == 0
+    assert plan_by_role(demo_dir, "experts.warm_spares=1").warm_spares == 1
