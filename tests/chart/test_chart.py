@@ -204,6 +204,20 @@ def test_front_doors_alone_are_asked_whether_herd_answers(rendered):
     }
 
 
+@pytest.mark.parametrize(
+    ("tls", "probe"),
+    [
+        ({"cert": "/etc/certificates/tls.crt"}, {"httpGet": {"path": "/health", "port": "http", "scheme": "HTTPS"}}),
+        ({"cert": "/etc/certificates/tls.crt", "client_ca": "/etc/ca.crt"}, {"tcpSocket": {"port": "http"}}),
+    ],
+)
+def test_front_doors_that_encrypt_are_asked_as_they_answer(tls, probe):
+    assignments = [f"--set=settings.tls.{key}={value}" for key, value in tls.items()]
+    # The schema knows these settings where Herd does.
+    pod = groups(render(*assignments, "--skip-schema-validation"))["front-door"]["template"]["spec"]["containers"][0]
+    assert probe.items() <= pod["readinessProbe"].items()
+
+
 def test_services_lead_to_the_ports_of_front_doors(everything):
     for kind, port in (("http", 8080), ("grpc", 9000)):
         service = only(everything, "Service", f"herd-{kind}")["spec"]

@@ -54,8 +54,9 @@ def test_on_one_machine_nobody_asks_for_a_role(demo_dir):
 
 
 def test_a_replica_with_a_node_to_itself_has_all_of_its_cores(demo_dir):
-    plan = plan_by_role(demo_dir, "router.replicas=4", herd_experts=replace(POD, cores=5))
-    assert (plan.router_threads, plan.expert_threads) == (3, 5)
+    assignments = ("router.replicas=4", "long.from_tokens=1000", "long.replicas=2")
+    plan = plan_by_role(demo_dir, *assignments, herd_experts=replace(POD, cores=5))
+    assert (plan.router_threads, plan.long.threads, plan.expert_threads) == (3, 3, 5)
 
 
 def test_gpus_of_all_nodes_that_will_be_there_are_counted(demo_dir):
