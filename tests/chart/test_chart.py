@@ -39,6 +39,7 @@ drain: {seconds: 60}
 redis: {address: "redis:6379", passwordSecret: redis}
 service: {type: LoadBalancer, annotations: {cloud: internal}}
 networkPolicy: {clients: [{podSelector: {matchLabels: {app: gateway}}}]}
+operatorKey: {secret: operator}
 serviceMonitor: {enabled: true, labels: {release: prometheus}}
 """
 
@@ -216,6 +217,16 @@ def test_front_doors_that_encrypt_are_asked_as_they_answer(tls, probe):
     # The schema knows these settings where Herd does.
     pod = groups(render(*assignments, "--skip-schema-validation"))["front-door"]["template"]["spec"]["containers"][0]
     assert probe.items() <= pod["readinessProbe"].items()
+
+
+def test_prometheus_and_the_test_pod_show_the_operators_key(everything, rendered):
+    endpoint = only(everything, "ServiceMonitor")["spec"]["endpoints"][0]
+    assert endpoint["authorization"] == {"credentials": {"name": "operator", "key": "key"}}
+
+    def named(objects):
+        return {each["name"] for each in only(objects, "Pod", "herd-test")["spec"]["containers"][0]["env"]}
+
+    assert named(everything) - named(rendered["demo-cpu"]) == {"HERD_API_KEY"}
 
 
 def test_services_lead_to_the_ports_of_front_doors(everything):
