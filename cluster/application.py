@@ -6,6 +6,8 @@ FrontDoor  -- handle -->  Router (+ Directory)  -- gRPC streams, by the director
 
 from __future__ import annotations
 
+from typing import Any
+
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 from ray.serve.deployment import Application
@@ -18,6 +20,7 @@ from cluster.experts_deployment import Experts
 from cluster.front_door import FrontDoor
 from cluster.names import CONTEXT, FRONT_DOOR, ROUTER, experts_deployment
 from cluster.plan import DeploymentPlan
+from cluster.roles import role_of
 from cluster.router_deployment import Router
 from cluster.serve_scaling import context_replicas, experts_replicas, front_door_replicas, router_replicas
 
@@ -51,7 +54,7 @@ def build_application(plan: DeploymentPlan) -> Application:
         "max_constructor_retry_count": 1,
     }
     # CPUs are not reserved: all replicas share what there is, and `threads` says how.
-    actor = {"num_cpus": 0}
+    actor: dict[str, Any] = {"num_cpus": 0}
     directory = directory_config(plan.settings.experts.lease_s, plan.settings.kubernetes.watch)
     routers = [
         serve.deployment(
@@ -59,7 +62,7 @@ def build_application(plan: DeploymentPlan) -> Application:
             name=name,
             request_router_config=RequestRouterConfig(request_router_class="cluster.routing.RouterChoice"),
             deployment_actors=[directory] if name == ROUTER else None,
-            ray_actor_options=actor | _gpu(plan.devices.router),
+            ray_actor_options=actor | _place(plan, name) | _gpu(plan.devices.router),
             **router_replicas(plan, name),
             **common,
         ).bind(plan)
@@ -69,7 +72,7 @@ def build_application(plan: DeploymentPlan) -> Application:
         serve.deployment(
             Experts,
             name=experts_deployment(group),
-            ray_actor_options=actor | _gpu(plan.devices.experts),
+            ray_actor_options=actor | _place(plan, experts_deployment(group)) | _gpu(plan.devices.experts),
             **experts_replicas(plan),
             **common,
         ).bind(plan, group)
@@ -80,7 +83,7 @@ def build_application(plan: DeploymentPlan) -> Application:
             serve.deployment(
                 Context,
                 name=CONTEXT,
-                ray_actor_options=actor,
+                ray_actor_options=actor | _place(plan, CONTEXT),
                 **context_replicas(plan),
                 **common,
             ).bind(plan)
@@ -88,12 +91,17 @@ def build_application(plan: DeploymentPlan) -> Application:
     front_door = serve.deployment(
         FrontDoor,
         name=FRONT_DOOR,
-        ray_actor_options={**actor, "runtime_env": {"env_vars": _FRONT_DOOR_ENVIRONMENT}},
+        ray_actor_options=actor | _place(plan, FRONT_DOOR) | {"runtime_env": {"env_vars": _FRONT_DOOR_ENVIRONMENT}},
         **front_door_replicas(plan),
         **common | {"graceful_shutdown_timeout_s": drain_times(plan.settings.limits.drain_s).shutdown_s},
     )
     # The front door never calls the last. It takes their handles because that makes them part of the application.
     return front_door.bind(plan, *routers, *called_by_address)
+
+
+def _place(plan: DeploymentPlan, deployment: str) -> dict[str, dict[str, float]]:
+    """Return the options that take a replica to a node of its role, where there are roles."""
+    return {"resources": {role_of(deployment): 1.0}} if plan.by_role else {}
 
 
 def _gpu(device: Device) -> dict[str, int]:

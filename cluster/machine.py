@@ -31,6 +31,15 @@ def read_machine() -> Machine:
     return Machine(cores=_count_cores(), free_bytes=_free_bytes(), gpus=usable_gpus())
 
 
+def whole_bytes() -> int:
+    """Return the bytes of memory there are within the container's limit, free or not."""
+    whole = _read_meminfo("MemTotal")
+    try:
+        return min(whole, int((_CGROUP / "memory.max").read_text()))
+    except (OSError, ValueError):  # no limit is the word `max`
+        return whole
+
+
 def check_port(port: int, what: str, setting: str) -> None:
     """Check that nobody listens on a TCP port.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from cluster.names import LONG_ROUTER, ROUTER
 from cluster.planner import assumptions
 from cluster.planner.workspace import expert_workspace
 from cluster.pool_plan import PoolPlan, context_bytes, long_pool, standard_limits
+from cluster.role_memory import all_gpus, check_machines, replica_bytes
+from cluster.roles import CONTEXT_ROLE, EXPERTS_ROLE
 from cluster.weight_bytes import WeightBytes
 from models.checkpoint import Checkpoint
 from models.config import ModelConfig
@@ -67,6 +70,8 @@ class DeploymentPlan:
     """Tokens that lie together on one shard; 0: there are no shards."""
     long: PoolPlan | None = None
     """Routers for long requests; None: all requests share the others."""
+    by_role: bool = False
+    """Whether each replica runs on a node that offers its role (`cluster.roles`), and has it to itself."""
     spare_bytes: int = 0
     """Bytes of weights that an expert replica may take on beyond its group's: copies of experts that are in demand."""
 
@@ -109,6 +114,8 @@ class DeploymentPlan:
     @property
     def warm_spares(self) -> int:
         """Return how many idle processes each node keeps for replicas that start next."""
+        if self.by_role and self.settings.experts.warm_spares is None:
+            return 0  # replicas that start next have nodes of their own
         asked, bounds = self.settings.experts.warm_spares, self.expert_bounds
         return min(max(bounds.max_replicas - bounds.min_replicas, 1), _MOST_SPARES) if asked is None else asked
 
@@ -145,14 +152,22 @@ class DeploymentPlan:
         return self.weight_bytes + kv_bytes + shards * self.context_bytes + processes
 
 
-def make_plan(settings: ClusterConfig, checkpoint: Checkpoint, name: str, machine: Machine) -> DeploymentPlan:
+def make_plan(
+    settings: ClusterConfig,
+    checkpoint: Checkpoint,
+    name: str,
+    machine: Machine,
+    *,
+    by_role: Mapping[str, Machine] | None = None,
+) -> DeploymentPlan:
     """Derive everything that the settings leave open.
 
     Args:
         settings: checked.
         checkpoint: the model's.
         name: what to call the model where the settings do not say.
-        machine: where it will run.
+        machine: where it will run; a router's, where roles have machines of their own.
+        by_role: a machine of each role there is, which one replica has to itself; None: all share `machine`.
 
     Raises:
         BadConfig: the settings do not fit the model or the machine.
@@ -162,11 +177,15 @@ def make_plan(settings: ClusterConfig, checkpoint: Checkpoint, name: str, machin
     groups: tuple[tuple[int, ...], ...] = ()
     if has_expert_replicas(settings, config):
         groups = group_experts(config.num_experts, settings.experts.groups)
-    devices = choose_devices(settings, len(groups), machine.gpus)
+    num_expert_replicas = len(groups) * settings.experts.replicas_per_group
+    gpus = machine.gpus
+    if by_role is not None:
+        gpus = all_gpus(by_role, most_routers(settings), len(groups) * most_replicas_per_group(settings))
+    devices = choose_devices(settings, len(groups), gpus)
     dtype = _dtype(settings, devices)
     weights = WeightBytes(checkpoint, dtype, settings.model.quantize)
     card_bytes = _card_bytes(settings, weights, devices, machine, len(groups))
-    num_expert_replicas = len(groups) * settings.experts.replicas_per_group
+    threads = _threads(settings, machine, num_expert_replicas, by_role)
     plan = DeploymentPlan(
         settings=settings,
         folder=checkpoint.folder.resolve(),
@@ -175,20 +194,51 @@ def make_plan(settings: ClusterConfig, checkpoint: Checkpoint, name: str, machin
         config=config,
         dtype=dtype,
         engine_limits=standard_limits(settings, config, dtype, machine, card_bytes),
-        long=long_pool(settings, config, dtype, machine, card_bytes),
+        long=long_pool(settings, config, dtype, machine, card_bytes, alone=by_role is not None),
         expert_groups=groups,
-        # Routers and experts take turns, so each side may have all cores; replicas of one side compute side by side.
-        router_threads=settings.router.threads or max(1, machine.cores // settings.router.replicas),
-        expert_threads=settings.experts.threads or max(1, machine.cores // max(num_expert_replicas, 1)),
-        context_threads=settings.context.threads or max(1, machine.cores // max(settings.context.shards, 1)),
+        router_threads=threads.router,
+        expert_threads=threads.experts,
+        context_threads=threads.context,
         context_bytes=context_bytes(settings, machine),
         segment_tokens=_segment_tokens(settings, config),
         weight_bytes=_weight_bytes(settings, weights, devices),
         devices=devices,
+        by_role=by_role is not None,
     )
     _check_budget(plan)
-    _check_memory(plan, machine)
-    return replace(plan, spare_bytes=_spare_bytes(plan, weights, machine))
+    if by_role is None:
+        _check_memory(plan, machine)
+    else:
+        check_machines(plan, weights, by_role)
+    holder = machine if by_role is None else by_role.get(EXPERTS_ROLE, machine)
+    return replace(plan, spare_bytes=_spare_bytes(plan, weights, holder))
+
+
+@dataclass(frozen=True, slots=True)
+class _Threads:
+    """CPU threads of one replica of each kind."""
+
+    router: int
+    experts: int
+    context: int
+
+
+def _threads(
+    settings: ClusterConfig, machine: Machine, num_expert_replicas: int, by_role: Mapping[str, Machine] | None
+) -> _Threads:
+    router, experts, context = settings.router.threads, settings.experts.threads, settings.context.threads
+    if by_role is not None:
+        return _Threads(
+            router or machine.cores,
+            experts or by_role.get(EXPERTS_ROLE, machine).cores,
+            context or by_role.get(CONTEXT_ROLE, machine).cores,
+        )
+    # Routers and experts take turns, so each side may have all cores; replicas of one side compute side by side.
+    return _Threads(
+        router or max(1, machine.cores // settings.router.replicas),
+        experts or max(1, machine.cores // max(num_expert_replicas, 1)),
+        context or max(1, machine.cores // max(settings.context.shards, 1)),
+    )
 
 
 def _dtype(settings: ClusterConfig, devices: Devices) -> torch.dtype:
@@ -275,6 +325,9 @@ def _spare_bytes(plan: DeploymentPlan, weights: WeightBytes, machine: Machine) -
     spare_bytes = expert_bytes * (1 if asked is None else asked)
     if device == "cuda":
         free_bytes, needed_bytes, holders = _free_beside_experts(plan, expert_bytes, machine), spare_bytes, "a GPU"
+    elif plan.by_role:
+        free_bytes = machine.free_bytes - replica_bytes(plan, weights)[EXPERTS_ROLE]
+        needed_bytes, holders = spare_bytes, "a replica"
     else:
         free_bytes, needed_bytes = machine.free_bytes - plan.needed_bytes, spare_bytes * plan.num_replicas
         holders = f"{plan.num_replicas} replicas"

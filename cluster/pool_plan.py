@@ -108,6 +108,8 @@ def long_pool(
     dtype: torch.dtype,
     machine: Machine,
     card_bytes: int | None = None,
+    *,
+    alone: bool = False,
 ) -> PoolPlan | None:
     """Return the routers for long requests; None: there are none.
 
@@ -117,6 +119,7 @@ def long_pool(
         dtype: that is computed in.
         machine: where.
         card_bytes: what weights leave of a router's GPU; None: it has none.
+        alone: whether each of them has the machine to itself.
 
     Raises:
         BadConfig: no request could be long, or the context is longer than the model's.
@@ -144,7 +147,7 @@ def long_pool(
         )
     return PoolPlan(
         engine_limits=limits,
-        threads=long.threads or max(1, machine.cores // long.replicas),
+        threads=long.threads or max(1, machine.cores // (1 if alone else long.replicas)),
         replicas=long.replicas,
         bounds=long.bounds(),
     )

@@ -1,0 +1,293 @@
+"""What the chart renders, held against Kubernetes' schemas, KubeRay's fields, Herd's own loader, and golden files."""
+
+import difflib
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import warnings
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from cluster import roles
+from cluster.config_source import load_config
+from cluster.launch.ray_session import _environment
+from tests.chart import write
+from tests.chart.chart import CHART, GOLDENS, PLANNED, PROFILES, SCHEMA, essence, groups, helm, only, profile, render
+from tests.conftest import ROOT
+
+RAYSERVICE = jsonschema.Draft202012Validator(json.loads((Path(__file__).parent / "rayservice.schema.json").read_text()))
+EVERYTHING = """\
+settings:
+  router: {replicas: 2}
+  long: {from_tokens: 5000}
+  context: {shards: 2, max_shards: 3, kv_bytes: 1000000}
+  scaling: {router_min_replicas: 0, router_max_replicas: 6, experts_max_replicas: 2, front_door_max_replicas: 3}
+  limits: {drain_s: 20.5}
+  http: {port: 8080}
+image: {pullSecrets: [registry]}
+secrets: [{name: certificates, mountPath: /etc/certificates}]
+weights: {source: image, image: "registry/scout:1"}
+workers:
+  routers: {nodeSelector: {pool: big}, tolerations: [{key: gpu, operator: Exists}]}
+autoscaling: {enabled: true}
+drain: {seconds: 60}
+redis: {address: "redis:6379", passwordSecret: redis}
+service: {type: LoadBalancer, annotations: {cloud: internal}}
+networkPolicy: {clients: [{podSelector: {matchLabels: {app: gateway}}}]}
+operatorKey: {secret: operator}
+serviceMonitor: {enabled: true, labels: {release: prometheus}}
+"""
+
+
+@pytest.fixture(scope="module")
+def rendered():
+    """Everything that each profile makes."""
+    return {name: render("--values", str(profile(name))) for name in PROFILES}
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """Render the chart with all that is off by default."""
+    values = tmp_path_factory.mktemp("values") / "values.yaml"
+    values.write_text(EVERYTHING)
+    return render("--values", str(values))
+
+
+def environment(pod):
+    return {each["name"]: each["value"] for each in pod["spec"]["containers"][0]["env"]}
+
+
+def test_the_chart_and_its_profiles_lint():
+    done = helm("lint", "--strict", str(CHART), *(f"--values={profile(name)}" for name in PROFILES[-1:]))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_profile_renders_what_its_golden_shows(rendered, name):
+    found, golden = essence(rendered[name]), (GOLDENS / f"{name}.yaml").read_text()
+    changes = "".join(difflib.unified_diff(golden.splitlines(True), found.splitlines(True)))
+    assert not changes, f"python -m tests.chart.write would change\n{changes}"
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_rayservice_of_a_profile_has_the_fields_that_kuberay_knows(rendered, name):
+    assert [error.message for error in RAYSERVICE.iter_errors(only(rendered[name], "RayService"))] == []
+
+
+def test_the_rayservice_with_everything_has_the_fields_that_kuberay_knows(everything):
+    assert [error.message for error in RAYSERVICE.iter_errors(only(everything, "RayService"))] == []
+
+
+def test_kubernetes_knows_every_object_of_its_own(rendered, everything):
+    if importlib.util.find_spec("kubernetes_validate") is None:
+        if os.environ.get("CI"):
+            pytest.fail("kubernetes-validate is not installed: pip install -e '.[dev]'")
+        pytest.skip("kubernetes-validate is not installed: pip install -e '.[dev]'")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import kubernetes_validate
+    foreign = set()
+    for each in [*rendered["maverick-2x8-multinode"], *everything]:
+        if each["apiVersion"].startswith(("ray.io/", "monitoring.coreos.com/")):
+            foreign.add(each["kind"])
+            pods = groups([each]).values() if each["kind"] == "RayService" else ()
+            known = [{"apiVersion": "v1", "kind": "Pod", **group["template"]} for group in pods]
+        else:
+            known = [each]
+        for one in known:
+            kubernetes_validate.validate(one, "1.33", strict=True)
+    assert foreign == {"RayService", "ServiceMonitor"}
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_settings_in_the_configmap_are_read_as_herd_serve_reads_them(rendered, name, tmp_path):
+    file = tmp_path / "herd.yaml"
+    file.write_text(only(rendered[name], "ConfigMap")["data"]["herd.yaml"])
+    found = load_config(file)
+    if name == "demo-cpu":
+        assert found == load_config()
+    else:
+        assert found.model.path == f"/models/{name.split('-')[0]}"
+    application = yaml.safe_load(only(rendered[name], "RayService")["spec"]["serveConfigV2"])["applications"][0]
+    assert application["args"]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_a_profile_is_what_the_planner_prints_today(name):
+    assert profile(name).read_text() == write.planned_text(name), "python -m tests.chart.write"
+
+
+def test_the_table_of_values_is_made_of_their_comments():
+    assert write.README.read_text() == write.readme_text(), "python -m tests.chart.write"
+    shown = re.findall(r"^\| `([^`]+)` \|", write.table_text(), re.MULTILINE)
+
+    def leaves(values, path=()):
+        for key, value in values.items():
+            here = ".".join([*path, key])
+            if here in shown and (not isinstance(value, dict) or here != "workers"):
+                yield here
+            elif isinstance(value, dict) and value:
+                yield from leaves(value, (*path, key))
+            else:
+                yield f"{here} has no comment"
+
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert [each for each in leaves(values) if each not in shown] == []
+
+
+def test_the_schema_knows_every_setting_there_is():
+    assert SCHEMA.read_text() == write.schema_text(), "python -m tests.chart.write"
+
+
+def test_everything_ends_in_turn_when_a_pod_is_told_to_end(rendered, everything):
+    for objects, drain in ((rendered["demo-cpu"], 17), (everything, 60)):
+        for group in groups(objects).values():
+            assert environment(group["template"])["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] == str(drain)
+            assert group["template"]["spec"]["terminationGracePeriodSeconds"] == drain + 15
+
+
+def test_processes_have_the_environment_that_herd_serve_gives_them(rendered):
+    ours = _environment(Path("/tmp"))
+    of_a_run = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "TMPDIR"}  # KubeRay makes the token
+    pods = [group["template"] for group in groups(rendered["demo-cpu"]).values()]
+    pods.append(only(rendered["demo-cpu"], "RayService")["spec"]["rayClusterConfig"]["headGroupSpec"]["template"])
+    for pod in pods:
+        found = environment(pod)
+        assert {name: found.get(name) for name in ours.keys() - of_a_run} == {
+            name: value for name, value in ours.items() if name not in of_a_run
+        }
+
+
+def test_each_group_offers_the_role_that_its_replicas_ask_for(everything):
+    offered = {name: list(group["resources"]) for name, group in groups(everything).items()}
+    assert offered == {
+        "front-door": [roles.FRONT_DOOR_ROLE],
+        "router": [roles.ROUTER_ROLE],
+        "experts": [roles.EXPERTS_ROLE],
+        "context-shard": [roles.CONTEXT_ROLE],
+    }
+
+
+def test_pods_scale_as_far_as_replicas_do(everything):
+    found = {
+        name: (group["minReplicas"], group["replicas"], group["maxReplicas"])
+        for name, group in groups(everything).items()
+    }
+    # Routers: none, 2 or 6 of them, and one more for long requests.
+    assert found == {"front-door": (1, 1, 3), "router": (1, 3, 7), "experts": (2, 2, 4), "context-shard": (2, 2, 3)}
+
+
+def test_without_autoscaling_there_is_a_pod_for_every_replica_there_may_be():
+    objects = render("--set", "settings.scaling.router_max_replicas=4", "--set", "settings.router.replicas=2")
+    group = groups(objects)["router"]
+    assert (group["minReplicas"], group["replicas"], group["maxReplicas"]) == (4, 4, 4)
+
+
+def test_experts_in_the_router_have_no_pods_and_neither_have_those_of_a_dense_model():
+    assert "experts" not in groups(render("--set", "settings.experts.in_router=true"))
+    assert "experts" not in groups(render("--set", "workers.experts.replicas=0"))
+
+
+def test_front_doors_alone_are_asked_whether_herd_answers(rendered):
+    probes = {
+        name: group["template"]["spec"]["containers"][0]["readinessProbe"]["httpGet"]["path"]
+        for name, group in groups(rendered["demo-cpu"]).items()
+    }
+    assert probes == {
+        "front-door": "/health",
+        "router": "/api/local_raylet_healthz",
+        "experts": "/api/local_raylet_healthz",
+    }
+
+
+@pytest.mark.parametrize(
+    ("tls", "probe"),
+    [
+        ({"cert": "/etc/certificates/tls.crt"}, {"httpGet": {"path": "/health", "port": "http", "scheme": "HTTPS"}}),
+        ({"cert": "/etc/certificates/tls.crt", "client_ca": "/etc/ca.crt"}, {"tcpSocket": {"port": "http"}}),
+    ],
+)
+def test_front_doors_that_encrypt_are_asked_as_they_answer(tls, probe):
+    assignments = [f"--set=settings.tls.{key}={value}" for key, value in tls.items()]
+    # The schema knows these settings where Herd does.
+    pod = groups(render(*assignments, "--skip-schema-validation"))["front-door"]["template"]["spec"]["containers"][0]
+    assert probe.items() <= pod["readinessProbe"].items()
+
+
+def test_prometheus_and_the_test_pod_show_the_operators_key(everything, rendered):
+    endpoint = only(everything, "ServiceMonitor")["spec"]["endpoints"][0]
+    assert endpoint["authorization"] == {"credentials": {"name": "operator", "key": "key"}}
+
+    def named(objects):
+        return {each["name"] for each in only(objects, "Pod", "herd-test")["spec"]["containers"][0]["env"]}
+
+    assert named(everything) - named(rendered["demo-cpu"]) == {"HERD_API_KEY"}
+
+
+def test_services_lead_to_the_ports_of_front_doors(everything):
+    for kind, port in (("http", 8080), ("grpc", 9000)):
+        service = only(everything, "Service", f"herd-{kind}")["spec"]
+        pod = groups(everything)["front-door"]["template"]
+        assert service["selector"].items() <= pod["metadata"]["labels"].items()
+        assert service["ports"][0]["port"] == port
+        assert {"name": kind, "containerPort": port} in pod["spec"]["containers"][0]["ports"]
+
+
+def test_a_single_pod_has_no_budget_that_would_hold_its_node(rendered):
+    budgets = [each["metadata"]["name"] for each in rendered["demo-cpu"] if each["kind"] == "PodDisruptionBudget"]
+    assert budgets == ["herd-experts"]
+
+
+def test_nobody_is_allowed_to_write(everything):
+    verbs = {
+        verb
+        for each in everything
+        if each["kind"] in ("Role", "ClusterRole")
+        for rule in each["rules"]
+        for verb in rule["verbs"]
+    }
+    assert verbs == {"get", "list", "watch"}
+
+
+def test_the_version_of_ray_is_the_one_that_is_tested():
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert f"ray=={values['rayVersion']}\n" in (ROOT / "constraints.txt").read_text()
+
+
+def test_the_notes_name_commands_that_ask_the_first_question():
+    done = helm(
+        "install",
+        "herd",
+        str(CHART),
+        "--dry-run=client",
+        "--namespace",
+        "llama",
+        "--set",
+        "preflight.requireCRDs=false",
+    )
+    assert done.returncode == 0, done.stderr
+    notes = done.stdout.partition("NOTES:")[2]
+    assert "kubectl -n llama port-forward service/herd-http 8000:8000 &" in notes
+    assert "helm test herd -n llama" in notes
+
+
+@pytest.mark.parametrize("page", ["docs/kubernetes.md", "helm/README.md"])
+def test_the_commands_of_the_documentation_render(page, tmp_path):
+    blocks = re.findall(r"```console\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    commands = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    planned = re.compile(r"herd plan (.*) --values > values.yaml")
+    values = tmp_path / "values.yaml"
+    for command in commands:
+        if found := planned.fullmatch(command):
+            assert found[1] in PLANNED.values()
+            name = next(name for name, asked in PLANNED.items() if asked == found[1])
+            values.write_text(write.plan_text(name))
+        elif " herd ./helm" in command:
+            arguments = [str(values) if each == "values.yaml" else each for each in command.split()[4:]]
+            render(*(str(ROOT / each) if each.startswith("helm/") else each for each in arguments))
+    assert values.is_file()

@@ -1,0 +1,68 @@
+"""Values that cannot work are refused before anything is made, and the message names the key."""
+
+import pytest
+
+from tests.chart.chart import CHART, helm, template
+
+
+@pytest.mark.parametrize(
+    ("assignments", "words"),
+    [
+        (["image.tag=latest"], ["/image/tag"]),
+        (["image.tga=1"], ["/image", "tga"]),
+        (["image.pullPolicy=Sometimes"], ["/image/pullPolicy"]),
+        (["settings.router.slot=3"], ["/settings/router", "slot"]),
+        (["settings.ruoter.slots=3"], ["/settings", "ruoter"]),
+        (["settings.router.slots=many"], ["/settings/router/slots"]),
+        (["weights.source=disk"], ["/weights/source"]),
+        (["weights.source=pvc"], ["weights.claim: expected"]),
+        (["weights.source=image"], ["weights.image: expected"]),
+        (["weights.mountPath=/tmp/models"], ["/weights/mountPath"]),
+        (["workers.routers.gpus=0.5"], ["/workers/routers/gpus"]),
+        (["workers.frontDoors.gpus=1"], ["/workers/frontDoors/gpus"]),
+        (["workers.routers.replicas=-1"], ["/workers/routers/replicas"]),
+        (["workers.routers.cpu=two"], ["/workers/routers/cpu"]),
+        (["workers.routers.gpuKind=h100"], ["workers.routers.gpuKind: expected none without gpus"]),
+        (["workers.routers.gpus=1", "workers.routers.gpuKind=h1"], ["workers.routers.gpuKind: expected one of", "h1"]),
+        (["workers.routers.gpus=1", "settings.router.device=cpu"], ["workers.routers.gpus: expected 0"]),
+        (["settings.router.device=cuda"], ["workers.routers.gpus: expected 1"]),
+        (
+            ["workers.routers.replicas=1", "settings.router.replicas=2"],
+            ["workers.routers.replicas: expected at least 2"],
+        ),
+        (["workers.experts.replicas=1"], ["workers.experts.replicas: expected at least 2"]),
+        (["workers.routers.maxReplicas=3"], ["workers.routers.maxReplicas: expected none without autoscaling.enabled"]),
+        (
+            ["autoscaling.enabled=true", "workers.routers.replicas=3", "workers.routers.maxReplicas=2"],
+            ["workers.routers.maxReplicas: expected at least replicas, 3, found 2"],
+        ),
+        (
+            ["autoscaling.enabled=true", "workers.routers.maxReplicas=2", "settings.scaling.router_max_replicas=4"],
+            ["workers.routers.maxReplicas: expected at least 4"],
+        ),
+        (["drain.seconds=16"], ["drain.seconds: expected at least 17", "settings.limits.drain_s is 10"]),
+        (["settings.limits.drain_s=60", "drain.seconds=60"], ["drain.seconds: expected at least 67"]),
+        (["upgrade.strategy=Rolling"], ["/upgrade/strategy"]),
+        (["redis.address=redis"], ["/redis/address"]),
+        (["settings.http.host=127.0.0.1"], ["settings.http.host: expected an address that other pods reach"]),
+        (["settings.http.port=9000"], ["settings.http.port, settings.grpc.port: expected two ports"]),
+        (["settings.context.shards=2"], ["settings.context.kv_bytes: expected bytes"]),
+        (["networkPolicy.clients[0].pods=web"], ["/networkPolicy/clients/0", "pods"]),
+    ],
+)
+def test_wrong_values_are_refused_by_name(assignments, words):
+    done = template(*(argument for each in assignments for argument in ("--set", each)))
+    assert done.returncode != 0
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+@pytest.mark.parametrize("name", ["a" * 41, "2herd"])
+def test_a_release_name_that_kuberay_would_refuse_is_refused(name):
+    done = template(name=name)
+    assert "release name: expected" in done.stderr
+
+
+def test_a_cluster_without_kuberay_is_refused_unless_told_not_to_look():
+    done = helm("template", "herd", str(CHART))
+    assert "preflight.requireCRDs: expected KubeRay's resources" in done.stderr
+    assert helm("template", "herd", str(CHART), "--set", "preflight.requireCRDs=false").returncode == 0
