@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from cluster.autoscaling import Bounds
@@ -323,6 +324,25 @@ class LongSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AuthSettings:
+    """Who may call the front door."""
+
+    keys_file: str | None = None
+    """File of API keys, one for each front door's machine, read again when it changes; `herd keys new` adds to it.
+    None: nobody needs a key."""
+
+    @property
+    def file(self) -> Path | None:
+        """Return the file; None: nobody needs a key."""
+        return None if self.keys_file is None else Path(self.keys_file).expanduser().absolute()
+
+    def check(self) -> None:
+        """Refuse values that cannot work."""
+        if self.keys_file == "":
+            raise BadConfig("auth.keys_file: expected a file, found nothing; name one, or leave it out to ask for none")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ClusterConfig:
     """All settings of one Herd. A field's default is right for a laptop."""
 
@@ -344,6 +364,8 @@ class ClusterConfig:
     """How many replicas there may be."""
     limits: FrontDoorLimits = field(default_factory=FrontDoorLimits)
     """What the front door accepts at most."""
+    auth: AuthSettings = field(default_factory=AuthSettings)
+    """Who may call."""
 
     def check(self) -> None:
         """Refuse values that cannot work, without a look at the machine.
@@ -360,6 +382,7 @@ class ClusterConfig:
             self.context,
             self.long,
             self.scaling,
+            self.auth,
         )
         for section in sections:
             section.check()

@@ -8,6 +8,7 @@ import socket
 import grpc
 import uvicorn
 
+from cluster.auth.guard import Guard
 from cluster.config import ClusterConfig
 from cluster.grpc.server import build_server
 from cluster.openai.app import build_app
@@ -27,12 +28,16 @@ class Listeners:
     Args:
         service: answers the requests.
         settings: addresses and limits.
+
+    Raises:
+        BadConfig: the file of API keys is unusable.
     """
 
     def __init__(self, service: InferenceService, settings: ClusterConfig) -> None:
         self._settings = settings
         self._service = service
-        config = uvicorn.Config(build_app(service), access_log=False, log_config=None, lifespan="off")
+        self._guard = Guard(settings.auth.file)
+        config = uvicorn.Config(build_app(service, self._guard), access_log=False, log_config=None, lifespan="off")
         self._http = uvicorn.Server(config)
         self._serving: asyncio.Task[None] | None = None
         self._grpc: grpc.aio.Server | None = None
@@ -45,7 +50,7 @@ class Listeners:
         """
         listening = _listen(self._settings.http.host, self._settings.http.port)
         self._serving = asyncio.create_task(self._http.serve(sockets=[listening]))
-        self._grpc = build_server(self._service, self._settings.grpc.max_message_bytes)
+        self._grpc = build_server(self._service, self._settings.grpc.max_message_bytes, self._guard)
         _bind(self._grpc, self._settings.grpc.port)
         await self._grpc.start()
         while not self._http.started:

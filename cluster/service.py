@@ -14,6 +14,7 @@ from contextlib import ExitStack, aclosing
 from typing import Any, TypeVar
 
 from cluster.admission import Admission, Ticket
+from cluster.auth.quota import ANYBODY, Caller
 from cluster.choice import Choice
 from cluster.class_queue import Turn
 from cluster.limits import FrontDoorLimits
@@ -87,10 +88,17 @@ class InferenceService:
         """Refuse new requests; those that run go on, wherever their routers go."""
         self._is_draining = True
 
-    async def generate(self, request: CompletionRequest) -> AsyncGenerator[ServiceEvent, None]:
+    async def generate(
+        self, request: CompletionRequest, caller: Caller = ANYBODY
+    ) -> AsyncGenerator[ServiceEvent, None]:
         """Run a request; close the generator to cancel it.
 
+        Args:
+            request: what to generate.
+            caller: whose quota its tokens count against.
+
         Raises:
+            RateLimited: the caller has used as many tokens as they may.
             Draining: this front door is about to stop.
             Overloaded: this front door or the routers are full.
             DeadlineExceeded: the request took too long.
@@ -104,6 +112,7 @@ class InferenceService:
         num_tokens = request.num_prompt_tokens * request.num_choices
         with ExitStack() as stack:
             ticket = stack.enter_context(pool.admission.admit(len(generations), num_tokens))
+            caller.take_prompt(request.num_prompt_tokens)
             choices = [Choice(index, self.model.tokenizer, request.stop) for index in range(len(generations))]
             watch = self.metrics.stopwatch(pool.name)
             turns = [pool.queue.join(each) if pool.queue else None for each in generations]
@@ -119,6 +128,7 @@ class InferenceService:
             async with aclosing(within(merge([*sources, report.ticks()] if in_line else sources), timeout_s)) as deltas:
                 async for delta in deltas:
                     if delta is not None:
+                        caller.take_answer(len(delta.token_ids))
                         held.append(delta)
                     if not started and _can_start(request, choices):
                         started = True

@@ -1,17 +1,20 @@
-"""A channel to a running Herd, given its address."""
+"""A channel to a running Herd, given its address; the API key comes from the environment, where no `ps` shows it."""
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
 
-from protos.errors import InvalidRequest, ReplicaUnavailable, ServingError, from_rpc_error
+from protos.errors import InvalidRequest, ReplicaUnavailable, ServingError, Unauthenticated, from_rpc_error
 
 DEFAULT_ADDRESS = "localhost:9000"
 CALL_TIMEOUT_S = 10.0
+API_KEY = "HERD_API_KEY"
 _LOCAL = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -29,10 +32,37 @@ def channel_to(address: str) -> Iterator[grpc.Channel]:
     options = [("grpc.enable_http_proxy", 0)] if host in _LOCAL else []
     with grpc.insecure_channel(address, options=options) as channel:
         try:
-            yield channel
+            yield with_key(channel)
         except grpc.RpcError as error:
             sys.stdout.flush()
             raise _explain(error, address) from error
+
+
+def with_key(channel: grpc.Channel) -> grpc.Channel:
+    """Return a channel that sends the environment's API key; the same one where there is no key."""
+    key = os.environ.get(API_KEY)
+    return grpc.intercept_channel(channel, _KeySender(key)) if key else channel
+
+
+class _KeySender(
+    grpc.UnaryUnaryClientInterceptor,  # type: ignore[type-arg]
+    grpc.UnaryStreamClientInterceptor,  # type: ignore[type-arg]
+):
+    """Adds the key to every call."""
+
+    def __init__(self, key: str) -> None:
+        self._metadata = ("authorization", f"Bearer {key}")
+
+    def intercept_unary_unary(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
+        """Send a call with one answer."""
+        return continuation(self._with_key(details), request)
+
+    def intercept_unary_stream(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
+        """Send a call with many."""
+        return continuation(self._with_key(details), request)
+
+    def _with_key(self, details: Any) -> Any:
+        return details._replace(metadata=[*(details.metadata or ()), self._metadata])
 
 
 def _explain(error: grpc.RpcError, address: str) -> ServingError:
@@ -42,4 +72,6 @@ def _explain(error: grpc.RpcError, address: str) -> ServingError:
             f"expected a running Herd at {address}, found nobody who answers: start one with `herd serve`, or give its "
             "address with --address"
         )
+    if isinstance(found, Unauthenticated):
+        return Unauthenticated(f"{address}: {found.message}; here it is taken from the environment's {API_KEY}")
     return found

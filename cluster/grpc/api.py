@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
+from cluster.auth.quota import ANYBODY, Caller
 from cluster.grpc.messages import (
     chat_messages,
     generate_response,
@@ -50,13 +51,14 @@ class GrpcApi:
         return self._service.longest_s
 
     async def generate(
-        self, request: pb.GenerateRequest, timeout_s: float | None = None
+        self, request: pb.GenerateRequest, timeout_s: float | None = None, caller: Caller = ANYBODY
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         """Generate; close the generator to cancel.
 
         Args:
             request: what to generate.
             timeout_s: seconds until the call's deadline; None: it has none.
+            caller: whose quota it counts against.
 
         Raises:
             ServingError: as the proto says.
@@ -64,10 +66,11 @@ class GrpcApi:
         code = "INTERNAL"
         try:
             model = self._service.model
-            checked = await _off_loop(request, lambda: read_generate_request(request, model, timeout_s))
-            async with aclosing(self._service.generate(checked)) as events:
-                async for event in events:
-                    yield generate_response(event, model)
+            with caller.request():
+                checked = await _off_loop(request, lambda: read_generate_request(request, model, timeout_s))
+                async with aclosing(self._service.generate(checked, caller)) as events:
+                    async for event in events:
+                        yield generate_response(event, model)
             code = "OK"
         except (asyncio.CancelledError, GeneratorExit):
             code = Cancelled.grpc_code.name
@@ -78,16 +81,18 @@ class GrpcApi:
         finally:
             self._service.metrics.count_request("grpc", code)
 
-    async def tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
+    async def tokenize(self, request: pb.TokenizeRequest, caller: Caller = ANYBODY) -> pb.TokenizeResponse:
         """Turn text or a conversation into the ids that `generate` would continue.
 
         Raises:
+            RateLimited: the caller has made as many requests as they may.
             NotFound: there is no such model.
             InvalidRequest: the input is empty or wrong, or the model has no tokenizer.
         """
         model = self._service.model
         check_model_name(request.model, model)
-        return pb.TokenizeResponse(ids=await _off_loop(request, lambda: _prompt_ids(request, model)))
+        with caller.request():
+            return pb.TokenizeResponse(ids=await _off_loop(request, lambda: _prompt_ids(request, model)))
 
     async def list_models(self) -> pb.ListModelsResponse:
         """List the served model."""

@@ -13,7 +13,10 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthServicer, add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection
 
+from cluster.auth.guard import Guard
+from cluster.auth.quota import Caller
 from cluster.grpc.api import GrpcApi
+from cluster.grpc.authentication import Authentication, find_caller
 from cluster.grpc.health import GrpcHealth
 from cluster.service import InferenceService
 from protos.errors import InternalError, ServingError
@@ -33,16 +36,18 @@ _SERVICES = (
 )
 
 
-def build_server(service: InferenceService, max_message_bytes: int) -> grpc.aio.Server:
+def build_server(service: InferenceService, max_message_bytes: int, guard: Guard | None = None) -> grpc.aio.Server:
     """Return a server of this event loop, not started and without a port.
 
     Args:
         service: answers the calls.
         max_message_bytes: largest request; a longer one ends as RESOURCE_EXHAUSTED.
+        guard: knows who may call; None: everybody may.
     """
+    guard = guard or Guard(None)
     options = [("grpc.max_receive_message_length", max_message_bytes), ("grpc.max_send_message_length", -1)]
-    server = grpc.aio.server(options=options)
-    add_InferenceServiceServicer_to_server(_Servicer(GrpcApi(service)), server)
+    server = grpc.aio.server(options=options, interceptors=[] if guard.is_open else [Authentication(guard)])
+    add_InferenceServiceServicer_to_server(_Servicer(GrpcApi(service), guard), server)
     add_HealthServicer_to_server(_Health(GrpcHealth(service)), server)
     reflection.enable_server_reflection(_SERVICES, server)
     return server
@@ -51,8 +56,9 @@ def build_server(service: InferenceService, max_message_bytes: int) -> grpc.aio.
 class _Servicer(InferenceServiceServicer):
     """Turns errors into a status; grpc.aio cancels a method when its caller has gone."""
 
-    def __init__(self, api: GrpcApi) -> None:
+    def __init__(self, api: GrpcApi, guard: Guard) -> None:
         self._api = api
+        self._guard = guard
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
         # A client that reads no more holds up whoever sends to it: nobody looks at the request's deadline then.
@@ -60,7 +66,8 @@ class _Servicer(InferenceServiceServicer):
         assert call is not None
         end = asyncio.get_running_loop().call_later(self._api.longest_s, call.cancel)
         try:
-            async with aclosing(self._api.generate(request, context.time_remaining())) as responses:
+            caller = self._caller(context)
+            async with aclosing(self._api.generate(request, context.time_remaining(), caller)) as responses:
                 async for response in responses:
                     yield response
         except Exception as error:  # noqa: BLE001  a process boundary
@@ -69,7 +76,10 @@ class _Servicer(InferenceServiceServicer):
             end.cancel()
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
-        return await _answer(self._api.tokenize(request), context)
+        try:
+            return await self._api.tokenize(request, self._caller(context))
+        except Exception as error:  # noqa: BLE001  a process boundary
+            await _abort(error, context)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         return await _answer(self._api.list_models(), context)
@@ -79,6 +89,9 @@ class _Servicer(InferenceServiceServicer):
 
     async def GetLoad(self, request: pb.GetLoadRequest, context: Context) -> pb.GetLoadResponse:
         return await _answer(self._api.get_load(), context)
+
+    def _caller(self, context: Context) -> Caller:
+        return find_caller(self._guard, context.invocation_metadata())
 
 
 class _Health(HealthServicer):  # type: ignore[misc]  # it has no types

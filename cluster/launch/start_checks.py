@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cluster.auth.guard import Guard
 from cluster.config import ClusterConfig
 from cluster.imports import check_imports
 from cluster.machine import check_port, read_machine
@@ -21,6 +22,7 @@ def check_start(settings: ClusterConfig) -> None:
     """
     check_imports()
     check_versions()
+    Guard(settings.auth.file)
     check_port(settings.http.port, "HTTP", "--http-port")
     check_port(settings.grpc.port, "gRPC", "--grpc-port")
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import uvicorn
 
+from cluster.auth.guard import Guard
 from cluster.grpc.server import build_server
 from cluster.openai.app import build_app
 from cluster.service import InferenceService
@@ -22,13 +23,14 @@ START_S = 30
 class LiveFrontDoor:
     """Context manager: serves while it is entered."""
 
-    def __init__(self, service: InferenceService) -> None:
+    def __init__(self, service: InferenceService, guard: Guard | None = None) -> None:
         self.service = service
+        self._guard = guard
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.http_address = f"127.0.0.1:{self._socket.getsockname()[1]}"
         self.url = f"http://{self.http_address}"
         self.grpc_address = ""
-        config = uvicorn.Config(build_app(service), log_level="warning", timeout_graceful_shutdown=2)
+        config = uvicorn.Config(build_app(service, guard), log_level="warning", timeout_graceful_shutdown=2)
         self._http = uvicorn.Server(config)
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="front-door")
@@ -43,15 +45,15 @@ class LiveFrontDoor:
         self._thread.join()
         self._socket.close()
 
-    def post(self, path: str, body: object) -> tuple[int, HTTPMessage, Any]:
+    def post(self, path: str, body: object, **headers: str) -> tuple[int, HTTPMessage, Any]:
         """Send raw bytes or JSON, and return (status, headers, parsed body)."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        status, headers, text = self._call("POST", path, data, {"Content-Type": "application/json"})
-        return status, headers, json.loads(text)
+        status, answered, text = self._call("POST", path, data, {"Content-Type": "application/json", **headers})
+        return status, answered, json.loads(text)
 
-    def get(self, path: str) -> tuple[int, HTTPMessage, str]:
+    def get(self, path: str, **headers: str) -> tuple[int, HTTPMessage, str]:
         """Return (status, headers, text)."""
-        return self._call("GET", path)
+        return self._call("GET", path, None, headers)
 
     def _call(self, *request: object) -> tuple[int, HTTPMessage, str]:
         connection = http.client.HTTPConnection(self.http_address, timeout=30)
@@ -62,7 +64,7 @@ class LiveFrontDoor:
         return answer
 
     async def _serve(self) -> None:
-        server = build_server(self.service, max_message_bytes=4 * 1024 * 1024)
+        server = build_server(self.service, 4 * 1024 * 1024, self._guard)
         self.grpc_address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         await server.start()
         self._ready.set()

@@ -86,6 +86,7 @@ KNOBS = [
     "limits.request_timeout_s",
     "limits.drain_s",
     "limits.health_timeout_s",
+    "auth.keys_file",
 ]
 
 # assignment -> what the refusal says
