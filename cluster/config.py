@@ -11,6 +11,7 @@ from cluster.limits import FrontDoorLimits
 from cluster.scaling_settings import ScalingSettings, bounds_around
 from cluster.setting_checks import check_floor, check_seconds
 from protos.errors import BadConfig
+from protos.tls import TlsFiles
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
@@ -334,12 +335,50 @@ class AuthSettings:
     @property
     def file(self) -> Path | None:
         """Return the file; None: nobody needs a key."""
-        return None if self.keys_file is None else Path(self.keys_file).expanduser().absolute()
+        return None if self.keys_file is None else _file(self.keys_file)
 
     def check(self) -> None:
         """Refuse values that cannot work."""
         if self.keys_file == "":
             raise BadConfig("auth.keys_file: expected a file, found nothing; name one, or leave it out to ask for none")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TlsSettings:
+    """Encryption between clients and the front door, for both APIs."""
+
+    cert: str | None = None
+    """File with the front door's certificate and those up to its authority, in PEM. Files are read again when they
+    change. None: no encryption."""
+    key: str | None = None
+    """File with the certificate's key, in PEM without a password. None: no encryption."""
+    client_ca: str | None = None
+    """File with the authorities that clients' certificates must be from, in PEM; probes need one too then. None:
+    clients need none."""
+
+    @property
+    def files(self) -> TlsFiles | None:
+        """Return the files; None: no encryption."""
+        return tls_files(self.cert, self.key, self.client_ca)
+
+    def check(self) -> None:
+        """Refuse values that cannot work."""
+        if (self.cert is None) != (self.key is None) or (self.client_ca is not None and self.cert is None):
+            raise BadConfig(
+                "tls.cert, tls.key: expected both or neither, and both with tls.client_ca, found one without another; "
+                "name all of them"
+            )
+
+
+def tls_files(cert: str | None, key: str | None, ca: str | None) -> TlsFiles | None:
+    """Return files named by settings; None: none are."""
+    if cert is None or key is None:
+        return None
+    return TlsFiles(cert=_file(cert), key=_file(key), ca=None if ca is None else _file(ca))
+
+
+def _file(name: str) -> Path:
+    return Path(name).expanduser().absolute()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -366,6 +405,8 @@ class ClusterConfig:
     """What the front door accepts at most."""
     auth: AuthSettings = field(default_factory=AuthSettings)
     """Who may call."""
+    tls: TlsSettings = field(default_factory=TlsSettings)
+    """Encryption between clients and the front door."""
 
     def check(self) -> None:
         """Refuse values that cannot work, without a look at the machine.
@@ -383,6 +424,7 @@ class ClusterConfig:
             self.long,
             self.scaling,
             self.auth,
+            self.tls,
         )
         for section in sections:
             section.check()

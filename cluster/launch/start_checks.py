@@ -9,6 +9,7 @@ from cluster.config import ClusterConfig
 from cluster.imports import check_imports
 from cluster.machine import check_port, read_machine
 from cluster.versions import check_versions
+from protos.tls import Identity
 
 if TYPE_CHECKING:
     from cluster.plan import DeploymentPlan
@@ -23,6 +24,8 @@ def check_start(settings: ClusterConfig) -> None:
     check_imports()
     check_versions()
     Guard(settings.auth.file)
+    if settings.tls.files is not None:
+        Identity(settings.tls.files)
     check_port(settings.http.port, "HTTP", "--http-port")
     check_port(settings.grpc.port, "gRPC", "--grpc-port")
 

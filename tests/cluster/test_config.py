@@ -87,6 +87,9 @@ KNOBS = [
     "limits.drain_s",
     "limits.health_timeout_s",
     "auth.keys_file",
+    "tls.cert",
+    "tls.key",
+    "tls.client_ca",
 ]
 
 # assignment -> what the refusal says
@@ -125,6 +128,8 @@ WRONG = {
     "scaling.router_use=0.9": "scaling.router_use: expected above 0 and at most 0.85, found 0.9",
     "scaling.ttft_s=0": "scaling.ttft_s: expected a positive number of seconds, found 0",
     "limits.max_sequences=0": "limits.max_sequences: expected at least 1, found 0",
+    "tls.cert=a.pem": "tls.cert, tls.key: expected both or neither",
+    "tls.client_ca=a.pem": "tls.cert, tls.key: expected both or neither",
     "router.slots={": "expected a value in YAML",
 }
 
