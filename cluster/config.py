@@ -11,7 +11,7 @@ from cluster.limits import FrontDoorLimits
 from cluster.scaling_settings import ScalingSettings, bounds_around
 from cluster.setting_checks import check_floor, check_seconds
 from protos.errors import BadConfig
-from protos.tls import TlsFiles
+from protos.tls import Identity, TlsFiles
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
@@ -172,6 +172,14 @@ class ExpertsSettings:
     """Seconds after its last heartbeat at which a replica is taken out of the placement; at least 2."""
     drain_s: float = 5.0
     """Seconds a replica that is stopped has to finish its dispatches; positive."""
+    tls_ca: str | None = None
+    """File with the authorities that routers, expert replicas and context shards must have their certificates from, in
+    PEM. Each shows one and asks for one; it is for the DNS name `herd`. Files are read again when they change. None:
+    no encryption between them."""
+    tls_cert: str | None = None
+    """File with the certificate of the processes of a machine, in PEM; goes with `tls_ca` and `tls_key`."""
+    tls_key: str | None = None
+    """File with the certificate's key, in PEM without a password."""
 
     def check(self) -> None:
         """Refuse values that cannot work."""
@@ -181,8 +189,21 @@ class ExpertsSettings:
             check_floor(f"experts.{name}", getattr(self, name), 0)
         check_floor("experts.lease_s", self.lease_s, 2)
         check_seconds("experts.drain_s", self.drain_s)
+        if len({each is None for each in (self.tls_ca, self.tls_cert, self.tls_key)}) > 1:
+            raise BadConfig(
+                "experts.tls_ca, experts.tls_cert, experts.tls_key: expected all or none, found some; name the others"
+            )
         if self.in_router:
             self._check_in_router()
+
+    def identity(self) -> Identity | None:
+        """Read what this process shows to others of its Herd, and whom it believes; None: no encryption.
+
+        Raises:
+            BadConfig: the files are unusable.
+        """
+        files = tls_files(self.tls_cert, self.tls_key, self.tls_ca)
+        return None if files is None else Identity(files)
 
     def _check_in_router(self) -> None:
         """Refuse what only processes of their own could have."""

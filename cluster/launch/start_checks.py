@@ -26,6 +26,7 @@ def check_start(settings: ClusterConfig) -> None:
     Guard(settings.auth.file)
     if settings.tls.files is not None:
         Identity(settings.tls.files)
+    settings.experts.identity()
     check_port(settings.http.port, "HTTP", "--http-port")
     check_port(settings.grpc.port, "gRPC", "--grpc-port")
 
