@@ -14,6 +14,7 @@ from protos.channel import server_options
 from protos.context.v1 import context_pb2, context_pb2_grpc
 from protos.listening import address_of, listen
 from protos.tls import Identity
+from protos.unreadable import RefuseUnreadable
 
 SERVICE_NAME: str = context_pb2.DESCRIPTOR.services_by_name["ContextService"].full_name
 
@@ -44,6 +45,7 @@ class ContextServer:
         self._server = grpc.server(
             futures.ThreadPoolExecutor(num_threads, thread_name_prefix="context-call"),
             options=server_options(),
+            interceptors=[RefuseUnreadable()],
             maximum_concurrent_rpcs=num_threads,
         )
         self._health = health.HealthServicer()

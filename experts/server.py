@@ -20,6 +20,7 @@ from protos.errors import BadConfig, PortTaken
 from protos.expert.v1 import expert_pb2, expert_pb2_grpc
 from protos.listening import address_of, listen
 from protos.tls import Identity
+from protos.unreadable import RefuseUnreadable
 from protos.weights.v1 import weights_pb2, weights_pb2_grpc
 
 SERVICE_NAME: str = expert_pb2.DESCRIPTOR.services_by_name["ExpertService"].full_name
@@ -84,6 +85,7 @@ class ExpertServer:
         self._server = grpc.server(
             futures.ThreadPoolExecutor(num_threads, thread_name_prefix="experts-call"),
             options=server_options(),
+            interceptors=[RefuseUnreadable()],
             # More calls than threads would wait unseen for one to end; refused, they can go elsewhere.
             maximum_concurrent_rpcs=num_threads,
         )

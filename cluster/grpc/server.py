@@ -17,6 +17,7 @@ from cluster.auth.guard import Guard
 from cluster.auth.quota import Caller
 from cluster.grpc.api import GrpcApi
 from cluster.grpc.authentication import Authentication, find_caller
+from cluster.grpc.decoding import RefuseUnreadable
 from cluster.grpc.health import GrpcHealth
 from cluster.service import InferenceService
 from protos.errors import InternalError, ServingError
@@ -45,8 +46,11 @@ def build_server(service: InferenceService, max_message_bytes: int, guard: Guard
         guard: knows who may call; None: everybody may.
     """
     guard = guard or Guard(None)
+    interceptors: list[Any] = [RefuseUnreadable()]
+    if not guard.is_open:
+        interceptors.insert(0, Authentication(guard))
     options = [("grpc.max_receive_message_length", max_message_bytes), ("grpc.max_send_message_length", -1)]
-    server = grpc.aio.server(options=options, interceptors=[] if guard.is_open else [Authentication(guard)])
+    server = grpc.aio.server(options=options, interceptors=interceptors)
     add_InferenceServiceServicer_to_server(_Servicer(GrpcApi(service), guard), server)
     add_HealthServicer_to_server(_Health(GrpcHealth(service)), server)
     reflection.enable_server_reflection(_SERVICES, server)
