@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
+from contextlib import ExitStack
 
 import grpc
 import pytest
@@ -20,6 +22,8 @@ from protos import errors
 from protos.inference.v1 import inference_pb2 as pb
 from protos.inference.v1.inference_pb2_grpc import InferenceServiceStub
 from tests.cluster.live_front_door import LiveFrontDoor
+from tests.cluster.scripted_router import babbles, says
+from tests.experts.replica_client import wait_until
 
 WAIT_S = 30
 BODY = {"prompt": "Hello", "max_tokens": 2}
@@ -33,6 +37,7 @@ def guarded(router, text_model, tmp_path):
     add_key(file, KeyEntry(name="alice", sha256=key_hash("a")))
     add_key(file, KeyEntry(name="once", sha256=key_hash("o"), requests_per_minute=1))
     add_key(file, KeyEntry(name="few", sha256=key_hash("f"), tokens_per_minute=2))
+    add_key(file, KeyEntry(name="two", sha256=key_hash("t"), streams=2))
     add_key(file, KeyEntry(name="root", sha256=key_hash("r"), admin=True))
     service = InferenceService(text_model, router, FrontDoorLimits(max_body_bytes=100_000, health_timeout_s=20))
     with LiveFrontDoor(service, Guard(file)) as live:
@@ -65,12 +70,12 @@ def refusal(call) -> errors.ServingError:
     return error
 
 
-@pytest.mark.parametrize("headers", [{}, bearer("wrong"), basic("a"), {"Authorization": "Bearer \xff"}])
-def test_http_without_a_good_key_is_refused_as_openai_would(guarded, headers):
-    status, answered, body = guarded.post("/v1/completions", BODY, **headers)
-    assert (status, answered["www-authenticate"]) == (401, "Bearer")
-    assert body["error"]["code"] == "invalid_api_key"
-    assert guarded.get("/v1/models", **headers)[0] == 401
+def test_http_without_a_good_key_is_refused_as_openai_would(guarded):
+    for headers in ({}, bearer("wrong"), basic("a"), {"Authorization": "Bearer \xff"}):
+        status, answered, body = guarded.post("/v1/completions", BODY, **headers)
+        assert (status, answered["www-authenticate"]) == (401, "Bearer")
+        assert body["error"]["code"] == "invalid_api_key"
+        assert guarded.get("/v1/models", **headers)[0] == 401
     assert guarded.service.num_sequences == 0
 
 
@@ -91,12 +96,12 @@ def test_a_good_key_is_answered(guarded, channel):
     assert responses[-1].finished.usage.completion_tokens == 2
 
 
-@pytest.mark.parametrize("path", ADMIN_PATHS)
-def test_what_an_operator_sees_takes_an_operators_key(guarded, path):
-    assert guarded.get(path)[0] == 401
-    assert guarded.get(path, **bearer("a"))[0] == 403
-    expected = 404 if path == "/docs" else 200
-    assert guarded.get(path, **bearer("r"))[0] == expected
+def test_what_an_operator_sees_takes_an_operators_key(guarded):
+    for path in ADMIN_PATHS:
+        assert guarded.get(path)[0] == 401
+        assert guarded.get(path, **bearer("a"))[0] == 403
+        expected = 404 if path == "/docs" else 200
+        assert guarded.get(path, **bearer("r"))[0] == expected
 
 
 def test_a_browser_asks_for_the_key_as_a_password_but_not_on_behalf_of_other_sites(guarded):
@@ -156,3 +161,31 @@ def test_the_command_line_takes_its_key_from_the_environment(guarded, monkeypatc
     monkeypatch.setenv(API_KEY, "a")
     stream_answer(options, guarded.grpc_address)
     assert capsys.readouterr().out == "He\n"
+
+
+def unread_stream(guarded, key: str) -> socket.socket:
+    """Ask for a stream and read none of it."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+    connection.settimeout(WAIT_S)
+    host, port = guarded.http_address.split(":")
+    connection.connect((host, int(port)))
+    body = json.dumps({"prompt": "Hello", "stream": True}).encode()
+    lines = ["POST /v1/completions HTTP/1.1", "Host: a", f"Authorization: Bearer {key}", f"Content-Length: {len(body)}"]
+    connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
+    return connection
+
+
+def test_a_key_has_no_more_streams_at_once_than_it_may_though_nobody_reads_them(guarded, router):
+    router.script = babbles
+    with ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(unread_stream(guarded, "t"))
+        wait_until(lambda: guarded.service.num_sequences == 2)
+        for _ in range(20):
+            refused = stack.enter_context(unread_stream(guarded, "t"))
+            assert refused.recv(100).startswith(b"HTTP/1.1 429")
+        router.script = says(72)
+        assert guarded.post("/v1/completions", BODY, **bearer("a"))[0] == 200
+    wait_until(lambda: guarded.service.num_sequences == 0)
+    assert guarded.post("/v1/completions", BODY, **bearer("t"))[0] == 200

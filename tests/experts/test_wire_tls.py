@@ -22,7 +22,7 @@ from router.transport.grpc import GrpcTransport
 from tests.certificates import Authority
 
 READY_S = 20
-REFUSED_S = 0.5
+REFUSED_S = 0.3
 
 
 @pytest.fixture
