@@ -12,6 +12,7 @@ from cluster.auth.guard import Guard
 from cluster.config import ClusterConfig
 from cluster.grpc.server import build_server
 from cluster.openai.app import build_app
+from cluster.openai.bounded_head import BoundedHead
 from cluster.service import InferenceService
 from protos.errors import BadConfig, InternalError
 from protos.tls import Identity
@@ -38,7 +39,9 @@ class Listeners:
         self._settings = settings
         self._service = service
         self._guard = Guard(settings.auth.file)
-        config = uvicorn.Config(build_app(service, self._guard), access_log=False, log_config=None, lifespan="off")
+        config = uvicorn.Config(
+            build_app(service, self._guard), http=BoundedHead, access_log=False, log_config=None, lifespan="off"
+        )
         files = settings.tls.files
         self._identity = None if files is None else Identity(files)
         if self._identity is not None:

@@ -15,6 +15,7 @@ import uvicorn
 from cluster.auth.guard import Guard
 from cluster.grpc.server import build_server
 from cluster.openai.app import build_app
+from cluster.openai.bounded_head import BoundedHead
 from cluster.service import InferenceService
 
 START_S = 30
@@ -30,7 +31,9 @@ class LiveFrontDoor:
         self.http_address = f"127.0.0.1:{self._socket.getsockname()[1]}"
         self.url = f"http://{self.http_address}"
         self.grpc_address = ""
-        config = uvicorn.Config(build_app(service, guard), log_level="warning", timeout_graceful_shutdown=2)
+        config = uvicorn.Config(
+            build_app(service, guard), http=BoundedHead, log_level="warning", timeout_graceful_shutdown=2
+        )
         self._http = uvicorn.Server(config)
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="front-door")
