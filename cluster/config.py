@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from cluster.autoscaling import Bounds
@@ -10,6 +11,7 @@ from cluster.limits import FrontDoorLimits
 from cluster.scaling_settings import ScalingSettings, bounds_around
 from cluster.setting_checks import check_floor, check_seconds
 from protos.errors import BadConfig
+from protos.tls import Identity, TlsFiles
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
@@ -172,6 +174,14 @@ class ExpertsSettings:
     """Seconds after its last heartbeat at which a replica is taken out of the placement; at least 2."""
     drain_s: float = 5.0
     """Seconds a replica that is stopped has to finish its dispatches; positive."""
+    tls_ca: str | None = None
+    """File with the authorities that routers, expert replicas and context shards must have their certificates from, in
+    PEM. Each shows one and asks for one; it is for the DNS name `herd`. Files are read again when they change. None:
+    no encryption between them."""
+    tls_cert: str | None = None
+    """File with the certificate of the processes of a machine, in PEM; goes with `tls_ca` and `tls_key`."""
+    tls_key: str | None = None
+    """File with the certificate's key, in PEM without a password."""
 
     def check(self) -> None:
         """Refuse values that cannot work."""
@@ -181,8 +191,21 @@ class ExpertsSettings:
             check_floor(f"experts.{name}", getattr(self, name), 0)
         check_floor("experts.lease_s", self.lease_s, 2)
         check_seconds("experts.drain_s", self.drain_s)
+        if len({each is None for each in (self.tls_ca, self.tls_cert, self.tls_key)}) > 1:
+            raise BadConfig(
+                "experts.tls_ca, experts.tls_cert, experts.tls_key: expected all or none, found some; name the others"
+            )
         if self.in_router:
             self._check_in_router()
+
+    def identity(self) -> Identity | None:
+        """Read what this process shows to others of its Herd, and whom it believes; None: no encryption.
+
+        Raises:
+            BadConfig: the files are unusable.
+        """
+        files = tls_files(self.tls_cert, self.tls_key, self.tls_ca)
+        return None if files is None else Identity(files)
 
     def _check_in_router(self) -> None:
         """Refuse what only processes of their own could have."""
@@ -366,6 +389,63 @@ class KubernetesSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AuthSettings:
+    """Who may call the front door."""
+
+    keys_file: str | None = None
+    """File of API keys, one for each front door's machine, read again when it changes; `herd keys new` adds to it.
+    None: nobody needs a key."""
+
+    @property
+    def file(self) -> Path | None:
+        """Return the file; None: nobody needs a key."""
+        return None if self.keys_file is None else _file(self.keys_file)
+
+    def check(self) -> None:
+        """Refuse values that cannot work."""
+        if self.keys_file == "":
+            raise BadConfig("auth.keys_file: expected a file, found nothing; name one, or leave it out to ask for none")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TlsSettings:
+    """Encryption between clients and the front door, for both APIs."""
+
+    cert: str | None = None
+    """File with the front door's certificate and those up to its authority, in PEM. Files are read again when they
+    change. None: no encryption."""
+    key: str | None = None
+    """File with the certificate's key, in PEM without a password. None: no encryption."""
+    client_ca: str | None = None
+    """File with the authorities that clients' certificates must be from, in PEM; probes need one too then. None:
+    clients need none."""
+
+    @property
+    def files(self) -> TlsFiles | None:
+        """Return the files; None: no encryption."""
+        return tls_files(self.cert, self.key, self.client_ca)
+
+    def check(self) -> None:
+        """Refuse values that cannot work."""
+        if (self.cert is None) != (self.key is None) or (self.client_ca is not None and self.cert is None):
+            raise BadConfig(
+                "tls.cert, tls.key: expected both or neither, and both with tls.client_ca, found one without another; "
+                "name all of them"
+            )
+
+
+def tls_files(cert: str | None, key: str | None, ca: str | None) -> TlsFiles | None:
+    """Return files named by settings; None: none are."""
+    if cert is None or key is None:
+        return None
+    return TlsFiles(cert=_file(cert), key=_file(key), ca=None if ca is None else _file(ca))
+
+
+def _file(name: str) -> Path:
+    return Path(name).expanduser().absolute()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ClusterConfig:
     """All settings of one Herd. A field's default is right for a laptop."""
 
@@ -393,6 +473,10 @@ class ClusterConfig:
     """Spans of requests."""
     kubernetes: KubernetesSettings = field(default_factory=KubernetesSettings)
     """What is done in Kubernetes only."""
+    auth: AuthSettings = field(default_factory=AuthSettings)
+    """Who may call."""
+    tls: TlsSettings = field(default_factory=TlsSettings)
+    """Encryption between clients and the front door."""
 
     def check(self) -> None:
         """Refuse values that cannot work, without a look at the machine.
@@ -411,6 +495,8 @@ class ClusterConfig:
             self.scaling,
             self.log,
             self.trace,
+            self.auth,
+            self.tls,
         )
         for section in sections:
             section.check()

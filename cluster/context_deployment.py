@@ -57,7 +57,11 @@ class Context:
         shard = Shard(
             store, fingerprint=plan.fingerprint, dtype=plan.dtype, shard_id=shard_id, lease_s=settings.lease_s
         )
-        self._server = ContextServer(shard, host=settings.host or ray.util.get_node_ip_address())
+        self._server = ContextServer(
+            shard,
+            host=settings.host or ray.util.get_node_ip_address(),
+            identity=plan.settings.experts.identity(),
+        )
         self._server.start()
         whole_tokens = store.total_tokens // plan.segment_tokens * plan.segment_tokens
         self._usable_tokens = whole_tokens or store.total_tokens

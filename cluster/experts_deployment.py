@@ -118,6 +118,7 @@ class Experts:
             unix_path=make_socket_path(),
             replica_id=self._replica_id,
             on_first_dispatch=self._report_first_dispatch,
+            identity=plan.settings.experts.identity(),
         )
         self._server.start()
         self._meter = ExpertMeter(self._server.replica.batcher)

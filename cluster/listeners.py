@@ -8,11 +8,14 @@ import socket
 import grpc
 import uvicorn
 
+from cluster.auth.guard import Guard
 from cluster.config import ClusterConfig
 from cluster.grpc.server import build_server
 from cluster.openai.app import build_app
+from cluster.openai.bounded_head import BoundedHead
 from cluster.service import InferenceService
 from protos.errors import BadConfig, InternalError
+from protos.tls import Identity
 
 _BACKLOG = 2048
 _POLL_S = 0.01
@@ -27,12 +30,23 @@ class Listeners:
     Args:
         service: answers the requests.
         settings: addresses and limits.
+
+    Raises:
+        BadConfig: the file of API keys or a certificate is unusable.
     """
 
     def __init__(self, service: InferenceService, settings: ClusterConfig) -> None:
         self._settings = settings
         self._service = service
-        config = uvicorn.Config(build_app(service), access_log=False, log_config=None, lifespan="off")
+        self._guard = Guard(settings.auth.file)
+        config = uvicorn.Config(
+            build_app(service, self._guard), http=BoundedHead, access_log=False, log_config=None, lifespan="off"
+        )
+        files = settings.tls.files
+        self._identity = None if files is None else Identity(files)
+        if self._identity is not None:
+            config.load()
+            config.ssl = self._identity.server_context()
         self._http = uvicorn.Server(config)
         self._serving: asyncio.Task[None] | None = None
         self._grpc: grpc.aio.Server | None = None
@@ -45,8 +59,8 @@ class Listeners:
         """
         listening = _listen(self._settings.http.host, self._settings.http.port)
         self._serving = asyncio.create_task(self._http.serve(sockets=[listening]))
-        self._grpc = build_server(self._service, self._settings.grpc.max_message_bytes)
-        _bind(self._grpc, self._settings.grpc.port)
+        self._grpc = build_server(self._service, self._settings.grpc.max_message_bytes, self._guard)
+        _bind(self._grpc, self._settings.grpc.port, self._identity)
         await self._grpc.start()
         while not self._http.started:
             self.check()
@@ -93,8 +107,12 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _bind(server: grpc.aio.Server, port: int) -> None:
+def _bind(server: grpc.aio.Server, port: int, identity: Identity | None) -> None:
+    address = f"[::]:{port}"
     try:
-        server.add_insecure_port(f"[::]:{port}")
+        if identity is None:
+            server.add_insecure_port(address)
+        else:
+            server.add_secure_port(address, identity.server_credentials())
     except RuntimeError as error:
         raise BadConfig(f"grpc.port: expected a free port, found {port} unusable: {error}; choose another") from error

@@ -75,6 +75,7 @@ class Router:
                 fingerprint=plan.fingerprint,
                 segment_tokens=plan.segment_tokens,
                 patience_s=settings.patience_s,
+                identity=plan.settings.experts.identity(),
             )
         self._feed = PlacementFeed(
             self._streams.update if self._streams else lambda placement: None,
@@ -113,6 +114,7 @@ class Router:
             stands_back=self._deployment == LONG_ROUTER,
             timeouts=DispatchTimeouts(answer_s=settings.answer_timeout_s, patience_s=settings.patience_s),
             device=device_of(plan.devices.router),
+            identity=plan.settings.experts.identity(),
         )
 
     def _wait_for_experts(self, streams: GrpcTransport, experts: range) -> None:

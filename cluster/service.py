@@ -14,6 +14,7 @@ from contextlib import ExitStack, aclosing
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.admission import Admission, Ticket
+from cluster.auth.quota import ANYBODY, Caller
 from cluster.choice import Choice
 from cluster.class_queue import Turn
 from cluster.front_door_metrics import ClassLoad, FrontDoorMetrics, Stopwatch
@@ -124,15 +125,17 @@ class InferenceService:
         return RequestRecord(self.metrics, api, request_id, span)
 
     async def generate(
-        self, request: CompletionRequest, record: RequestRecord | None = None
+        self, request: CompletionRequest, record: RequestRecord | None = None, caller: Caller = ANYBODY
     ) -> AsyncGenerator[ServiceEvent, None]:
         """Run a request; close the generator to cancel it.
 
         Args:
-            request: to run.
+            request: what to generate.
             record: takes note of it; None: nobody does.
+            caller: whose quota its tokens count against.
 
         Raises:
+            RateLimited: the caller has used as many tokens as they may.
             Draining: this front door is about to stop.
             Overloaded: this front door or the routers are full.
             DeadlineExceeded: the request took too long.
@@ -146,6 +149,7 @@ class InferenceService:
         num_tokens = request.num_prompt_tokens * request.num_choices
         with ExitStack() as stack:
             ticket = stack.enter_context(pool.admission.admit(len(generations), num_tokens))
+            caller.take_prompt(request.num_prompt_tokens)
             choices = [Choice(index, self.model.tokenizer, request.stop) for index in range(len(generations))]
             if record is not None:
                 record.admitted(request, choices)
@@ -163,6 +167,7 @@ class InferenceService:
             async with aclosing(within(merge([*sources, report.ticks()] if in_line else sources), timeout_s)) as deltas:
                 async for delta in deltas:
                     if delta is not None:
+                        caller.take_answer(len(delta.token_ids))
                         held.append(delta)
                     if not started and _can_start(request, choices):
                         started = True

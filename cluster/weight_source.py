@@ -39,7 +39,7 @@ def weight_source(plan: DeploymentPlan, files: ExpertSource, replica_id: str) ->
         _LOG.info("expert %d: %s", expert, f"copied from {address}" if address else "read from files, nobody holds it")
         return address
 
-    return HolderSource(find, files, plan.dtype, plan.settings.model.quantize)
+    return HolderSource(find, files, plan.dtype, plan.settings.model.quantize, plan.settings.experts.identity())
 
 
 def _find_holder(expert: int, asker: str) -> str | None:

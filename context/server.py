@@ -13,6 +13,8 @@ from context.shard import Shard
 from protos.channel import server_options
 from protos.context.v1 import context_pb2, context_pb2_grpc
 from protos.listening import address_of, listen
+from protos.tls import Identity
+from protos.unreadable import RefuseUnreadable
 
 SERVICE_NAME: str = context_pb2.DESCRIPTOR.services_by_name["ContextService"].full_name
 
@@ -29,9 +31,13 @@ class ContextServer:
         shard: who computes.
         host: address to listen on; "0.0.0.0" for every network.
         port: TCP port; 0 chooses a free one.
+        identity: who this process is to others; None: no encryption.
     """
 
-    def __init__(self, shard: Shard, *, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self, shard: Shard, *, host: str = "127.0.0.1", port: int = 0, identity: Identity | None = None
+    ) -> None:
+        self._identity = identity
         self.shard = shard
         self.host = host
         self.port = port
@@ -39,6 +45,7 @@ class ContextServer:
         self._server = grpc.server(
             futures.ThreadPoolExecutor(num_threads, thread_name_prefix="context-call"),
             options=server_options(),
+            interceptors=[RefuseUnreadable()],
             maximum_concurrent_rpcs=num_threads,
         )
         self._health = health.HealthServicer()
@@ -58,7 +65,7 @@ class ContextServer:
             PortTaken: another process listens there, or it is no address of this machine.
             BadConfig: the port is none.
         """
-        self.port = listen(self._server, self.host, self.port)
+        self.port = listen(self._server, self.host, self.port, self._identity)
         for name in ("", SERVICE_NAME):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         self._server.start()

@@ -14,6 +14,7 @@ from models.arena import Arena
 from models.checkpoint.tensor_shapes import expert_names
 from models.config import ModelConfig
 from models.linear import Quantization, Rounded
+from protos.tls import Identity
 
 FindHolder = Callable[[int], str | None]
 """(logical expert) to the address of a replica that holds it; None: read files."""
@@ -29,11 +30,18 @@ class HolderSource:
         files: the checkpoint, opened here.
         dtype: what weights will be held in.
         quantize: how they will be rounded; None: not at all.
+        identity: what to show holders and to believe; None: no encryption.
     """
 
     def __init__(
-        self, find_holder: FindHolder, files: ExpertSource, dtype: torch.dtype, quantize: Quantization | None = None
+        self,
+        find_holder: FindHolder,
+        files: ExpertSource,
+        dtype: torch.dtype,
+        quantize: Quantization | None = None,
+        identity: Identity | None = None,
     ) -> None:
+        self._identity = identity
         self.config: ModelConfig = files.config
         self.fingerprint = files.fingerprint
         self._find_holder = find_holder
@@ -82,7 +90,7 @@ class HolderSource:
         address = self._find_holder(expert)
         if address is None or address in self._failed:
             return self._files
-        return PeerSource(address, self._files, self._dtype, self._quantize)
+        return PeerSource(address, self._files, self._dtype, self._quantize, self._identity)
 
     def _count(self, expert: int, source: ExpertSource) -> None:
         """Take note of a matrix; after an expert's last one its source is not needed any more."""

@@ -17,8 +17,9 @@ from models.arena import Arena
 from models.checkpoint.tensor_shapes import expert_names
 from models.config import ModelConfig
 from models.linear import Int8Weight, Quantization, Rounded
-from protos.channel import channel_options
+from protos.channel import open_channel
 from protos.errors import BadTensor, Overloaded, ServingError, from_rpc_error
+from protos.tls import Identity
 from protos.weights.v1 import weights_pb2, weights_pb2_grpc
 
 _LOG = logging.getLogger(__name__)
@@ -41,11 +42,18 @@ class PeerSource:
         files: the checkpoint, opened here: what is fetched has to belong to the same model.
         dtype: what weights will be held in.
         quantize: how they will be rounded; None: not at all.
+        identity: what to show and to believe; None: no encryption.
     """
 
     def __init__(
-        self, address: str, files: ExpertSource, dtype: torch.dtype, quantize: Quantization | None = None
+        self,
+        address: str,
+        files: ExpertSource,
+        dtype: torch.dtype,
+        quantize: Quantization | None = None,
+        identity: Identity | None = None,
     ) -> None:
+        self._identity = identity
         self.config: ModelConfig = files.config
         self.fingerprint = files.fingerprint
         self.fetched_bytes = 0
@@ -99,7 +107,7 @@ class PeerSource:
                 element=element_of(self._dtype, self._quantize),
                 tokens=element_of(self._dtype),
             )
-            with grpc.insecure_channel(self.address, options=channel_options()) as channel:
+            with open_channel(self.address, self._identity) as channel:
                 self._receive(weights_pb2_grpc.WeightsServiceStub(channel), request)
         except ServingError as error:
             self._is_given_up = True

@@ -19,6 +19,8 @@ from protos.channel import server_options
 from protos.errors import BadConfig, PortTaken
 from protos.expert.v1 import expert_pb2, expert_pb2_grpc
 from protos.listening import address_of, listen
+from protos.tls import Identity
+from protos.unreadable import RefuseUnreadable
 from protos.weights.v1 import weights_pb2, weights_pb2_grpc
 
 SERVICE_NAME: str = expert_pb2.DESCRIPTOR.services_by_name["ExpertService"].full_name
@@ -55,6 +57,7 @@ class ExpertServer:
         replica_id: unique in the cluster, new after every restart; None makes one up.
         limits: how much to take on.
         on_first_dispatch: called once, after the first dispatch was computed; it must not block.
+        identity: who this process is to others over TCP; None: no encryption.
     """
 
     def __init__(
@@ -67,7 +70,9 @@ class ExpertServer:
         replica_id: str | None = None,
         limits: ServerLimits = ServerLimits(),
         on_first_dispatch: Callable[[], None] = lambda: None,
+        identity: Identity | None = None,
     ) -> None:
+        self._identity = identity
         self.replica = Replica(held, replica_id=replica_id, limits=limits.batcher, on_first_dispatch=on_first_dispatch)
         self.host = host
         self.port = port
@@ -80,6 +85,7 @@ class ExpertServer:
         self._server = grpc.server(
             futures.ThreadPoolExecutor(num_threads, thread_name_prefix="experts-call"),
             options=server_options(),
+            interceptors=[RefuseUnreadable()],
             # More calls than threads would wait unseen for one to end; refused, they can go elsewhere.
             maximum_concurrent_rpcs=num_threads,
         )
@@ -119,7 +125,7 @@ class ExpertServer:
         self._server.start()
 
     def _listen(self) -> None:
-        self.port = listen(self._server, self.host, self.port)
+        self.port = listen(self._server, self.host, self.port, self._identity)
         if self._unix_path is not None:
             _check_unix_path(self._unix_path)
             self._server.add_insecure_port(f"unix:{self._unix_path}")

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import grpc
+
 from protos.codec import MAX_MESSAGE_BYTES
+from protos.tls import Identity
+
+PEER_NAME = "herd"
+"""The DNS name in the certificates of Herd's own processes: their addresses change with every start, and whoever their
+private authority signed for belongs to this Herd."""
 
 # The tensor of a largest dispatch and the fields around it.
 _MESSAGE_BYTES = MAX_MESSAGE_BYTES + 64 * 1024
@@ -42,3 +49,16 @@ def server_options() -> Options:
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.so_reuseport", 0),
     ]
+
+
+def open_channel(address: str, identity: Identity | None) -> grpc.Channel:
+    """Return a channel to another process of this Herd.
+
+    Args:
+        address: host:port, or unix:PATH, which stays on this host and is never encrypted.
+        identity: what to show and to believe; None: no encryption.
+    """
+    if identity is None or address.startswith("unix:"):
+        return grpc.insecure_channel(address, options=channel_options())
+    options = [*channel_options(), ("grpc.ssl_target_name_override", PEER_NAME)]
+    return grpc.secure_channel(address, identity.channel_credentials(), options=options)

@@ -6,6 +6,9 @@ ServingError
 │   ├── ContextTooLong      400 / INVALID_ARGUMENT
 │   ├── PayloadTooLarge     413 / INVALID_ARGUMENT
 │   ├── NotFound            404 / NOT_FOUND
+│   ├── Unauthenticated     401 / UNAUTHENTICATED
+│   ├── PermissionDenied    403 / PERMISSION_DENIED
+│   ├── RateLimited         429 / RESOURCE_EXHAUSTED, retry later
 │   └── Overloaded          429 / RESOURCE_EXHAUSTED, retry later
 ├── ReplicaError            a part of the cluster is missing, late or out of date
 │   ├── NoReplica           503 / UNAVAILABLE, retry
@@ -122,6 +125,31 @@ class NotFound(RequestError):
     http_status = 404
     grpc_code = grpc.StatusCode.NOT_FOUND
     reason = "NOT_FOUND"
+
+
+class Unauthenticated(RequestError):
+    """No API key, or none of this server's."""
+
+    http_status = 401
+    grpc_code = grpc.StatusCode.UNAUTHENTICATED
+    reason = "INVALID_API_KEY"
+
+
+class PermissionDenied(RequestError):
+    """An API key that may not do this."""
+
+    http_status = 403
+    grpc_code = grpc.StatusCode.PERMISSION_DENIED
+    reason = "PERMISSION_DENIED"
+
+
+class RateLimited(RequestError):
+    """An API key's quota is used up; the same request can succeed later."""
+
+    http_status = 429
+    grpc_code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "RATE_LIMIT_EXCEEDED"
+    retryable = True
 
 
 class Overloaded(RequestError):

@@ -7,6 +7,7 @@ import socket
 import grpc
 
 from protos.errors import BadConfig, PortTaken
+from protos.tls import Identity
 
 _MAX_PORT = 65_535
 
@@ -16,13 +17,14 @@ def address_of(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def listen(server: grpc.Server, host: str, port: int) -> int:
-    """Have a server listen, without TLS, before it is started; return the port.
+def listen(server: grpc.Server, host: str, port: int, identity: Identity | None = None) -> int:
+    """Have a server listen before it is started; return the port.
 
     Args:
         server: not started.
         host: address of this machine; "0.0.0.0" for every network.
         port: TCP port; 0 chooses a free one.
+        identity: who it is, and whom it believes; None: no encryption.
 
     Raises:
         PortTaken: another process listens there, or it is no address of this machine.
@@ -31,7 +33,9 @@ def listen(server: grpc.Server, host: str, port: int) -> int:
     _check_port(host, port)
     address = address_of(host, port)
     try:
-        return int(server.add_insecure_port(address))
+        if identity is None:
+            return int(server.add_insecure_port(address))
+        return int(server.add_secure_port(address, identity.server_credentials()))
     except RuntimeError as error:
         raise PortTaken(f"{address}: expected to listen there, found: {error}: choose another port") from error
 

@@ -8,6 +8,7 @@ from cluster.bench.load import PlannedRequest
 from cluster.bench.measurement import CallFailed, Measurement
 from cluster.bench.settings import EndpointSettings
 from cluster.bench.target import INSPECT_TIMEOUT_S, Call, Clock, ServerFacts
+from cluster.cli.server_address import TLS_PREFIX, certificates
 from protos.errors import DeadlineExceeded, InvalidRequest, ReplicaUnavailable, from_rpc_error
 from protos.inference.v1 import inference_pb2 as pb
 from protos.inference.v1.inference_pb2_grpc import InferenceServiceStub
@@ -39,11 +40,16 @@ class GrpcTarget:
     """
 
     def __init__(self, settings: EndpointSettings, timeout_s: float, clock: Clock) -> None:
-        host, colon, port = settings.grpc.rpartition(":")
+        address = settings.grpc.removeprefix(TLS_PREFIX)
+        host, colon, port = address.rpartition(":")
         if not (host and colon and port.isdigit()):
             raise InvalidRequest(f"--grpc: expected HOST:PORT, found {settings.grpc!r}; for example localhost:9000")
         local = [("grpc.enable_http_proxy", 0)] if host in ("localhost", "127.0.0.1", "[::1]") else []
-        self._channel = grpc.aio.insecure_channel(settings.grpc, options=[*_OPTIONS, *local])
+        if settings.grpc.startswith(TLS_PREFIX):
+            credentials = grpc.ssl_channel_credentials(*certificates())
+            self._channel = grpc.aio.secure_channel(address, credentials, options=[*_OPTIONS, *local])
+        else:
+            self._channel = grpc.aio.insecure_channel(address, options=[*_OPTIONS, *local])
         self._stub = InferenceServiceStub(self._channel)
         self._metadata = (("authorization", f"Bearer {settings.api_key}"),) if settings.api_key else ()
         self._settings, self._timeout_s, self._clock = settings, timeout_s, clock

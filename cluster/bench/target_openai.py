@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import ssl
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,6 +15,7 @@ from cluster.bench.measurement import CallFailed, Measurement
 from cluster.bench.settings import EndpointSettings
 from cluster.bench.sse import SseParser
 from cluster.bench.target import INSPECT_TIMEOUT_S, Call, Clock, ServerFacts
+from cluster.cli.server_address import CA, CERT, KEY
 from protos.errors import InternalError, InvalidRequest, ReplicaUnavailable, ServingError
 
 _KEEPALIVE_S = 4.0
@@ -39,7 +42,7 @@ class OpenAiTarget:
         headers = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
         self._session = aiohttp.ClientSession(
             headers=headers,
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S, ssl=_client_context()),
             timeout=aiohttp.ClientTimeout(total=None),  # the runner's deadline is the only one
         )
         self._settings, self._clock = settings, clock
@@ -194,3 +197,14 @@ def _error_message(text: str) -> str:
 
 def _said(error: BaseException) -> str:
     return str(error) or type(error).__name__
+
+
+def _client_context() -> ssl.SSLContext:
+    """Return what to believe and to show, as the environment says."""
+    try:
+        context = ssl.create_default_context(cafile=os.environ.get(CA))
+        if CERT in os.environ:
+            context.load_cert_chain(os.environ[CERT], os.environ.get(KEY))
+    except OSError as error:
+        raise InvalidRequest(f"{CA}, {CERT}, {KEY}: expected files in PEM, found: {error}; correct them") from error
+    return context

@@ -11,6 +11,7 @@ import typer
 
 from cluster.cli.bench import bench
 from cluster.cli.failure import explained
+from cluster.cli.keys import keys
 from cluster.cli.plan import plan
 from cluster.cli.server_address import DEFAULT_ADDRESS
 
@@ -209,3 +210,4 @@ def doctor(
 
 app.command()(bench)
 app.command()(plan)
+app.add_typer(keys)

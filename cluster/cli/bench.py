@@ -20,7 +20,8 @@ def bench(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Name in requests; default: the first that is listed.")] = None,
     api_key: Annotated[
-        str | None, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="Sent as a bearer token.")
+        str | None,
+        typer.Option(envvar=["HERD_API_KEY", "OPENAI_API_KEY"], show_envvar=True, help="Sent as a bearer token."),
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Send conversations, of random words unless given.")] = False,
     concurrency: Annotated[

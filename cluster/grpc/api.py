@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
+from cluster.auth.quota import ANYBODY, Caller
 from cluster.grpc.messages import (
     chat_messages,
     generate_response,
@@ -55,6 +56,7 @@ class GrpcApi:
         timeout_s: float | None = None,
         name: RequestId | None = None,
         headers: Mapping[str, str] | None = None,
+        caller: Caller = ANYBODY,
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         """Generate; close the generator to cancel.
 
@@ -63,6 +65,7 @@ class GrpcApi:
             timeout_s: seconds until the call's deadline; None: it has none.
             name: of the request; None: a new one.
             headers: the call's metadata; None: none.
+            caller: whose quota it counts against.
 
         Raises:
             ServingError: as the proto says.
@@ -71,10 +74,11 @@ class GrpcApi:
         record = self._service.record("grpc", name or request_id(), headers or {})
         try:
             model, named = self._service.model, record.request_id
-            checked = await _off_loop(request, lambda: read_generate_request(request, model, timeout_s, named))
-            async with aclosing(self._service.generate(checked, record)) as events:
-                async for event in events:
-                    yield generate_response(event, model)
+            with caller.request():
+                checked = await _off_loop(request, lambda: read_generate_request(request, model, timeout_s, named))
+                async with aclosing(self._service.generate(checked, record, caller)) as events:
+                    async for event in events:
+                        yield generate_response(event, model)
             code = "OK"
         except (asyncio.CancelledError, GeneratorExit):
             code = Cancelled.grpc_code.name
@@ -85,16 +89,18 @@ class GrpcApi:
         finally:
             record.end(code)
 
-    async def tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
+    async def tokenize(self, request: pb.TokenizeRequest, caller: Caller = ANYBODY) -> pb.TokenizeResponse:
         """Turn text or a conversation into the ids that `generate` would continue.
 
         Raises:
+            RateLimited: the caller has made as many requests as they may.
             NotFound: there is no such model.
             InvalidRequest: the input is empty or wrong, or the model has no tokenizer.
         """
         model = self._service.model
         check_model_name(request.model, model)
-        return pb.TokenizeResponse(ids=await _off_loop(request, lambda: _prompt_ids(request, model)))
+        with caller.request():
+            return pb.TokenizeResponse(ids=await _off_loop(request, lambda: _prompt_ids(request, model)))
 
     async def list_models(self) -> pb.ListModelsResponse:
         """List the served model."""

@@ -13,7 +13,11 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthServicer, add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection
 
+from cluster.auth.guard import Guard
+from cluster.auth.quota import Caller
 from cluster.grpc.api import GrpcApi
+from cluster.grpc.authentication import Authentication, find_caller
+from cluster.grpc.decoding import RefuseUnreadable
 from cluster.grpc.health import GrpcHealth
 from cluster.logs import fields
 from cluster.request_id import HEADER, RequestId, request_id
@@ -35,16 +39,21 @@ _SERVICES = (
 )
 
 
-def build_server(service: InferenceService, max_message_bytes: int) -> grpc.aio.Server:
+def build_server(service: InferenceService, max_message_bytes: int, guard: Guard | None = None) -> grpc.aio.Server:
     """Return a server of this event loop, not started and without a port.
 
     Args:
         service: answers the calls.
         max_message_bytes: largest request; a longer one ends as RESOURCE_EXHAUSTED.
+        guard: knows who may call; None: everybody may.
     """
+    guard = guard or Guard(None)
+    interceptors: list[Any] = [RefuseUnreadable()]
+    if not guard.is_open:
+        interceptors.insert(0, Authentication(guard))
     options = [("grpc.max_receive_message_length", max_message_bytes), ("grpc.max_send_message_length", -1)]
-    server = grpc.aio.server(options=options)
-    add_InferenceServiceServicer_to_server(_Servicer(GrpcApi(service)), server)
+    server = grpc.aio.server(options=options, interceptors=interceptors)
+    add_InferenceServiceServicer_to_server(_Servicer(GrpcApi(service), guard), server)
     add_HealthServicer_to_server(_Health(GrpcHealth(service)), server)
     reflection.enable_server_reflection(_SERVICES, server)
     return server
@@ -53,8 +62,9 @@ def build_server(service: InferenceService, max_message_bytes: int) -> grpc.aio.
 class _Servicer(InferenceServiceServicer):
     """Turns errors into a status; grpc.aio cancels a method when its caller has gone."""
 
-    def __init__(self, api: GrpcApi) -> None:
+    def __init__(self, api: GrpcApi, guard: Guard) -> None:
         self._api = api
+        self._guard = guard
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
         # A client that reads no more holds up whoever sends to it: nobody looks at the request's deadline then.
@@ -65,7 +75,8 @@ class _Servicer(InferenceServiceServicer):
         name = request_id(metadata.get(HEADER))
         try:
             await context.send_initial_metadata(((HEADER, name.value),))
-            async with aclosing(self._api.generate(request, context.time_remaining(), name, metadata)) as responses:
+            caller, left_s = self._caller(context), context.time_remaining()
+            async with aclosing(self._api.generate(request, left_s, name, metadata, caller)) as responses:
                 async for response in responses:
                     yield response
         except Exception as error:  # noqa: BLE001  a process boundary
@@ -74,7 +85,10 @@ class _Servicer(InferenceServiceServicer):
             end.cancel()
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
-        return await _answer(self._api.tokenize(request), context)
+        try:
+            return await self._api.tokenize(request, self._caller(context))
+        except Exception as error:  # noqa: BLE001  a process boundary
+            await _abort(error, context)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         return await _answer(self._api.list_models(), context)
@@ -84,6 +98,9 @@ class _Servicer(InferenceServiceServicer):
 
     async def GetLoad(self, request: pb.GetLoadRequest, context: Context) -> pb.GetLoadResponse:
         return await _answer(self._api.get_load(), context)
+
+    def _caller(self, context: Context) -> Caller:
+        return find_caller(self._guard, context.invocation_metadata())
 
 
 class _Health(HealthServicer):  # type: ignore[misc]  # it has no types

@@ -45,7 +45,11 @@ class Server:
         self._console = console
         self._ends = EndRequests()
         self._endpoints = Endpoints(
-            http_host=settings.http.host, http_port=settings.http.port, grpc_port=settings.grpc.port
+            http_host=settings.http.host,
+            http_port=settings.http.port,
+            grpc_port=settings.grpc.port,
+            has_tls=settings.tls.files is not None,
+            asks_for_certificate=settings.tls.client_ca is not None,
         )
 
     def run(self) -> int:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cluster.auth.guard import Guard
 from cluster.config import ClusterConfig
 from cluster.imports import check_imports
 from cluster.machine import check_port, read_machine
 from cluster.trace_start import check_tracing
 from cluster.versions import check_versions
+from protos.tls import Identity
 
 if TYPE_CHECKING:
     from cluster.plan import DeploymentPlan
@@ -23,6 +25,10 @@ def check_start(settings: ClusterConfig) -> None:
     check_imports()
     check_versions()
     check_tracing(settings.trace)
+    Guard(settings.auth.file)
+    if settings.tls.files is not None:
+        Identity(settings.tls.files)
+    settings.experts.identity()
     check_port(settings.http.port, "HTTP", "--http-port")
     check_port(settings.grpc.port, "gRPC", "--grpc-port")
 

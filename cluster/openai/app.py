@@ -8,7 +8,9 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.responses import Response
 
+from cluster.auth.guard import Guard
 from cluster.openai.answer import Endpoint
+from cluster.openai.authentication import Authentication
 from cluster.openai.bodies import ChatBody, CommonBody, CompletionsBody
 from cluster.openai.body_limit import BodyLimit
 from cluster.openai.chat import ChatEndpoint
@@ -24,14 +26,18 @@ from cluster.validation import check_model_name
 from cluster.version import herd_version
 
 
-def build_app(service: InferenceService) -> FastAPI:
+def build_app(service: InferenceService, guard: Guard | None = None) -> FastAPI:
     """Build the front door's HTTP application.
 
     Args:
         service: answers the requests; its limits are the application's.
+        guard: knows who may; None: everybody may.
     """
     # The interactive pages of FastAPI load scripts from elsewhere; /openapi.json is enough.
     app = FastAPI(title="Herd", version=herd_version(), docs_url=None, redoc_url=None)
+    if guard is not None:
+        app.add_middleware(Authentication, guard=guard)
+    # Around the guard: whoever is refused while they send gets to read why.
     app.add_middleware(BodyLimit, max_bytes=service.limits.max_body_bytes)
     app.add_middleware(RequestIds)  # around all others: their answers say the name, too
     add_error_handlers(app)

@@ -19,8 +19,8 @@ DRAIN_S = 10.0
 class BodyLimit:
     """ASGI middleware: reading a body longer than the limit raises PayloadTooLarge in the application.
 
-    A client that is cut off while it sends often never reads the answer. So once a body was refused, the answer's
-    last byte is held back until the rest of the body has been thrown away.
+    A client that is cut off while it sends often never reads the answer. So where an answer comes before the body was
+    read, its last byte is held back until the rest of the body has been thrown away.
 
     Args:
         app: the application; it turns the error into a response.
@@ -40,7 +40,7 @@ class BodyLimit:
 
         async def send_after_draining(message: Message) -> None:
             is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
-            if is_last and body.was_refused:
+            if is_last and not body.has_ended:
                 await send({**message, "more_body": True})
                 await body.drain()
                 message = {"type": "http.response.body", "body": b"", "more_body": False}
@@ -58,8 +58,7 @@ class _LimitedBody:
         self._receive = receive
         self._max_bytes = max_bytes
         self._num_bytes = 0
-        self._more = True
-        self.was_refused = False
+        self._more = self._declared > 0 or b"transfer-encoding" in headers
 
     async def receive(self) -> Message:
         if self._declared > self._max_bytes:
@@ -73,11 +72,15 @@ class _LimitedBody:
         return message
 
     def _refuse(self, found: str) -> NoReturn:
-        self.was_refused = True
         raise PayloadTooLarge(
             f"body: expected at most {self._max_bytes} bytes, found {found}; "
             "send less, or raise max_body_bytes on the server"
         )
+
+    @property
+    def has_ended(self) -> bool:
+        """Tell whether nothing more of the body is to be expected."""
+        return not self._more
 
     async def drain(self) -> None:
         if self._client_waits and not self._num_bytes:

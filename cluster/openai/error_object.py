@@ -25,10 +25,13 @@ _CODES: dict[type[ServingError], str] = {
 """Where OpenAI has a code of its own; the others are the reason in lower case."""
 
 
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
 def error_object(error: ServingError) -> dict[str, object]:
     """Return the JSON body that tells a client of an error."""
     status = error.http_status
-    kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
+    kind = "server_error" if status >= 500 else _TYPES.get(status, "invalid_request_error")
     return {
         "error": {
             "message": error.message,

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from cluster.openai.answer import Answer, Endpoint, collect
+from cluster.openai.authentication import caller_of
 from cluster.openai.client_watch import unless_gone
 from cluster.openai.error_object import error_object, internal_error
 from cluster.openai.json_text import JsonResponse, to_json
@@ -51,7 +52,8 @@ class Exchange(Response):
         code = 500
         record = self._service.record(self._endpoint.name, request_id_of(scope), Headers(scope=scope))
         try:
-            code = await self._serve(scope, receive, send, record)
+            with caller_of(scope).request():
+                code = await self._serve(scope, receive, send, record)
         except (Cancelled, ClientDisconnect):
             code = Cancelled.http_status  # nobody is there to be told
         except asyncio.CancelledError:
@@ -73,7 +75,7 @@ class Exchange(Response):
             answer = await unless_gone(receive, asyncio.to_thread(self._endpoint.parse, data, model, record.request_id))
         else:
             answer = self._endpoint.parse(data, model, record.request_id)
-        events = self._service.generate(answer.request, record)
+        events = self._service.generate(answer.request, record, caller_of(scope))
         if answer.stream:
             # A client that reads no more holds up whoever sends to it: nobody looks at the request's deadline then.
             limit = asyncio.timeout(self._service.longest_s)

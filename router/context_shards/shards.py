@@ -11,6 +11,7 @@ from itertools import count
 
 from protos.context.v1 import context_pb2
 from protos.errors import ContextLost, NoReplica, Overloaded, ReplicaError, ServingError
+from protos.tls import Identity
 from router.context_shards.segments import Segment, SequenceSegments
 from router.context_shards.stream import ShardHolder, ShardStream
 
@@ -50,6 +51,7 @@ class ContextShards:
         segment_tokens: positions of a segment; whole attention chunks.
         patience_s: seconds that sequences wait for room where shards are full or gone, restarts included.
         standstill_s: seconds after which sequences that all wait for room make some for each other.
+        identity: what to show shards and to believe; None: no encryption.
     """
 
     def __init__(
@@ -60,7 +62,9 @@ class ContextShards:
         segment_tokens: int,
         patience_s: float = _PATIENCE_S,
         standstill_s: float = _STANDSTILL_S,
+        identity: Identity | None = None,
     ) -> None:
+        self._identity = identity
         self.segment_tokens = segment_tokens
         self.num_lost_tokens = 0
         """Tokens whose keys and values were lost with their shard, since the start."""
@@ -91,6 +95,7 @@ class ContextShards:
                     router_id=self._router_id,
                     fingerprint=self._fingerprint,
                     on_change=self._notice,
+                    identity=self._identity,
                 )
             self._streams = streams  # another one, never changed: the engine's thread reads it without a lock
             self._changed.notify_all()

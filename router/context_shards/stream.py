@@ -12,6 +12,7 @@ import grpc
 
 from protos import errors
 from protos.context.v1 import context_pb2, context_pb2_grpc
+from protos.tls import Identity
 from router.transport.reconnecting import ReconnectingStream
 
 Answer = Future[context_pb2.StepResult]
@@ -38,9 +39,18 @@ class ShardStream(ReconnectingStream):
         router_id: who owns the segments.
         fingerprint: of our model; a shard of another model refuses us.
         on_change: called from the reading thread whenever the stream has opened or broken.
+        identity: what to show and to believe; None: no encryption.
     """
 
-    def __init__(self, holder: ShardHolder, *, router_id: str, fingerprint: str, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        holder: ShardHolder,
+        *,
+        router_id: str,
+        fingerprint: str,
+        on_change: Callable[[], None],
+        identity: Identity | None = None,
+    ) -> None:
         self.holder = holder
         self.total_tokens = 0
         """What it holds at most; 0 until it has answered."""
@@ -52,7 +62,7 @@ class ShardStream(ReconnectingStream):
         """Our segments that it had when the stream opened the last time."""
         self.failure: errors.ServingError | None = None
         """Why the stream broke or did not open the last time; None at first."""
-        super().__init__(f"context-{holder.shard_id}")
+        super().__init__(f"context-{holder.shard_id}", identity)
         self._hello = context_pb2.Hello(router_id=router_id, model_fingerprint=fingerprint)
         self._on_change = on_change
         self._lock = threading.Lock()

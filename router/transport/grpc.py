@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from protos.errors import NoReplica
+from protos.tls import Identity
 from router.placement import ExpertHolder, Placement
 from router.plan import DispatchPlan
 from router.spread import Assignment
@@ -53,6 +54,7 @@ class GrpcTransport:
         share_from_bytes: smallest tensor that travels through memory shared with a replica on this host; None: none.
         device: where tokens are; a GPU's memory is shared as well, whatever a tensor's size.
         stands_back: let the dispatches of other routers pass at the replicas.
+        identity: what to show replicas and to believe; None: no encryption.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class GrpcTransport:
         share_from_bytes: int | None = SHARE_FROM_BYTES,
         device: torch.device = CPU,
         stands_back: bool = False,
+        identity: Identity | None = None,
     ) -> None:
         def connect(holder: ExpertHolder, on_change: Callable[[], None]) -> ReplicaStream:
             return ReplicaStream(
@@ -74,6 +77,7 @@ class GrpcTransport:
                 shares_memory=share_from_bytes is not None,
                 device=device,
                 stands_back=stands_back,
+                identity=identity,
             )
 
         self.timeouts = timeouts or DispatchTimeouts()

@@ -8,7 +8,8 @@ import threading
 import grpc
 
 from protos import errors
-from protos.channel import channel_options
+from protos.channel import open_channel
+from protos.tls import Identity
 
 _LOG = logging.getLogger(__name__)
 _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.05, 2.0
@@ -20,12 +21,14 @@ class ReconnectingStream:
 
     Args:
         name: of the thread.
+        identity: what to show and to believe; None: no encryption.
     """
 
     ended = "closed the stream"
     """What messages say of a peer that ended the stream."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, identity: Identity | None = None) -> None:
+        self._identity = identity
         self._call: grpc.Call | None = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -69,7 +72,7 @@ class ReconnectingStream:
         while not self._closing.is_set():
             failure: errors.ServingError = errors.ReplicaUnavailable(f"{self.peer} {self.ended}")
             try:
-                with grpc.insecure_channel(self._target(), options=channel_options()) as channel:
+                with open_channel(self._target(), self._identity) as channel:
                     self._session(channel)
             except grpc.RpcError as error:
                 failure = self._explain(error)

@@ -16,6 +16,7 @@ import torch
 
 from protos import errors
 from protos.expert.v1 import expert_pb2, expert_pb2_grpc
+from protos.tls import Identity
 from router.placement import ExpertHolder
 from router.transport.offer import LaneInUse, MemoryOffer
 from router.transport.reconnecting import ReconnectingStream
@@ -55,6 +56,7 @@ class ReplicaStream(ReconnectingStream):
         shares_memory: offer the replica shared memory for tensors; without effect where it is on another host.
         device: where our tokens are: memory of a GPU is offered as well.
         stands_back: let the dispatches of other routers pass.
+        identity: what to show and to believe; None: no encryption.
     """
 
     ended = "closed the stream: try another"
@@ -69,8 +71,9 @@ class ReplicaStream(ReconnectingStream):
         shares_memory: bool = True,
         device: torch.device = CPU,
         stands_back: bool = False,
+        identity: Identity | None = None,
     ) -> None:
-        super().__init__(f"dispatch-{holder.replica_id}")
+        super().__init__(f"dispatch-{holder.replica_id}", identity)
         self.holder = holder
         self._hello = expert_pb2.Hello(router_id=router_id, model_fingerprint=fingerprint, stands_back=stands_back)
         self._on_change = on_change

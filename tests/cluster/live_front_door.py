@@ -12,8 +12,10 @@ from typing import Any
 
 import uvicorn
 
+from cluster.auth.guard import Guard
 from cluster.grpc.server import build_server
 from cluster.openai.app import build_app
+from cluster.openai.bounded_head import BoundedHead
 from cluster.service import InferenceService
 
 START_S = 30
@@ -22,13 +24,16 @@ START_S = 30
 class LiveFrontDoor:
     """Context manager: serves while it is entered."""
 
-    def __init__(self, service: InferenceService) -> None:
+    def __init__(self, service: InferenceService, guard: Guard | None = None) -> None:
         self.service = service
+        self._guard = guard
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.http_address = f"127.0.0.1:{self._socket.getsockname()[1]}"
         self.url = f"http://{self.http_address}"
         self.grpc_address = ""
-        config = uvicorn.Config(build_app(service), log_level="warning", timeout_graceful_shutdown=2)
+        config = uvicorn.Config(
+            build_app(service, guard), http=BoundedHead, log_level="warning", timeout_graceful_shutdown=2
+        )
         self._http = uvicorn.Server(config)
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="front-door")
@@ -51,9 +56,9 @@ class LiveFrontDoor:
         is_stream = (answered["content-type"] or "").startswith("text/event-stream")
         return status, answered, text if is_stream else json.loads(text)
 
-    def get(self, path: str) -> tuple[int, HTTPMessage, str]:
+    def get(self, path: str, **headers: str) -> tuple[int, HTTPMessage, str]:
         """Return (status, headers, text)."""
-        return self._call("GET", path)
+        return self._call("GET", path, None, headers)
 
     def _call(self, *request: object) -> tuple[int, HTTPMessage, str]:
         connection = http.client.HTTPConnection(self.http_address, timeout=30)
@@ -64,7 +69,7 @@ class LiveFrontDoor:
         return answer
 
     async def _serve(self) -> None:
-        server = build_server(self.service, max_message_bytes=4 * 1024 * 1024)
+        server = build_server(self.service, 4 * 1024 * 1024, self._guard)
         self.grpc_address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         await server.start()
         self._ready.set()

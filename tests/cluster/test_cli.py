@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.chaos.application import HERD
 from benchmarks.free_port import find_free_port
+from cluster.auth.key_file import key_hash, read_key_file
 from cluster.cli.generate import Options, build_request
 from protos.errors import InvalidRequest
 from tests.conftest import ROOT
@@ -48,6 +49,16 @@ def test_help_teaches_by_example(command):
     done = herd(command, "--help", COLUMNS="100")
     assert done.returncode == 0
     assert f"\n  herd {command} " in done.stdout
+
+
+def test_a_new_key_is_printed_once_and_only_its_hash_is_kept(tmp_path):
+    file = tmp_path / "keys.yaml"
+    done = herd("keys", "new", "alice", "--file", str(file), "--streams", "2")
+    key = done.stdout.strip()
+    (entry,) = read_key_file(file)
+    assert (entry.name, entry.sha256, entry.streams) == ("alice", key_hash(key), 2)
+    assert key not in file.read_text() + done.stderr
+    assert_one_line(herd("keys", "new", "alice", "--file", str(file)), 2, "expected a new name")
 
 
 def test_help_is_quick_since_it_imports_neither_torch_nor_ray():

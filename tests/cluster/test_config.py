@@ -48,6 +48,9 @@ KNOBS = [
     "experts.host",
     "experts.lease_s",
     "experts.drain_s",
+    "experts.tls_ca",
+    "experts.tls_cert",
+    "experts.tls_key",
     "context.shards",
     "context.max_shards",
     "context.kv_bytes",
@@ -91,6 +94,10 @@ KNOBS = [
     "trace.endpoint",
     "trace.sample",
     "kubernetes.watch",
+    "auth.keys_file",
+    "tls.cert",
+    "tls.key",
+    "tls.client_ca",
 ]
 
 # assignment -> what the refusal says
@@ -133,6 +140,9 @@ WRONG = {
     "log.level=INFO": "log.level: expected 'debug' or 'info' or 'warning' or 'error', found 'INFO'",
     "trace.endpoint=collector:4318": "trace.endpoint: expected a URL that begins with http, found 'collector:4318'",
     "trace.sample=2": "trace.sample: expected 0 to 1, found 2",
+    "experts.tls_ca=a.pem": "experts.tls_ca, experts.tls_cert, experts.tls_key: expected all or none",
+    "tls.cert=a.pem": "tls.cert, tls.key: expected both or neither",
+    "tls.client_ca=a.pem": "tls.cert, tls.key: expected both or neither",
     "router.slots={": "expected a value in YAML",
 }
 

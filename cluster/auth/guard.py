@@ -1,0 +1,127 @@
+"""Who is behind a key, or nobody: the one place where keys are compared."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from cluster.auth.key_file import MAX_KEY_BYTES, KeyEntry, key_hash, read_key_file
+from cluster.auth.quota import ANYBODY, Caller
+from protos.errors import BadConfig, PermissionDenied, Unauthenticated
+
+_LOG = logging.getLogger(__name__)
+_LOOK_EVERY_S = 1.0
+_BEARER = "bearer "
+
+
+class Guard:
+    """Knows the keys of a file, which it reads again when the file has changed. Belongs to one event loop.
+
+    A file that has become unreadable or wrong changes nothing: the last good one stays in force, and the log says so.
+
+    Args:
+        file: of keys; None: nobody needs one.
+        clock: monotonic seconds.
+
+    Raises:
+        BadConfig: the file is unusable.
+    """
+
+    def __init__(self, file: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._file = file
+        self._clock = clock
+        self._looked_at = clock()
+        self._stamp = _stamp(file) if file else None
+        self._keys: list[tuple[str, Caller]] = []
+        self._callers: dict[str, Caller] = {}
+        if file is not None:
+            self._install(read_key_file(file))
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether nobody needs a key."""
+        return self._file is None
+
+    def caller(self, authorization: str | None, *, for_admin: bool = False) -> Caller:
+        """Return who sent a request.
+
+        Args:
+            authorization: what the header or metadata of that name says, `Bearer KEY`; None: there is none.
+            for_admin: it asks for what only an operator may see.
+
+        Raises:
+            Unauthenticated: there is no key, or nobody has it.
+            PermissionDenied: it takes an operator's key.
+        """
+        if self.is_open:
+            return ANYBODY
+        self._read_again()
+        found = authorization or ""
+        if found[: len(_BEARER)].lower() != _BEARER:
+            raise Unauthenticated(
+                "expected an API key, found none; send it as `Authorization: Bearer KEY` (gRPC: metadata authorization)"
+            )
+        caller = self.owner(found[len(_BEARER) :].strip())
+        if caller is None:
+            raise Unauthenticated(
+                "expected an API key of this server, found another; check it, or ask whoever runs this server for one"
+            )
+        if for_admin and not caller.is_admin:
+            raise PermissionDenied(
+                f"expected an operator's key, found that of {caller.name!r}, which has no `admin: true`; use another"
+            )
+        return caller
+
+    def owner(self, key: str) -> Caller | None:
+        """Return who has a key; every hash is compared, each in the same time, whichever fits."""
+        owner = None
+        if len(key) <= MAX_KEY_BYTES:
+            presented = key_hash(key)
+            for known, caller in self._keys:
+                if hmac.compare_digest(known, presented):
+                    owner = caller
+        return owner
+
+    def _read_again(self) -> None:
+        """Read the file if it is another than a moment ago."""
+        assert self._file is not None
+        if self._clock() - self._looked_at < _LOOK_EVERY_S:
+            return
+        self._looked_at = self._clock()
+        stamp = _stamp(self._file)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._install(read_key_file(self._file))
+        except BadConfig as error:
+            _LOG.error("API keys stay as they were: %s", error.message)
+        else:
+            _LOG.info("API keys were read again: %d", len(self._keys))
+
+    def _install(self, entries: tuple[KeyEntry, ...]) -> None:
+        """Replace the keys; who was there before keeps what they have used."""
+        callers = {}
+        for each in entries:
+            caller = self._callers.get(each.name) or Caller(each.name, clock=self._clock)
+            caller.allow(
+                is_admin=each.admin,
+                requests_per_minute=each.requests_per_minute,
+                tokens_per_minute=each.tokens_per_minute,
+                streams=each.streams,
+            )
+            callers[each.name] = caller
+        self._callers = callers
+        self._keys = [(each.sha256, callers[each.name]) for each in entries]
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    """Return what changes when a file does, also where a link is turned to another one; None: it is not there."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino, found.st_size

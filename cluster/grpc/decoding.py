@@ -1,0 +1,79 @@
+"""Calls whose messages cannot be parsed: refused as the client's fault."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from protos.unreadable import UNREADABLE, or_unreadable, refusal
+
+if TYPE_CHECKING:
+    Handler = grpc.RpcMethodHandler[Any, Any]
+    Interceptor = grpc.aio.ServerInterceptor[Any, Any]
+    Context = grpc.aio.ServicerContext[Any, Any]
+else:
+    Interceptor = grpc.aio.ServerInterceptor
+
+
+class RefuseUnreadable(Interceptor):
+    """Ends calls whose messages cannot be parsed as INVALID_ARGUMENT."""
+
+    async def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]], details: grpc.HandlerCallDetails
+    ) -> Handler:
+        """Return the method's handler, which parses more leniently and looks at what came of it."""
+        handler: Any = await continuation(details)
+        if handler is None:  # there is no such method
+            return handler  # type: ignore[return-value]
+        forms = {"request_deserializer": or_unreadable(handler.request_deserializer)}
+        forms["response_serializer"] = handler.response_serializer
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(_checked(handler.unary_unary), **forms)
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(_checked_answers(handler.unary_stream), **forms)
+        if handler.stream_stream:
+            return grpc.stream_stream_rpc_method_handler(_checked_stream(handler.stream_stream), **forms)
+        return handler  # type: ignore[no-any-return]  # as it came
+
+
+def _checked(method: Callable[..., Any]) -> Callable[..., Any]:
+    async def answer(request: Any, context: Context) -> Any:
+        if request is UNREADABLE:
+            await _refuse(context)
+        return await method(request, context)
+
+    return answer
+
+
+def _checked_answers(method: Callable[..., Any]) -> Callable[..., Any]:
+    async def answer(request: Any, context: Context) -> AsyncIterator[Any]:
+        if request is UNREADABLE:
+            await _refuse(context)
+        async with aclosing(method(request, context)) as responses:
+            async for response in responses:
+                yield response
+
+    return answer
+
+
+def _checked_stream(method: Callable[..., Any]) -> Callable[..., Any]:
+    async def readable(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+        async for request in requests:
+            if request is UNREADABLE:
+                await _refuse(context)
+            yield request
+
+    async def answer(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+        async with aclosing(method(readable(requests, context), context)) as responses:
+            async for response in responses:
+                yield response
+
+    return answer
+
+
+async def _refuse(context: Context) -> None:
+    error = refusal()
+    await context.abort(error.grpc_code, error.message, error.trailing_metadata())
