@@ -9,7 +9,9 @@ from __future__ import annotations
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 from ray.serve.deployment import Application
+from ray.serve.schema import LoggingConfig
 
+from cluster.config import LogSettings
 from cluster.context_deployment import Context
 from cluster.devices import Device
 from cluster.directory_actor import directory_config
@@ -52,6 +54,7 @@ def build_application(plan: DeploymentPlan) -> Application:
         "health_check_period_s": _HEALTH_PERIOD_S,
         "health_check_timeout_s": _HEALTH_TIMEOUT_S,
         "max_constructor_retry_count": 1,
+        "logging_config": _ray_serves_lines(plan.settings.log),
     }
     # CPUs are not reserved: all replicas share what there is, and `threads` says how.
     actor = {"num_cpus": 0}
@@ -97,6 +100,15 @@ def build_application(plan: DeploymentPlan) -> Application:
     )
     # The front door never calls the last. It takes their handles because that makes them part of the application.
     return front_door.bind(plan, *routers, *called_by_address)
+
+
+def _ray_serves_lines(settings: LogSettings) -> LoggingConfig:
+    """Return how Ray Serve logs beside Herd: with no line for each call, as Herd has one for each request."""
+    return LoggingConfig(
+        encoding="JSON" if settings.format == "json" else "TEXT",
+        log_level="INFO" if settings.level in ("debug", "info") else settings.level.upper(),
+        enable_access_log=False,
+    )
 
 
 def _gpu(device: Device) -> dict[str, int]:
