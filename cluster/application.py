@@ -11,7 +11,9 @@ from typing import Any
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 from ray.serve.deployment import Application
+from ray.serve.schema import LoggingConfig
 
+from cluster.config import LogSettings
 from cluster.context_deployment import Context
 from cluster.devices import Device
 from cluster.directory_actor import directory_config
@@ -52,6 +54,7 @@ def build_application(plan: DeploymentPlan) -> Application:
         "health_check_period_s": _HEALTH_PERIOD_S,
         "health_check_timeout_s": _HEALTH_TIMEOUT_S,
         "max_constructor_retry_count": 1,
+        "logging_config": _ray_serves_lines(plan.settings.log),
     }
     # CPUs are not reserved: all replicas share what there is, and `threads` says how.
     actor: dict[str, Any] = {"num_cpus": 0}
@@ -102,6 +105,15 @@ def build_application(plan: DeploymentPlan) -> Application:
 def _place(plan: DeploymentPlan, deployment: str) -> dict[str, dict[str, float]]:
     """Return the options that take a replica to a node of its role, where there are roles."""
     return {"resources": {role_of(deployment): 1.0}} if plan.by_role else {}
+
+
+def _ray_serves_lines(settings: LogSettings) -> LoggingConfig:
+    """Return how Ray Serve logs beside Herd: with no line for each call, as Herd has one for each request."""
+    return LoggingConfig(
+        encoding="JSON" if settings.format == "json" else "TEXT",
+        log_level="INFO" if settings.level in ("debug", "info") else settings.level.upper(),
+        enable_access_log=False,
+    )
 
 
 def _gpu(device: Device) -> dict[str, int]:

@@ -91,3 +91,17 @@ def test_what_ray_raises_becomes_an_error_of_ours():
     assert isinstance(explain(BackPressureError(num_queued_requests=1, max_queued_requests=1)), Overloaded)
     assert isinstance(explain(DeploymentUnavailableError("Router")), NoReplica)
     assert isinstance(explain(GetTimeoutError()), ReplicaUnavailable)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "expected"),
+    [
+        ((), ("TEXT", "INFO")),
+        (("log.format=json", "log.level=debug"), ("JSON", "INFO")),
+        (("log.level=warning",), ("TEXT", "WARNING")),
+    ],
+)
+def test_ray_serve_logs_as_herd_does_and_has_no_line_for_each_call(demo_dir, assignments, expected):
+    for each in deployments(demo_dir, *assignments).values():
+        found = each._deployment_config.logging_config
+        assert (found["encoding"], found["log_level"], found["enable_access_log"]) == (*expected, False)
