@@ -14,7 +14,7 @@ import ray
 from cluster.role_machines import find_machines
 from protos.errors import BadConfig
 
-ray.init(address="local", num_cpus=0, resources={"herd_router": 1}, include_dashboard=False, log_to_driver=False,
+ray.init(address="local", num_cpus=2, resources={"herd_router": 1}, include_dashboard=False, log_to_driver=False,
          object_store_memory=100 * 1024**2, logging_level=logging.ERROR, _temp_dir=sys.argv[1])
 
 @ray.remote(num_cpus=0, resources={"herd_router": 1})
