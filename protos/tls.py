@@ -9,18 +9,15 @@ from __future__ import annotations
 import logging
 import ssl
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 
 from protos.errors import BadConfig
+from protos.watched_files import WatchedFiles
 
 _LOG = logging.getLogger(__name__)
-_LOOK_EVERY_S = 1.0
-
-_Stamp = tuple[tuple[int, int, int] | None, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,8 +56,7 @@ class Identity:
     def __init__(self, files: TlsFiles) -> None:
         self._files = files
         self._lock = threading.Lock()
-        self._looked_at = time.monotonic()
-        self._stamp = self._stamps()
+        self._watched = WatchedFiles(each for each in (files.cert, files.key, files.ca) if each is not None)
         self._loaded = _load(files)
 
     def server_context(self) -> ssl.SSLContext:
@@ -100,32 +96,16 @@ class Identity:
     def _newest(self) -> _Loaded:
         """Return the files' contents, read again if they are others than a moment ago."""
         with self._lock:
-            if time.monotonic() - self._looked_at < _LOOK_EVERY_S:
-                return self._loaded
-            self._looked_at = time.monotonic()
-            if (stamp := self._stamps()) != self._stamp:
+            if (stamps := self._watched.changed()) is not None:
                 try:
                     self._loaded = _load(self._files)
                 except BadConfig as error:
                     # Tried again next time: the other file may be on its way.
                     _LOG.error("certificates stay as they were: %s", error.message)
                 else:
-                    self._stamp = stamp
+                    self._watched.settle(stamps)
                     _LOG.info("certificates were read again: %s", self._files.cert)
             return self._loaded
-
-    def _stamps(self) -> _Stamp:
-        files = self._files
-        return tuple(_stamp(each) for each in (files.cert, files.key, files.ca) if each is not None)
-
-
-def _stamp(file: Path) -> tuple[int, int, int] | None:
-    """Return what changes when a file does, also where a link is turned to another one; None: it is not there."""
-    try:
-        found = file.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_ino, found.st_size
 
 
 def _load(files: TlsFiles) -> _Loaded:

@@ -11,9 +11,9 @@ from pathlib import Path
 from cluster.auth.key_file import MAX_KEY_BYTES, KeyEntry, key_hash, read_key_file
 from cluster.auth.quota import ANYBODY, Caller
 from protos.errors import BadConfig, PermissionDenied, Unauthenticated
+from protos.watched_files import WatchedFiles
 
 _LOG = logging.getLogger(__name__)
-_LOOK_EVERY_S = 1.0
 _BEARER = "bearer "
 
 
@@ -33,8 +33,7 @@ class Guard:
     def __init__(self, file: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._file = file
         self._clock = clock
-        self._looked_at = clock()
-        self._stamp = _stamp(file) if file else None
+        self._watched = WatchedFiles(() if file is None else (file,), clock)
         self._keys: list[tuple[str, Caller]] = []
         self._callers: dict[str, Caller] = {}
         if file is not None:
@@ -88,13 +87,9 @@ class Guard:
     def _read_again(self) -> None:
         """Read the file if it is another than a moment ago."""
         assert self._file is not None
-        if self._clock() - self._looked_at < _LOOK_EVERY_S:
+        if (stamps := self._watched.changed()) is None:
             return
-        self._looked_at = self._clock()
-        stamp = _stamp(self._file)
-        if stamp == self._stamp:
-            return
-        self._stamp = stamp
+        self._watched.settle(stamps)
         try:
             self._install(read_key_file(self._file))
         except BadConfig as error:
@@ -116,12 +111,3 @@ class Guard:
             callers[each.name] = caller
         self._callers = callers
         self._keys = [(each.sha256, callers[each.name]) for each in entries]
-
-
-def _stamp(file: Path) -> tuple[int, int, int] | None:
-    """Return what changes when a file does, also where a link is turned to another one; None: it is not there."""
-    try:
-        found = file.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_ino, found.st_size

@@ -19,7 +19,7 @@ from cluster.config_source import load_config
 from cluster.launch.endpoints import Endpoints
 from cluster.listeners import Listeners
 from cluster.service import InferenceService
-from protos import tls
+from protos import watched_files
 from protos.errors import BadConfig, ReplicaUnavailable
 from tests.certificates import Authority
 
@@ -33,7 +33,7 @@ def authority(tmp_path):
 
 @pytest.fixture(autouse=True)
 def looks_at_once(monkeypatch):
-    monkeypatch.setattr(tls, "_LOOK_EVERY_S", 0)
+    monkeypatch.setattr(watched_files, "_LOOK_EVERY_S", 0)
 
 
 class Door:

@@ -13,7 +13,7 @@ from experts.peer_source import PeerSource
 from experts.server import ExpertServer
 from experts.weights import ExpertWeights
 from models.checkpoint import open_checkpoint
-from protos import tls
+from protos import watched_files
 from protos.channel import PEER_NAME, channel_options, open_channel
 from protos.expert.v1 import expert_pb2, expert_pb2_grpc
 from protos.tls import Identity, TlsFiles
@@ -115,7 +115,7 @@ def test_a_unix_socket_stays_plain(weights, authority, tmp_path):
 
 
 def test_a_router_that_connects_again_shows_what_was_rotated_meanwhile(weights, authority, tmp_path, monkeypatch):
-    monkeypatch.setattr(tls, "_LOOK_EVERY_S", 0)
+    monkeypatch.setattr(watched_files, "_LOOK_EVERY_S", 0)
     router, replica = identity(authority, "router"), identity(authority, "replica")
     new = Authority(tmp_path, "new")
     with serving(weights, replica) as server:
