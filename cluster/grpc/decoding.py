@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from protos.unreadable import UNREADABLE, or_unreadable, refusal
+from protos.unreadable import UNREADABLE, refusal, with_checks
 
 if TYPE_CHECKING:
     Handler = grpc.RpcMethodHandler[Any, Any]
@@ -26,17 +26,8 @@ class RefuseUnreadable(Interceptor):
     ) -> Handler:
         """Return the method's handler, which parses more leniently and looks at what came of it."""
         handler: Any = await continuation(details)
-        if handler is None:  # there is no such method
-            return handler  # type: ignore[return-value]
-        forms = {"request_deserializer": or_unreadable(handler.request_deserializer)}
-        forms["response_serializer"] = handler.response_serializer
-        if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(_checked(handler.unary_unary), **forms)
-        if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(_checked_answers(handler.unary_stream), **forms)
-        if handler.stream_stream:
-            return grpc.stream_stream_rpc_method_handler(_checked_stream(handler.stream_stream), **forms)
-        return handler  # type: ignore[no-any-return]  # as it came
+        checked: Handler = with_checks(handler, unary=_checked, answers=_checked_answers, stream=_checked_stream)
+        return checked
 
 
 def _checked(method: Callable[..., Any]) -> Callable[..., Any]:
