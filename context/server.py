@@ -5,13 +5,12 @@ from __future__ import annotations
 from concurrent import futures
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from context.servicer import ContextServicer
 from context.shard import Shard
 from protos.channel import server_options
 from protos.context.v1 import context_pb2, context_pb2_grpc
+from protos.introspection import Introspection
 from protos.listening import address_of, listen
 from protos.tls import Identity
 from protos.unreadable import RefuseUnreadable
@@ -48,10 +47,8 @@ class ContextServer:
             interceptors=[RefuseUnreadable()],
             maximum_concurrent_rpcs=num_threads,
         )
-        self._health = health.HealthServicer()
         context_pb2_grpc.add_ContextServiceServicer_to_server(ContextServicer(shard), self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        self._introspection = Introspection(self._server, (SERVICE_NAME,), watched=(SERVICE_NAME,))
 
     @property
     def address(self) -> str:
@@ -66,8 +63,7 @@ class ContextServer:
             BadConfig: the port is none.
         """
         self.port = listen(self._server, self.host, self.port, self._identity)
-        for name in ("", SERVICE_NAME):
-            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._introspection.tell(is_serving=True)
         self._server.start()
 
     def stop(self) -> None:

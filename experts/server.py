@@ -10,7 +10,6 @@ from pathlib import Path
 import grpc
 
 from experts.batcher import BatcherLimits
-from experts.introspection import Introspection
 from experts.replica import HeldExperts, Replica
 from experts.servicer import ExpertServicer
 from experts.unix_socket import is_listening
@@ -18,6 +17,7 @@ from experts.weights_servicer import WeightsServicer
 from protos.channel import server_options
 from protos.errors import BadConfig, PortTaken
 from protos.expert.v1 import expert_pb2, expert_pb2_grpc
+from protos.introspection import Introspection
 from protos.listening import address_of, listen
 from protos.tls import Identity
 from protos.unreadable import RefuseUnreadable

@@ -1,6 +1,6 @@
 """What tools ask of every gRPC server: whether it is well (grpc.health.v1), and what it serves (reflection).
 
-Both come in packages of their own. Where gRPC is there without them, experts are served all the same.
+Both come in packages of their own. Where gRPC is there without them, the rest is served all the same.
 """
 
 from __future__ import annotations
