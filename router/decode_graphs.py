@@ -17,13 +17,8 @@ from models.gpu.route import can_route
 from models.llama4.decoder import Decoder
 from router.batch import Span
 from router.cuda_graph import Recorder
-from router.decode_step import DecodeInputs, DecodeStep
-from router.kv_cache.layout import CacheLayout
-from router.kv_cache.storage import KvStorage
-from router.paging.paged_kv import PagingPlan
-
-_ROOM_FOR_SHARED = 2
-"""How many times the pages there are all sequences' may be: those that several share count for each."""
+from router.decode_inputs import DecodeCache, DecodeInputs, filled
+from router.decode_step import DecodeStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,34 +39,21 @@ class DecodeGraphs:
     Args:
         decoder: on a GPU.
         experts: of each MoE layer, on the same.
-        storage: the cache, which keeps what is computed as it is.
-        layout: of the cache.
-        plan: its pages.
-        slots: most sequences of a step.
-        longest: most tokens of a sequence.
+        cache: for keys and values.
 
     Cost: records all steps, which takes seconds; each keeps its logits.
     """
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        experts: Mapping[int, ResidentExperts],
-        storage: KvStorage,
-        layout: CacheLayout,
-        plan: PagingPlan,
-        slots: int,
-        longest: int,
-    ) -> None:
+    def __init__(self, decoder: Decoder, experts: Mapping[int, ResidentExperts], cache: DecodeCache) -> None:
         num_experts = decoder.config.num_experts
         self.steps: list[RecordedStep] = []
         """By number of tokens, ascending."""
         recorder: Recorder[Tensor] = Recorder(decoder.device)
-        for num_rows in step_sizes(slots):
+        for num_rows in step_sizes(cache.slots):
             if num_experts and not can_route(num_rows, num_experts):
                 break
-            inputs = DecodeInputs(num_rows, room_for_pages(plan), layout, decoder.device)
-            step = DecodeStep(decoder, experts, storage, layout, inputs, longest)
+            inputs = cache.inputs(num_rows, decoder.device)
+            step = DecodeStep(decoder, experts, cache, inputs)
             self.steps.append(RecordedStep(inputs, step, recorder.record(step)))
 
     @torch.inference_mode()
@@ -80,18 +62,11 @@ class DecodeGraphs:
 
         They are overwritten by the next step.
         """
-        recorded = next((each for each in self.steps if len(spans) <= each.inputs.num_rows), None)
-        if recorded is None or not recorded.inputs.fill(spans):
-            return None
-        return recorded.run()[: len(spans)]
+        recorded = filled(self.steps, spans)
+        return None if recorded is None else recorded.run()[: len(spans)]
 
 
 def step_sizes(slots: int) -> list[int]:
     """Return the numbers of tokens that steps are recorded for: up to 8 by doubling, then in eights, then in 32s."""
     sizes = [1, 2, 4, *range(8, 64, 8), *range(64, slots + 32, 32)]
     return [*(size for size in sizes if size < slots), slots]
-
-
-def room_for_pages(plan: PagingPlan) -> int:
-    """Return the most pages of all sequences of a step together."""
-    return _ROOM_FOR_SHARED * (plan.num_global_pages + plan.num_local_pages)

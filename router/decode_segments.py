@@ -9,6 +9,7 @@ one. The host learns which experts are visited once a layer: it has to address m
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,13 +19,9 @@ from models.llama4.attention import PositionTables
 from models.llama4.decoder import Decoder, DecoderLayer
 from router.batch import Span
 from router.cuda_graph import Recorder
-from router.decode_graphs import room_for_pages
-from router.decode_step import DecodeInputs, decode_readings
+from router.decode_inputs import DecodeCache, DecodeInputs, filled
+from router.decode_step import DecodeAttention
 from router.gate import choose
-from router.gpu_attention import attend_layer
-from router.kv_cache.layout import CacheLayout
-from router.kv_cache.storage import KvStorage
-from router.paging.paged_kv import PagingPlan
 from router.plan import plan_dispatch
 from router.transport.base import Transport
 
@@ -38,11 +35,7 @@ class DecodeSegments:
     Args:
         decoder: on a GPU.
         transport: the way to the experts.
-        storage: the cache, which keeps what is computed as it is.
-        layout: of the cache.
-        plan: its pages.
-        slots: most sequences of a step.
-        longest: most tokens of a sequence.
+        cache: for keys and values.
         give_sign: called after every dispatch that was answered.
 
     Cost: records all steps, which takes seconds.
@@ -52,19 +45,15 @@ class DecodeSegments:
         self,
         decoder: Decoder,
         transport: Transport,
-        storage: KvStorage,
-        layout: CacheLayout,
-        plan: PagingPlan,
-        slots: int,
-        longest: int,
+        cache: DecodeCache,
         give_sign: Callable[[], None] = lambda: None,
     ) -> None:
         self._transport, self._give_sign = transport, give_sign
         recorder: Recorder[None] = Recorder(decoder.device)
         self._steps = []
-        for num_rows in [*(size for size in _SIZES if size < slots), slots]:
-            inputs = DecodeInputs(num_rows, room_for_pages(plan), layout, decoder.device)
-            self._steps.append(SegmentedStep(decoder, storage, layout, inputs, longest, recorder))
+        for num_rows in [*(size for size in _SIZES if size < cache.slots), cache.slots]:
+            inputs = cache.inputs(num_rows, decoder.device)
+            self._steps.append(SegmentedStep(decoder, cache, inputs, recorder))
 
     @torch.inference_mode()
     def logits(self, spans: Sequence[Span]) -> Tensor | None:
@@ -75,8 +64,8 @@ class DecodeSegments:
         Raises:
             As `Forward`.
         """
-        step = next((each for each in self._steps if len(spans) <= each.inputs.num_rows), None)
-        if step is None or not step.inputs.fill(spans):
+        step = filled(self._steps, spans)
+        if step is None:
             return None
         for segment in step.segments:
             segment.run()
@@ -99,17 +88,16 @@ class DecodeSegments:
             pending.give_up()
 
 
+@dataclass(frozen=True, slots=True)
 class Segment:
-    """What is computed from the answers to one dispatch to the tokens of the next one, or to the logits.
+    """What is computed from the answers to one dispatch to the tokens of the next one, or to the logits."""
 
-    Args:
-        layer: whose experts come after it; None: none do.
-        run: up to there.
-        run_shared: that layer's shared expert.
-    """
-
-    def __init__(self, layer: int | None, run: Callable[[], None], run_shared: Callable[[], None]) -> None:
-        self.layer, self.run, self.run_shared = layer, run, run_shared
+    layer: int | None
+    """Whose experts come after it; None: none do."""
+    run: Callable[[], None]
+    """Up to there."""
+    run_shared: Callable[[], None]
+    """That layer's shared expert."""
 
 
 class SegmentedStep:
@@ -117,26 +105,15 @@ class SegmentedStep:
 
     Args:
         decoder: on a GPU.
-        storage: the cache.
-        layout: of the cache.
+        cache: for keys and values.
         inputs: read by every step.
-        longest: most tokens of a sequence.
         recorder: of all segments.
     """
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        storage: KvStorage,
-        layout: CacheLayout,
-        inputs: DecodeInputs,
-        longest: int,
-        recorder: Recorder[None],
-    ) -> None:
-        assert storage.plain is not None
+    def __init__(self, decoder: Decoder, cache: DecodeCache, inputs: DecodeInputs, recorder: Recorder[None]) -> None:
         self.inputs = inputs
-        self._decoder, self._storage = decoder, storage.plain
-        self._readings = decode_readings(decoder, layout, inputs, longest)
+        self._decoder = decoder
+        self._attend = DecodeAttention(decoder, cache, inputs)
         config, device = decoder.config, decoder.device
         num_choices = inputs.num_rows * config.experts_per_token
         self.expert_ids_BK = torch.zeros(inputs.num_rows, config.experts_per_token, dtype=torch.int64, device=device)
@@ -206,11 +183,8 @@ class SegmentedStep:
         return Addend(self._shared_BD, self.outputs_ND, self._rows_BK)
 
     def _attention(self, index: int, normed_BD: Tensor) -> Tensor:
-        assert self._tables is not None
-        kind = int(self._decoder.config.is_local(index))
-        slots_B, cache = self.inputs.slots_2B[kind], self._storage[index]
-        layer, pages = self._decoder.layers[index], self._readings[kind]
-        return attend_layer(self._decoder, index, layer, normed_BD, self._tables, slots_B, pages, cache)
+        assert self._tables is not None, "the first segment makes them"
+        return self._attend(index, normed_BD, self._tables)
 
     def _ask(self, layer: DecoderLayer, hidden_BD: Tensor, addend: Addend) -> None:
         """Ask the gate, and leave what the host and the next segment want to know."""

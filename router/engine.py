@@ -20,6 +20,7 @@ from router.batch import Batch, Span, split
 from router.context_shards.repair import Repairs
 from router.context_shards.segments import SequenceSegments
 from router.context_shards.shards import ContextShards, ShardFailed
+from router.decode_inputs import DecodeCache
 from router.forward import Forward
 from router.kv_cache.codec import dtype_name
 from router.kv_cache.storage import KvStorage
@@ -92,17 +93,8 @@ class Engine:
         self._storage = KvStorage(self.layout, plan, decoder.dtype, decoder.device)
         resident = resident_experts(decoder, transport)
         self._forward = Forward(decoder, transport, shards, resident, probe=lambda *layer: self._give_sign())
-        self.graphs = record_steps(
-            decoder,
-            transport,
-            resident,
-            self._storage,
-            self.layout,
-            plan,
-            limits.slots,
-            self._longest,
-            self._give_sign,
-        )
+        cache = DecodeCache(self._storage, self.layout, plan, limits.slots, self._longest)
+        self.graphs = record_steps(decoder, transport, resident, cache, self._give_sign)
         """Steps of lone tokens that are recorded, where attention is a GPU's."""
         if self.graphs is not None and decoder.device.type == "cuda":
             self._warm_up()
@@ -391,6 +383,7 @@ class Engine:
             if (found := self._repairs.next_span(broken)) is not None:
                 sequence, span = found
                 self._work = [Work(sequence, len(span.ids))]
+                self._tiers.save_evicted()
                 self._logits([[span]])
                 if not sequence.has_left:
                     self._repairs.advance(sequence, span)
@@ -424,12 +417,13 @@ class Engine:
         started_s = time.perf_counter()
         num_generating = sum(not item.sequence.is_prefilling for item in work)
         num_prompts, num_tokens = self._scheduler.num_prompts, sum(item.num_tokens for item in work)
-        spans, num_batches = [self._span(item) for item in work], 1
-        is_replayed = (logits_BV := self._replay(spans)) is not None
+        spans, parts = [self._span(item) for item in work], []
+        self._tiers.save_evicted()  # before the step writes where it was
+        logits_BV = None if self.graphs is None else self.graphs.logits(spans)
         if logits_BV is None:
             # Experts that are here compute when they are asked: there is no wait for another batch to fill.
-            num_batches = 1 if self._forward.resident else self._overlap.num_batches(num_tokens)
-            logits_BV = self._logits(split(spans, num_batches))
+            parts = split(spans, 1 if self._forward.resident else self._overlap.num_batches(num_tokens))
+            logits_BV = self._logits(parts)
         for item in work:
             if item.sequence.segments is not None:
                 item.sequence.segments.num_tokens = item.sequence.num_computed + item.num_tokens
@@ -438,8 +432,8 @@ class Engine:
 
         def learn() -> None:
             seconds = (time.perf_counter() if ended_s is None else ended_s) - started_s
-            if not is_replayed:
-                self._overlap.observe(num_tokens, num_batches, seconds)
+            if parts:  # it was no recorded step
+                self._overlap.observe(num_tokens, len(parts), seconds)
             self._budget.observe(
                 num_generating=num_generating,
                 num_prompts=num_prompts,
@@ -449,15 +443,7 @@ class Engine:
 
         return logits_BV, learn
 
-    def _replay(self, spans: list[Span]) -> Tensor | None:
-        """Return the logits of a step that was recorded, None if there is no such."""
-        if self.graphs is None:
-            return None
-        self._tiers.save_evicted()  # before the step writes where it was
-        return self.graphs.logits(spans)
-
     def _logits(self, parts: list[list[Span]]) -> Tensor:
-        self._tiers.save_evicted()  # before the step writes where it was
         look = self._forward.look(self._storage)
         batches = [Batch.of(spans, self.layout, self._device, look) for spans in parts]
         return self._forward(batches, self._storage)

@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from models.llama4.decoder import Decoder
-from router.kv_cache.layout import CacheLayout
-from router.kv_cache.storage import KvStorage
-from router.paging.paged_kv import PagingPlan
+from router.decode_inputs import DecodeCache
 from router.transport.base import Transport
 from router.transport.local import LocalTransport
 
@@ -38,24 +36,20 @@ def record_steps(
     decoder: Decoder,
     transport: Transport,
     experts: Mapping[int, ResidentExperts],
-    storage: KvStorage,
-    layout: CacheLayout,
-    plan: PagingPlan,
-    slots: int,
-    longest: int,
+    cache: DecodeCache,
     give_sign: Callable[[], None],
 ) -> DecodeGraphs | DecodeSegments | None:
     """Return decode steps that are recorded, whole ones if experts are here; None where the decoder is not a GPU's.
 
     Arguments and cost as of `DecodeGraphs` and `DecodeSegments`.
     """
-    has_all_keys = storage.plain is not None and plan.has_global == bool(layout.global_layers)
+    has_all_keys = cache.storage.plain is not None and cache.plan.has_global == bool(cache.layout.global_layers)
     if not (decoder.has_gpu_kernels and has_all_keys):
         return None
     if set(experts) == set(decoder.config.moe_layers):
         from router.decode_graphs import DecodeGraphs
 
-        return DecodeGraphs(decoder, experts, storage, layout, plan, slots, longest)
+        return DecodeGraphs(decoder, experts, cache)
     from router.decode_segments import DecodeSegments
 
-    return DecodeSegments(decoder, transport, storage, layout, plan, slots, longest, give_sign)
+    return DecodeSegments(decoder, transport, cache, give_sign)

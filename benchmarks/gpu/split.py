@@ -25,6 +25,7 @@ from models.checkpoint import open_checkpoint
 from models.linear import Quantization
 from models.llama4.decoder import load_decoder
 from router.batch import Span
+from router.decode_inputs import DecodeCache
 from router.decode_segments import DecodeSegments
 from router.kv_cache.layout import CacheLayout
 from router.kv_cache.storage import KvStorage
@@ -96,8 +97,8 @@ def measure_split_steps(
         held = ExpertWeights.load(checkpoint, experts, dtype, device=device, quantize=quantize)
         beside = LocalTransport(held.run, held.held_in)
         resident = resident_experts(decoder, beside)
-        recorded = (storage, layout, plan, max(sequences), context)
-        local = record_steps(decoder, beside, resident, *recorded, lambda: None)
+        cache = DecodeCache(storage, layout, plan, max(sequences), context)
+        local = record_steps(decoder, beside, resident, cache, lambda: None)
         assert local is not None
         steps: dict[str, Callable[[Sequence[Span]], Tensor | None]] = {}
         refused: dict[str, str] = {}
@@ -106,7 +107,7 @@ def measure_split_steps(
             stack.callback(transport.close)
             ((found, reason),) = transport.health().lanes.values()
             if found == lane:
-                steps[lane] = DecodeSegments(decoder, transport, *recorded).logits
+                steps[lane] = DecodeSegments(decoder, transport, cache).logits
             else:
                 refused[lane] = reason or f"tensors on {device} travel {found}"
         for number in sequences:
