@@ -15,6 +15,7 @@ from ray.serve.deployment import Application
 from cluster.application import build_application
 from cluster.config import ClusterConfig
 from cluster.config_source import load_config
+from cluster.devices import has_expert_replicas
 from cluster.machine import read_machine
 from cluster.plan import DeploymentPlan, make_plan
 from cluster.planned_model import load_planned_model
@@ -76,7 +77,7 @@ def plan_on_cluster(settings: ClusterConfig, *, by_role: bool) -> DeploymentPlan
         plan = make_plan(settings, checkpoint, name, read_machine())
     else:
         settings = reachable(settings)
-        has_experts = checkpoint.config.is_moe and not settings.experts.in_router
+        has_experts = has_expert_replicas(settings, checkpoint.config)
         roles = (ROUTER_ROLE, *[EXPERTS_ROLE] * has_experts, *[CONTEXT_ROLE] * (settings.context.shards > 0))
         machines = find_machines(roles, _NODES_S)
         plan = make_plan(settings, checkpoint, name, machines[ROUTER_ROLE], by_role=machines)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 
 from cluster.devices import Device
 from models.checkpoint import Checkpoint, kept_names
+from models.checkpoint.code_blocks import CodeForm
 from models.checkpoint.tensor_shapes import is_expert
 from models.gpu.weight import GROUP
 from models.linear import BITS_PER_WEIGHT, Quantization
@@ -51,12 +54,26 @@ class WeightBytes:
     def _as_stored(self, num_weights: int, device: Device, *, of_experts: bool) -> int:
         """Return the bytes of so many weights of which some stay the codes they are."""
         num_bytes = num_weights * self.dtype.itemsize
-        for name in kept_names(self.checkpoint, for_gpu=device == "cuda"):
-            codes = self.checkpoint.stored_codes(name)
-            if codes is not None and is_expert(name) == of_experts:
-                count = self.checkpoint.num_weights(name)
-                num_bytes += _rounded(count, codes.form, device) - count * self.dtype.itemsize
+        for each in _kept(self.checkpoint, device):
+            if each.is_expert == of_experts:
+                num_bytes += _rounded(each.num_weights, each.form, device) - each.num_weights * self.dtype.itemsize
         return num_bytes
+
+
+class _Kept(NamedTuple):
+    """A matrix that stays the codes it is."""
+
+    num_weights: int
+    form: CodeForm
+    is_expert: bool
+
+
+@lru_cache(maxsize=2)
+def _kept(checkpoint: Checkpoint, device: Device) -> tuple[_Kept, ...]:
+    """Return what stays codes there. Cost: a look at every tensor; a plan asks again and again."""
+    names = kept_names(checkpoint, for_gpu=device == "cuda")
+    found = ((name, checkpoint.stored_codes(name)) for name in names)
+    return tuple(_Kept(checkpoint.num_weights(name), codes.form, is_expert(name)) for name, codes in found if codes)
 
 
 def _rounded(num_weights: int, quantize: Quantization, device: Device) -> int:
