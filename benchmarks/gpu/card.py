@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from models.gpu.swiglu import Block
 
 _REPLAYS = 7
 _COPIED = 1 << 29
@@ -72,6 +75,12 @@ def replay_seconds(replay: Callable[[], object], device: torch.device) -> float:
     end.record()
     end.synchronize()
     return float(begin.elapsed_time(end)) / 1e3
+
+
+def exact_swiglu(block: Block, x_TD: Tensor) -> Tensor:
+    """Return a block's outputs [T, D] in double precision, of the weights as rounded."""
+    gate_TF, up_TF = (x_TD.double() @ block.gate_up.dequantized().double().t()).chunk(2, dim=1)
+    return (F.silu(gate_TF) * up_TF) @ block.down.dequantized().double().t()
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

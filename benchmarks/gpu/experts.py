@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu.card import Card, relative_error, seconds_of
+from benchmarks.gpu.card import Card, exact_swiglu, relative_error, seconds_of
 from benchmarks.gpu.random_weights import random_mlp
 from models.gpu.launches import down_launch, gate_up_launch
 from models.gpu.moe import block_of
@@ -115,8 +115,7 @@ def _error_of(blocks: Sequence[Block], counts: Sequence[int], x_ND: Tensor, plan
     pairs: list[tuple[Tensor, Tensor]] = []
     for block, count in zip(blocks, counts, strict=True):
         rows = slice(start, start + min(count, _MOST_CHECKED))
-        gate_TF, up_TF = (x_ND[rows].double() @ block.gate_up.dequantized().double().t()).chunk(2, dim=1)
-        pairs.append((found_ND[rows], (F.silu(gate_TF) * up_TF) @ block.down.dequantized().double().t()))
+        pairs.append((found_ND[rows], exact_swiglu(block, x_ND[rows])))
         start += count
         if sum(len(found) for found, _ in pairs) >= _MOST_CHECKED:
             break

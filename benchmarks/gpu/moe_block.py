@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.card import relative_error, seconds_of
+from benchmarks.gpu.card import exact_swiglu, relative_error, seconds_of
 from benchmarks.gpu.random_weights import random_mlp, random_weight
 from models.config import ModelConfig
-from models.gpu.linear import GpuLinear
-from models.gpu.moe import DecodeExperts, ResidentExperts
+from models.gpu.moe import DecodeExperts, ResidentExperts, block_of
 from models.gpu.residual import Addend
 from models.gpu.route import can_route
 from models.llama4.mlp import Mlp
@@ -122,10 +121,9 @@ def _exact(config: ModelConfig, layer: _Layer, x_TD: Tensor) -> Tensor:
 
 
 def _exact_mlp(mlp: Mlp, x_TD: Tensor) -> Tensor:
-    assert isinstance(mlp.gate_up, GpuLinear)
-    assert isinstance(mlp.down, GpuLinear)
-    gate_TF, up_TF = (x_TD @ mlp.gate_up.weight.values.double().t()).chunk(2, dim=1)
-    return (torch.nn.functional.silu(gate_TF) * up_TF) @ mlp.down.weight.values.double().t()
+    block = block_of(mlp)
+    assert block is not None
+    return exact_swiglu(block, x_TD)
 
 
 def _as_transformers(config: ModelConfig, layer: _Layer, device: torch.device) -> Any:
