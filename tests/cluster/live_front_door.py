@@ -10,6 +10,8 @@ import threading
 from http.client import HTTPMessage
 from typing import Any
 
+import grpc
+import pytest
 import uvicorn
 
 from cluster.auth.guard import Guard
@@ -17,6 +19,7 @@ from cluster.grpc.server import build_server
 from cluster.openai.app import build_app
 from cluster.openai.bounded_head import BoundedHead
 from cluster.service import InferenceService
+from protos import errors
 
 START_S = 30
 
@@ -75,3 +78,12 @@ class LiveFrontDoor:
         self._ready.set()
         await self._http.serve(sockets=[self._socket])
         await server.stop(grace=0)
+
+
+def refusal(call) -> errors.ServingError:
+    """Call by gRPC, and return the error that the call ends with."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    error = errors.from_rpc_error(caught.value, "herd")
+    assert caught.value.code() == error.grpc_code
+    return error

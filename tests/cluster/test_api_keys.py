@@ -21,7 +21,7 @@ from cluster.service import InferenceService
 from protos import errors
 from protos.inference.v1 import inference_pb2 as pb
 from protos.inference.v1.inference_pb2_grpc import InferenceServiceStub
-from tests.cluster.live_front_door import LiveFrontDoor
+from tests.cluster.live_front_door import LiveFrontDoor, refusal
 from tests.cluster.scripted_router import babbles, says
 from tests.experts.replica_client import wait_until
 
@@ -60,14 +60,6 @@ def basic(key: str) -> dict[str, str]:
 
 def metadata(key: str) -> tuple[tuple[str, str], ...]:
     return (("authorization", f"Bearer {key}"),)
-
-
-def refusal(call) -> errors.ServingError:
-    with pytest.raises(grpc.RpcError) as caught:
-        call()
-    error = errors.from_rpc_error(caught.value, "herd")
-    assert caught.value.code() == error.grpc_code
-    return error
 
 
 def test_http_without_a_good_key_is_refused_as_openai_would(guarded):

@@ -12,7 +12,7 @@ from protos.inference.v1 import inference_pb2 as pb
 from protos.inference.v1.inference_pb2_grpc import InferenceServiceStub
 from tests.cluster.busy_cluster import busy_placement, router_loads, with_experts
 from tests.cluster.conftest import openai_client
-from tests.cluster.live_front_door import LiveFrontDoor
+from tests.cluster.live_front_door import LiveFrontDoor, refusal
 from tests.cluster.scripted_router import babbles, fails, says, then_holds
 
 WAIT_S = 30
@@ -64,14 +64,6 @@ def generate(stub, **fields) -> list[pb.GenerateResponse]:
 
 def deltas(responses) -> list[pb.Delta]:
     return [response.delta for response in responses if response.HasField("delta")]
-
-
-def refusal(call) -> errors.ServingError:
-    with pytest.raises(grpc.RpcError) as caught:
-        call()
-    error = errors.from_rpc_error(caught.value, "herd")
-    assert caught.value.code() == error.grpc_code
-    return error
 
 
 def test_a_stream_is_started_deltas_finished(stub):

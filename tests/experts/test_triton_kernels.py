@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import replace
 
 import pytest
@@ -20,6 +19,7 @@ from models.gpu.tiles import tile_table
 from models.gpu.weight import GROUP, GpuWeight, plain, round_fp8, round_int4, round_int8
 from models.linear.quantization import Fp8Weight, quantize_int4, quantize_int8, symmetric_int4
 from models.llama4.mlp import Mlp
+from tests.models.gpu.live_bytes import Handed
 from tests.tiny import TINY
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -120,20 +120,13 @@ class CountedExperts:
     bytes_read = 0
 
     def __init__(self):
-        self.most_bytes = self._live = 0
+        self.handed = Handed()
 
     def num_bytes(self, name):
         return 1
 
     def read(self, name, dtype=None, memory=None):
-        made = random(D, 2 * F) if name.endswith("gate_up") else random(F, D)
-        self._live += made.nbytes
-        self.most_bytes = max(self.most_bytes, self._live)
-        weakref.finalize(made, self._forget, made.nbytes)
-        return made
-
-    def _forget(self, num_bytes):
-        self._live -= num_bytes
+        return self.handed.out(random(D, 2 * F) if name.endswith("gate_up") else random(F, D))
 
 
 @pytest.mark.parametrize("quantize", ["int8", "fp8", "int4"])
@@ -142,7 +135,7 @@ def test_experts_are_rounded_one_by_one_as_they_are_read(quantize):
     reader = ExpertReader(source, TritonKernel(DEVICE, quantize), torch.bfloat16, DEVICE)
     held = dict(reader.read(range(4), None, num_threads=1))
     assert all(mlp.gate_up.weight.form == quantize for by_layer in held.values() for mlp in by_layer.values())
-    assert source.most_bytes == 2 * 3 * D * F
+    assert source.handed.most == 2 * 3 * D * F
 
 
 def test_experts_of_several_forms_are_run_beside_each_other():

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from protos import cuda_driver
+from protos import cuda_driver, device_memory
 from protos.device_memory import DeviceSegment
+from tests.router.live_transport import wait_until
 
 SOURCE = Path(__file__).with_name("cuda_stand_in.c")
 
@@ -24,6 +27,16 @@ def install(library: str, patch=setattr) -> None:
     """Let this process take the host for a card: its memory is what the stand-in hands out."""
     patch(cuda_driver, "LIBRARY", library)
     patch(DeviceSegment, "takes", staticmethod(lambda device: True))
+    cuda_driver.load_driver.cache_clear()
+
+
+@contextmanager
+def host_as_card(library: str, monkeypatch) -> Iterator[None]:
+    """Take the host for a card while it is entered; in the end nothing of it may be mapped any more."""
+    install(library, monkeypatch.setattr)
+    monkeypatch.setattr(device_memory, "_UNMAP_S", 600.0)  # what is freed within a test was freed for a reason
+    yield
+    assert wait_until(lambda: num_mapped() == 0)
     cuda_driver.load_driver.cache_clear()
 
 

@@ -16,7 +16,7 @@ from protos.device_memory import DeviceSegment
 from protos.dlpack import bytes_at
 from protos.expert.v1 import expert_pb2
 from protos.segment import HEADER_BYTES
-from tests.protos.cuda_stand_in import compile_stand_in, install, num_mapped
+from tests.protos.cuda_stand_in import compile_stand_in, host_as_card, num_mapped
 from tests.router.live_transport import wait_until
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="the stand-in needs gcc")
@@ -81,11 +81,8 @@ def library(tmp_path_factory):
 @pytest.fixture
 def card(library, monkeypatch):
     """Take the host for a card."""
-    install(library, monkeypatch.setattr)
-    monkeypatch.setattr(device_memory, "_UNMAP_S", 600.0)  # what is freed within a test was freed for a reason
-    yield load_driver()
-    assert wait_until(lambda: num_mapped() == 0)
-    load_driver.cache_clear()
+    with host_as_card(library, monkeypatch):
+        yield load_driver()
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,11 @@ import torch
 
 from experts.server import ExpertServer
 from protos import device_memory
-from protos.cuda_driver import load_driver
 from router.placement import ExpertHolder, Placement
 from router.plan import plan_dispatch
 from router.transport.grpc import GrpcTransport
 from tests.models.checkpoint_files import write_hf
-from tests.protos.cuda_stand_in import compile_stand_in, install, num_mapped
+from tests.protos.cuda_stand_in import compile_stand_in, host_as_card, num_mapped
 from tests.router.live_transport import WAIT_S, wait_until
 from tests.router.scripted_replica import ScriptedReplica
 from tests.router.test_shared_lane import TripledExperts
@@ -39,11 +38,8 @@ def library(tmp_path_factory):
 @pytest.fixture
 def card(library, monkeypatch):
     """Take the host for a card, as each process of a test does."""
-    install(library, monkeypatch.setattr)
-    monkeypatch.setattr(device_memory, "_UNMAP_S", 600.0)  # what is freed within a test was freed for a reason
-    yield library
-    assert wait_until(lambda: num_mapped() == 0)
-    load_driver.cache_clear()
+    with host_as_card(library, monkeypatch):
+        yield library
 
 
 @pytest.fixture

@@ -5,18 +5,6 @@ from cluster.auth.key_file import KeyEntry, add_key, key_hash
 from protos.errors import BadConfig, PermissionDenied, RateLimited, Unauthenticated
 
 
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "keys.yaml"

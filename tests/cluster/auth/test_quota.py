@@ -6,18 +6,6 @@ from cluster.auth.quota import ANYBODY, Bucket, Caller
 from protos.errors import RateLimited
 
 
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 def test_a_bucket_fills_up_with_time_and_no_further():
     bucket = Bucket(60, now=0)
     bucket.take(60, now=0)

@@ -51,5 +51,24 @@ class LiveBytes(TorchDispatchMode):
             self._live -= num_bytes
 
 
+class Handed:
+    """Counts the bytes of tensors that were handed out and live still."""
+
+    def __init__(self) -> None:
+        self.most = 0
+        """Bytes that lived at once, at most."""
+        self._live = 0
+
+    def out(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Count a tensor for as long as somebody has it, and return it."""
+        self._live += tensor.nbytes
+        self.most = max(self.most, self._live)
+        weakref.finalize(tensor, self._forget, tensor.nbytes)
+        return tensor
+
+    def _forget(self, num_bytes: int) -> None:
+        self._live -= num_bytes
+
+
 def _address(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import weakref
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from models.linear import quantization
 from models.llama4.decoder import load_decoder
 from protos.errors import BadConfig
 from tests.models.checkpoint_files import as_fp8, as_int4, hf_tensors, write_hf
-from tests.models.gpu.live_bytes import LiveBytes
+from tests.models.gpu.live_bytes import Handed, LiveBytes
 from tests.tiny import TINY
 
 DEEP = dataclasses.replace(
@@ -37,19 +36,12 @@ class CountedWeights:
     def __init__(self):
         self.config = DEEP
         self.reads = 0
-        self.most_bytes = self._live = 0
+        self.handed = Handed()
 
     def read(self, name, dtype=None):
         self.reads += 1
         made = torch.rand(SHAPES[name], dtype=dtype)
-        if name not in EXACT:
-            self._live += made.nbytes
-            self.most_bytes = max(self.most_bytes, self._live)
-            weakref.finalize(made, self._forget, made.nbytes)
-        return made
-
-    def _forget(self, num_bytes):
-        self._live -= num_bytes
+        return made if name in EXACT else self.handed.out(made)
 
 
 @pytest.fixture
@@ -83,7 +75,7 @@ def test_a_model_is_read_in_the_room_of_what_stays_and_one_layer(quantize, small
     assert live.most <= decoder.weight_bytes() + largest
     # Gate and up of a dense layer are one product: no other matrix waits for them.
     if quantize is not None:
-        assert source.most_bytes == 2 * 2 * DEEP.dense_width * DEEP.hidden_size
+        assert source.handed.most == 2 * 2 * DEEP.dense_width * DEEP.hidden_size
 
 
 @pytest.mark.parametrize(("quantize", "head"), [("int8", "int8"), ("int4", "int8"), ("fp8", "fp8")])
