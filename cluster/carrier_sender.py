@@ -70,7 +70,7 @@ class CarrierSender:
         span = self._tracing.sequence(request, self._replica_id, self._times) if self._tracing else None
         try:
             emit: Emit = partial(door.outbox.put, request.request_id)
-            self._engine.submit(request, emit if span is None else span.watching(emit))
+            self._engine.submit(request, emit if span is None else span.watching(emit), span)
             yield self._replica_id
             await ended
         finally:

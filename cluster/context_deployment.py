@@ -18,6 +18,7 @@ from cluster.names import APP, CONTEXT, ROUTER
 from cluster.plan import DeploymentPlan
 from cluster.registration import Registration
 from cluster.startup_report import StartupReport
+from cluster.trace_start import start_answer_spans
 from context.segments import SegmentStore
 from context.server import ContextServer
 from context.shard import Shard
@@ -61,6 +62,7 @@ class Context:
             shard,
             host=settings.host or ray.util.get_node_ip_address(),
             identity=plan.settings.experts.identity(),
+            trace=start_answer_spans(plan.settings.trace, "context", shard_id),
         )
         self._server.start()
         whole_tokens = store.total_tokens // plan.segment_tokens * plan.segment_tokens

@@ -31,6 +31,7 @@ from cluster.planned_model import open_planned_checkpoint
 from cluster.registration import Registration
 from cluster.spare_processes import SpareProcesses
 from cluster.startup_report import StartupReport
+from cluster.trace_start import start_answer_spans
 from cluster.warm_process import was_warm
 from cluster.weight_source import weight_source
 from experts.holder_source import HolderSource
@@ -119,6 +120,7 @@ class Experts:
             replica_id=self._replica_id,
             on_first_dispatch=self._report_first_dispatch,
             identity=plan.settings.experts.identity(),
+            trace=start_answer_spans(plan.settings.trace, "experts", self._replica_id),
         )
         self._server.start()
         self._meter = ExpertMeter(self._server.replica.batcher)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from cluster.config import TraceSettings
 from protos.errors import BadConfig
+from protos.traced import TellAnswer
 
 if TYPE_CHECKING:
     from cluster.tracing import Tracing
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 _EXPORT_TIMEOUT_S = 5
 _SEND_EVERY_MS = 1000
 """A process that is killed loses what it has not sent."""
+_MOST_UNSENT = 8192
+"""Spans that wait to be sent; while a collector does not take them, the oldest are dropped."""
 
 
 def check_tracing(settings: TraceSettings) -> None:
@@ -38,7 +41,7 @@ def start_tracing(settings: TraceSettings, process: str) -> Tracing | None:
 
     Args:
         settings: where to.
-        process: front door or router.
+        process: front door, router, experts or context.
 
     Raises:
         BadConfig: traces are wanted, and OpenTelemetry is not installed.
@@ -52,4 +55,20 @@ def start_tracing(settings: TraceSettings, process: str) -> Tracing | None:
     from cluster.tracing import Tracing
 
     exporter = OTLPSpanExporter(endpoint=settings.endpoint, timeout=_EXPORT_TIMEOUT_S)
-    return Tracing(BatchSpanProcessor(exporter, schedule_delay_millis=_SEND_EVERY_MS), process, settings.sample)
+    processor = BatchSpanProcessor(exporter, max_queue_size=_MOST_UNSENT, schedule_delay_millis=_SEND_EVERY_MS)
+    return Tracing(processor, process, settings.sample)
+
+
+def start_answer_spans(settings: TraceSettings, process: str, replica_id: str) -> TellAnswer | None:
+    """Return what makes the spans of a replica's answers; None: traces are off.
+
+    Args:
+        settings: where to.
+        process: experts or context.
+        replica_id: the replica.
+
+    Raises:
+        BadConfig: traces are wanted, and OpenTelemetry is not installed.
+    """
+    tracing = start_tracing(settings, process)
+    return None if tracing is None else tracing.answers(process, replica_id)

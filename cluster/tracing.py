@@ -1,14 +1,20 @@
-"""Spans of requests and sequences. Imported only where traces are wanted: OpenTelemetry is an extra.
+"""Spans of a request in every process it comes to. Imported only where traces are wanted: OpenTelemetry is an extra.
 
-    request     at the front door, from its first byte to its end       child of the client's span, if it names one
-    `- sequence at a router, from being accepted to its end             one for each router that had it
+    request           front door    from its first byte to its end      child of the client's span, if it names one
+    `- sequence       router        from being accepted to its end      one for each router that had it
+       `- step        router        some of those that computed it      step_spans.py says which
+          |- dispatch router        from sending a share to its answer
+          |  `- experts  expert replica   from reading the dispatch to its answer
+          `- attend   router        the same for a layer's queries and a context shard
+             `- context  context shard
 
-A step computes tokens of many sequences, and each of its layers asks experts: a span for each would be thousands. So a
-sequence's span says in attributes how many answers of expert replicas its router used meanwhile, and what they took.
+Most steps have no spans. So a sequence's span also says in attributes how many answers of expert replicas its router
+used meanwhile, and what they took.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -16,12 +22,16 @@ from opentelemetry.propagators.textmap import Getter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
-from opentelemetry.trace import Span, SpanKind, StatusCode, set_span_in_context
+from opentelemetry.trace import Span, SpanKind, StatusCode, get_current_span, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from cluster.step_spans import CallBudget, StepSpan, StepSpans, set_parts, traceparent
 from cluster.version import herd_version
+from protos.traced import TellAnswer, TracedAnswer
 from router.request import Ended, EngineEvent, GenerationRequest, PromptDone, TokenChosen
 from router.sequence import Emit
+from router.trace import StepFacts
+from router.trace import StepSpan as AnyStepSpan
 from router.transport.evidence import DispatchTimes
 
 _CONTEXT = TraceContextTextMapPropagator()
@@ -40,7 +50,7 @@ class Tracing:
 
     Args:
         processor: takes them when they end.
-        process: front door or router.
+        process: front door, router, experts or context.
         sample: share of requests that are traced, of those whose client does not say; 0 to 1.
     """
 
@@ -51,6 +61,7 @@ class Tracing:
         self._provider = TracerProvider(sampler=ParentBased(TraceIdRatioBased(sample)), resource=resource)
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("herd")
+        self._budget = CallBudget()
 
     def request(self, api: str, request_id: str, headers: Mapping[str, str]) -> RequestSpan:
         """Begin a request's span.
@@ -82,7 +93,35 @@ class Tracing:
             "gen_ai.usage.input_tokens": len(request.prompt_ids),
         }
         parent = _CONTEXT.extract({"traceparent": request.traceparent})
-        return SequenceSpan(self._tracer.start_span("sequence", parent, SpanKind.SERVER, attributes), times)
+        span = self._tracer.start_span("sequence", parent, SpanKind.SERVER, attributes)
+        return SequenceSpan(span, times, StepSpans(self._tracer, set_span_in_context(span), self._budget))
+
+    def answers(self, name: str, replica_id: str) -> TellAnswer:
+        """Return what makes spans of a replica's answers; a message that names none, or nonsense, gets none.
+
+        Args:
+            name: experts or context.
+            replica_id: the replica.
+        """
+
+        def tell(answer: TracedAnswer) -> None:
+            parent = _CONTEXT.extract({"traceparent": answer.traceparent})
+            if not get_current_span(parent).get_span_context().trace_flags.sampled:
+                return
+            ended_ns = time.time_ns()
+            attributes: dict[str, str | int] = {
+                "herd.layer": answer.layer,
+                "herd.replica": replica_id,
+                "herd.tokens": answer.num_tokens,
+            }
+            began_ns = ended_ns - int(answer.seconds * 1e9)
+            span = self._tracer.start_span(name, parent, SpanKind.SERVER, attributes, start_time=began_ns)
+            set_parts(span, answer.queue_s, answer.compute_s)
+            if answer.error is not None:
+                span.set_status(StatusCode.ERROR, answer.error.reason)
+            span.end(ended_ns)
+
+        return tell
 
 
 class RequestSpan:
@@ -94,11 +133,7 @@ class RequestSpan:
     @property
     def traceparent(self) -> str:
         """Return what spans of other processes name as their parent; empty: the request is not traced."""
-        if not self._span.is_recording():
-            return ""
-        carrier: dict[str, str] = {}
-        _CONTEXT.inject(carrier, set_span_in_context(self._span))
-        return carrier["traceparent"]
+        return traceparent(self._span) if self._span.is_recording() else ""
 
     def end(self, code: str, *, failed: bool, num_prompt_tokens: int | None, num_tokens: int | None) -> None:
         """End it.
@@ -120,10 +155,10 @@ class RequestSpan:
 
 
 class SequenceSpan:
-    """A sequence's span at a router. `emit` may be called from another thread than the rest."""
+    """A sequence's span at a router. `emit` and `step` may be called from another thread than the rest."""
 
-    def __init__(self, span: Span, times: Callable[[], DispatchTimes | None]) -> None:
-        self._span, self._times = span, times
+    def __init__(self, span: Span, times: Callable[[], DispatchTimes | None], steps: StepSpans) -> None:
+        self._span, self._times, self._steps = span, times, steps
         known = times()
         self._before = None if known is None else replace(known)
         self._num_tokens = 0
@@ -146,6 +181,10 @@ class SequenceSpan:
             emit(event)
 
         return watch
+
+    def step(self, facts: StepFacts, first: AnyStepSpan | None) -> StepSpan | None:
+        """Begin the span of a step; None: this one has none. See router.trace.SequenceTrace."""
+        return self._steps.step(facts, first)
 
     def end(self) -> None:
         """End it."""

@@ -13,6 +13,7 @@ from protos.context.v1 import context_pb2, context_pb2_grpc
 from protos.introspection import Introspection
 from protos.listening import address_of, listen
 from protos.tls import Identity
+from protos.traced import TellAnswer
 from protos.unreadable import RefuseUnreadable
 
 SERVICE_NAME: str = context_pb2.DESCRIPTOR.services_by_name["ContextService"].full_name
@@ -31,10 +32,17 @@ class ContextServer:
         host: address to listen on; "0.0.0.0" for every network.
         port: TCP port; 0 chooses a free one.
         identity: who this process is to others; None: no encryption.
+        trace: is told of answers to steps that name a span; None: nobody makes spans here.
     """
 
     def __init__(
-        self, shard: Shard, *, host: str = "127.0.0.1", port: int = 0, identity: Identity | None = None
+        self,
+        shard: Shard,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        identity: Identity | None = None,
+        trace: TellAnswer | None = None,
     ) -> None:
         self._identity = identity
         self.shard = shard
@@ -47,7 +55,7 @@ class ContextServer:
             interceptors=[RefuseUnreadable()],
             maximum_concurrent_rpcs=num_threads,
         )
-        context_pb2_grpc.add_ContextServiceServicer_to_server(ContextServicer(shard), self._server)
+        context_pb2_grpc.add_ContextServiceServicer_to_server(ContextServicer(shard, trace=trace), self._server)
         self._introspection = Introspection(self._server, (SERVICE_NAME,), watched=(SERVICE_NAME,))
 
     @property

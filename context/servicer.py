@@ -13,6 +13,7 @@ from context.shard import Shard
 from protos import errors
 from protos.codec import decode_tensor, write_tensor
 from protos.context.v1 import context_pb2, context_pb2_grpc
+from protos.traced import TellAnswer, TracedAnswer
 
 _LOG = logging.getLogger(__name__)
 _MAX_ROUTER_ID_BYTES = 128
@@ -23,10 +24,12 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
 
     Args:
         shard: who computes.
+        trace: is told of answers to steps that name a span; None: nobody makes spans here.
     """
 
-    def __init__(self, shard: Shard) -> None:
+    def __init__(self, shard: Shard, *, trace: TellAnswer | None = None) -> None:
         self._shard = shard
+        self._trace = trace
 
     def Attend(
         self, requests: Iterator[context_pb2.AttendRequest], context: grpc.ServicerContext
@@ -81,16 +84,30 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
     def _answer(self, router_id: str, step: context_pb2.Step) -> context_pb2.AttendResponse:
         """Run a step; whatever goes wrong concerns this step alone."""
         started_s = time.perf_counter()
+        try:
+            response, error = self._run(router_id, step, started_s), None
+        except errors.ServingError as failure:
+            response, error = _failed(step.step_id, failure), failure
+        if self._trace is not None and step.traceparent:
+            self._trace(_traced(step, time.perf_counter() - started_s, error))
+        return response
+
+    def _run(self, router_id: str, step: context_pb2.Step, started_s: float) -> context_pb2.AttendResponse:
+        """Return a step's result.
+
+        Raises:
+            ServingError: it cannot be run.
+        """
         response = context_pb2.AttendResponse()
         try:
             appends = [self._append(router_id, each) for each in step.appends]
             queries = [self._query(router_id, each) for each in step.queries]
             partials, free_tokens = self._shard.run(step.layer, appends, queries)
-        except errors.ServingError as error:
-            return _failed(step.step_id, error)
-        except Exception as error:  # noqa: BLE001 the process boundary: a bug fails this step and no other
+        except errors.ServingError:
+            raise
+        except Exception as error:  # the process boundary: a bug fails this step and no other
             _LOG.exception("step of router %s failed", router_id)
-            return _failed(step.step_id, errors.InternalError(f"the step failed: {type(error).__name__}: {error}"))
+            raise errors.InternalError(f"the step failed: {type(error).__name__}: {error}") from error
         result = response.result
         result.step_id = step.step_id
         for outputs_HTC, log_sums_HT in partials:
@@ -126,3 +143,15 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
 def _failed(step_id: int, error: errors.ServingError) -> context_pb2.AttendResponse:
     failure = context_pb2.StepError(step_id=step_id, code=error.grpc_code.value[0], detail=error.detail())
     return context_pb2.AttendResponse(error=failure)
+
+
+def _traced(step: context_pb2.Step, seconds: float, error: errors.ServingError | None) -> TracedAnswer:
+    """Return what to tell of a step that names a span."""
+    return TracedAnswer(
+        traceparent=step.traceparent,
+        layer=step.layer,
+        num_tokens=sum(query.queries.shape[0] for query in step.queries if query.queries.shape),
+        seconds=seconds,
+        compute_s=seconds,
+        error=error,
+    )

@@ -20,6 +20,7 @@ from protos.expert.v1 import expert_pb2, expert_pb2_grpc
 from protos.introspection import Introspection
 from protos.listening import address_of, listen
 from protos.tls import Identity
+from protos.traced import TellAnswer
 from protos.unreadable import RefuseUnreadable
 from protos.weights.v1 import weights_pb2, weights_pb2_grpc
 
@@ -58,6 +59,7 @@ class ExpertServer:
         limits: how much to take on.
         on_first_dispatch: called once, after the first dispatch was computed; it must not block.
         identity: who this process is to others over TCP; None: no encryption.
+        trace: is told of answers to dispatches that name a span; None: nobody makes spans here.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class ExpertServer:
         limits: ServerLimits = ServerLimits(),
         on_first_dispatch: Callable[[], None] = lambda: None,
         identity: Identity | None = None,
+        trace: TellAnswer | None = None,
     ) -> None:
         self._identity = identity
         self.replica = Replica(held, replica_id=replica_id, limits=limits.batcher, on_first_dispatch=on_first_dispatch)
@@ -79,7 +82,7 @@ class ExpertServer:
         self._unix_path = unix_path
         self._has_socket = False
         self._servicer = ExpertServicer(
-            self.replica, max_streams=limits.max_streams, max_in_flight=limits.max_in_flight
+            self.replica, max_streams=limits.max_streams, max_in_flight=limits.max_in_flight, trace=trace
         )
         num_threads = limits.max_streams + _SPARE_THREADS
         self._server = grpc.server(

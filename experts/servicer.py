@@ -12,6 +12,7 @@ from experts.replica import Replica
 from experts.stream import DispatchStream, Send
 from protos import errors
 from protos.expert.v1 import expert_pb2, expert_pb2_grpc
+from protos.traced import TellAnswer
 
 # Taken off a Drain call's deadline, so that its answer arrives before it, in seconds.
 _ANSWER_MARGIN_S = 0.1
@@ -24,12 +25,16 @@ class ExpertServicer(expert_pb2_grpc.ExpertServiceServicer):
         replica: who computes.
         max_streams: Dispatch streams open at once; each has a thread.
         max_in_flight: dispatches of one stream accepted and not yet answered.
+        trace: is told of answers to dispatches that name a span; None: nobody makes spans here.
     """
 
-    def __init__(self, replica: Replica, *, max_streams: int, max_in_flight: int) -> None:
+    def __init__(
+        self, replica: Replica, *, max_streams: int, max_in_flight: int, trace: TellAnswer | None = None
+    ) -> None:
         self._replica = replica
         self._max_streams = max_streams
         self._max_in_flight = max_in_flight
+        self._trace = trace
         self._lock = threading.Lock()
         self._streams: set[DispatchStream] = set()
 
@@ -47,7 +52,7 @@ class ExpertServicer(expert_pb2_grpc.ExpertServiceServicer):
         could neither answer out of order nor end a stream that drains while it waits for the next dispatch; a second
         thread per stream could, for a fifth of the round trip (docs/wire.md).
         """
-        stream = DispatchStream(self._replica, context, send, max_in_flight=self._max_in_flight)
+        stream = DispatchStream(self._replica, context, send, max_in_flight=self._max_in_flight, trace=self._trace)
         with self._lock:
             refusal = self._refusal()
             if refusal is None:

@@ -34,6 +34,7 @@ from protos.codec import write_tensor
 from protos.expert.v1 import expert_pb2
 from protos.segment import Segment, write_shared
 from protos.tensor.v1 import tensor_pb2
+from protos.traced import TellAnswer, TracedAnswer
 
 _LOG = logging.getLogger(__name__)
 _MAX_ROUTER_ID_BYTES = 128
@@ -50,6 +51,18 @@ class _AnswerTo(NamedTuple):
     """Where the tokens lie in shared memory, and the outputs shall; 0: they came in the message."""
     has_checksum: bool
     """True if the dispatch had one: then the result gets one."""
+    traced: _Traced | None
+    """What to tell of it once it is answered; None: it is not traced."""
+
+
+class _Traced(NamedTuple):
+    """A dispatch that names a span."""
+
+    traceparent: str
+    layer: int
+    num_tokens: int
+    arrived_s: float
+    """On the batcher's clock."""
 
 
 class DispatchStream:
@@ -60,13 +73,23 @@ class DispatchStream:
         context: of the call.
         send: sends to the router.
         max_in_flight: dispatches of this stream accepted and not yet answered; at that many, reading pauses.
+        trace: is told of answers to dispatches that name a span; None: nobody makes spans here.
     """
 
-    def __init__(self, replica: Replica, context: grpc.ServicerContext, send: Send, *, max_in_flight: int) -> None:
+    def __init__(
+        self,
+        replica: Replica,
+        context: grpc.ServicerContext,
+        send: Send,
+        *,
+        max_in_flight: int,
+        trace: TellAnswer | None = None,
+    ) -> None:
         self._replica = replica
         self._context = context
         self._send = send
         self._max_in_flight = max_in_flight
+        self._trace = trace
         self._changed = threading.Condition()
         self._in_flight = 0
         self._sending = threading.Lock()
@@ -148,7 +171,8 @@ class DispatchStream:
         with self._changed:
             self._changed.wait_for(lambda: self._in_flight < self._max_in_flight or self._has_ended)
             self._in_flight += 1
-        answer_to = _AnswerTo(dispatch_id, dispatch.hidden.shared.offset, dispatch.HasField("checksum"))
+        traced = None if self._trace is None else _traced(dispatch, arrived_s)
+        answer_to = _AnswerTo(dispatch_id, dispatch.hidden.shared.offset, dispatch.HasField("checksum"), traced)
         deliver = partial(self._deliver, answer_to)
         outcome: Outcome | None
         try:
@@ -183,6 +207,22 @@ class DispatchStream:
         with self._changed:
             self._in_flight -= 1
             self._changed.notify_all()
+        if answer_to.traced is not None:
+            self._tell(answer_to.traced, outcome)
+
+    def _tell(self, traced: _Traced, outcome: Outcome) -> None:
+        assert self._trace is not None
+        self._trace(
+            TracedAnswer(
+                traceparent=traced.traceparent,
+                layer=traced.layer,
+                num_tokens=traced.num_tokens,
+                seconds=self._replica.batcher.now() - traced.arrived_s,
+                queue_s=outcome.queue_us * 1e-6,
+                compute_s=outcome.compute_us * 1e-6,
+                error=outcome.error,
+            )
+        )
 
     def _response(self, answer_to: _AnswerTo, outcome: Outcome) -> expert_pb2.DispatchResponse:
         """Return an answer's message, made in place: assembling it from parts would copy the outputs each time."""
@@ -240,3 +280,10 @@ class DispatchStream:
         with self._changed:
             self._has_ended = True
             self._changed.notify_all()
+
+
+def _traced(dispatch: expert_pb2.Dispatch, arrived_s: float) -> _Traced | None:
+    """Return what to tell of a dispatch, None if it names no span."""
+    if not dispatch.traceparent:
+        return None
+    return _Traced(dispatch.traceparent, dispatch.layer, sum(dispatch.token_counts), arrived_s)

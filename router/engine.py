@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
 
@@ -36,6 +37,7 @@ from router.sampling import SamplingState
 from router.scheduler import Scheduler, Work
 from router.sequence import Emit, Sequence
 from router.step_budget import StepBudget
+from router.trace import SequenceTrace, traced_step
 from router.transport.base import WAIT_STEP_S, StepAbandoned, Transport
 from router.warm_up import warm_up
 
@@ -119,6 +121,7 @@ class Engine:
         self._arrivals = count()
         self._work: list[Work] = []
         self._is_working = False
+        self._may_trace = False  # as of the first traced sequence: until then, steps do not even look for one
         # Shared between threads, under the condition's lock:
         self._changed = threading.Condition()
         self._submitted: deque[Sequence] = deque()
@@ -171,12 +174,13 @@ class Engine:
             self._end_all()
         self._tiers.close()
 
-    def submit(self, request: GenerationRequest, emit: Emit) -> None:
+    def submit(self, request: GenerationRequest, emit: Emit, trace: SequenceTrace | None = None) -> None:
         """Accept a request.
 
         Args:
             request: ids in, limits and sampling.
             emit: receives every event, in order, from the step loop's thread; it must not block or raise.
+            trace: is told of its steps, in that thread; None: it is not traced.
 
         Raises:
             InvalidRequest: a field is wrong.
@@ -192,6 +196,7 @@ class Engine:
             deadline=None if request.timeout_s is None else time.monotonic() + request.timeout_s,
             arrival=next(self._arrivals),
             chain=BlockChain(self.layout.page_tokens),
+            trace=trace,
         )
         most = self.limits.slots + self.limits.max_waiting
         with self._changed:
@@ -204,6 +209,7 @@ class Engine:
                     retry_after_ms=1000,
                 )
             self._num_accepted += 1
+            self._may_trace |= trace is not None
             self._submitted.append(sequence)
             _LOG.debug("sequence accepted", extra=sequence.log_fields(prompt_tokens=len(request.prompt_ids)))
             self._changed.notify()
@@ -253,7 +259,8 @@ class Engine:
                 self._publish_load()
                 has_repaired = self._repair()
                 work = [item for item in self._scheduler.next_step() if self._has_place(item.sequence, item.num_tokens)]
-                self._step(work)
+                with traced_step(work, self._transport, self._shards) if self._may_trace else nullcontext():
+                    self._step(work)
                 self._leave_shards()
                 self._publish_load()
                 if not (work or has_repaired):

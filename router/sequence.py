@@ -13,6 +13,7 @@ from router.paging.blocks import BlockChain
 from router.paging.sequence_pages import SequencePages
 from router.request import EngineEvent, GenerationRequest, TokenLogprob
 from router.sampling import SamplingState
+from router.trace import SequenceTrace
 
 _LOG = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ class Sequence:
     """Grows with every request: who came first."""
     chain: BlockChain
     """Keys of its pages' content, for the prefix cache."""
+    trace: SequenceTrace | None = None
+    """Is told of its steps; None: it is not traced."""
     pages: SequencePages | None = None
     """Its part of the cache; set while it holds a slot."""
     segments: SequenceSegments | None = None

@@ -7,7 +7,8 @@ the same message, and stay there.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -17,8 +18,10 @@ from torch import Tensor
 from models.llama4.softmax import Partial, merge, partial_own
 from protos.codec import MAX_MESSAGE_BYTES, decode_tensor, write_tensor
 from protos.context.v1 import context_pb2
+from protos.errors import ServingError
 from router.context_shards.segments import SequenceSegments
 from router.context_shards.shards import ContextShards
+from router.trace import CallSpan
 
 _MOST_STEP_BYTES = MAX_MESSAGE_BYTES // 2
 """Most bytes of tensors in a step's message."""
@@ -58,6 +61,41 @@ class _Sent:
     """For each query, whose it is: the span's index."""
     num_bytes: int = 0
     answer: Future[context_pb2.StepResult] | None = None
+    span: CallSpan | None = None
+    """Of it, if it is traced."""
+
+    def send(self, shards: ContextShards) -> None:
+        """Ask the shard."""
+        if shards.trace is not None:
+            num_tokens = sum(query.queries.shape[0] for query in self.step.queries)
+            self.span = shards.trace.call("attend", self.step.layer, self.shard_id, num_tokens)
+        if self.span is None:
+            self.answer = shards.send(self.shard_id, self.step)
+            return
+        self.step.traceparent = self.span.traceparent
+        sent_at = time.monotonic()
+        self.answer = shards.send(self.shard_id, self.step)
+        # Where it arrives, for here it is looked at when all else is done.
+        self.answer.add_done_callback(_ends(self.span, sent_at))
+
+    def forget(self, shards: ContextShards) -> None:
+        """Drop whatever answer may still come."""
+        shards.forget(self.shard_id, self.step.step_id)
+        if self.span is not None:
+            self.span.dropped()
+
+
+def _ends(span: CallSpan, sent_at: float) -> Callable[[Future[context_pb2.StepResult]], None]:
+    """Return what ends a span with the answer to what was sent at a monotonic second."""
+
+    def end(answer: Future[context_pb2.StepResult]) -> None:
+        error = answer.exception()
+        if error is None:
+            span.answered(time.monotonic() - sent_at, queue_us=0, compute_us=answer.result().compute_us)
+        elif isinstance(error, ServingError):
+            span.failed(error)
+
+    return end
 
 
 def attend(
@@ -84,8 +122,8 @@ def attend(
     sent: list[_Sent] = []
     try:
         for each in _steps(shards, spans, layer, q_THC, k_TGC, v_TGC):
-            each.answer = shards.send(each.shard_id, each.step)
             sent.append(each)
+            each.send(shards)
         own = [_own(span, q_THC, k_TGC, v_TGC) for span in spans]
         yield
         answers: list[dict[str, list[Partial]]] = [{} for _ in spans]
@@ -93,7 +131,7 @@ def attend(
             _collect(shards, each, q_THC, answers)
     finally:
         for each in sent:
-            shards.forget(each.shard_id, each.step.step_id)
+            each.forget(shards)
     mixed_THC = torch.empty_like(q_THC)
     for span, mine, others in zip(spans, own, answers, strict=True):
         mixed_THC[span.row_start : span.row_stop] = merge([mine, *map(_joined, others.values())])

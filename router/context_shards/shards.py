@@ -14,6 +14,7 @@ from protos.errors import ContextLost, NoReplica, Overloaded, ReplicaError, Serv
 from protos.tls import Identity
 from router.context_shards.segments import Segment, SequenceSegments
 from router.context_shards.stream import ShardHolder, ShardStream
+from router.trace import StepSpan
 
 _ANSWER_S = 600.0
 """Longest wait for an answer. A shard that hangs is found sooner, by the keepalive of its connection."""
@@ -70,6 +71,8 @@ class ContextShards:
         """Tokens whose keys and values were lost with their shard, since the start."""
         self.on_wait: Callable[[], None] = lambda: None
         """Called every so often while an answer is waited for; what it raises ends the wait."""
+        self.trace: StepSpan | None = None
+        """Set by the step loop while a traced step computes: what questions belong to. Else None."""
         self._router_id = router_id
         self._patience_s = patience_s
         self._standstill_s = standstill_s

@@ -15,6 +15,7 @@ from protos.codec import decode_tensor, write_tensor
 from protos.expert.v1 import expert_pb2
 from protos.segment import write_shared
 from router.plan import ReplicaShare
+from router.trace import CallSpan
 from router.transport.slots import Slot
 from router.transport.stream import Answer, Answered, ReplicaStream
 from router.transport.tokens import Tokens
@@ -36,6 +37,8 @@ class Attempt:
     """Monotonic second."""
     due_at: float
     """Monotonic second after which the answer is no longer waited for."""
+    span: CallSpan | None = None
+    """Of it, if it is traced."""
 
     @property
     def replica_id(self) -> str:
@@ -81,6 +84,11 @@ class Attempt:
             raise errors.BadTensor(f"{name}: expected it where the tokens were, found it elsewhere: check the replica")
         return self.slot.slots.segment.read(result.hidden, dtype=dtype, shape=shape, name=name)
 
+    def answered(self, at_s: float, result: expert_pb2.DispatchResult) -> None:
+        """Say in the trace, if there is one, that an answer that was used came at a monotonic second."""
+        if self.span is not None:
+            self.span.answered(at_s - self.sent_at, queue_us=result.queue_us, compute_us=result.compute_us)
+
     def let_go(self) -> None:
         """Give up the slot, if there is one: whatever was in it has been copied or is not wanted. Idempotent."""
         if self.slot is not None:
@@ -90,6 +98,8 @@ class Attempt:
         """Drop the answer nobody will read. Idempotent."""
         self.stream.forget(self.dispatch_id)
         self.let_go()
+        if self.span is not None:
+            self.span.dropped()
 
 
 class Sender:
@@ -112,8 +122,9 @@ class Sender:
         layer: int,
         placement_version: int,
         timeout_s: float,
+        span: CallSpan | None = None,
     ) -> Attempt:
-        """Send a share's tokens over a stream.
+        """Send a share's tokens over a stream; the replica is told the span, if there is one.
 
         Raises:
             ReplicaUnavailable: the stream is not connected, or its replica owes too many answers.
@@ -127,6 +138,8 @@ class Sender:
         dispatch.expert_ids.extend(share.expert_ids)
         dispatch.token_counts.extend(share.token_counts)
         dispatch.deadline_ms = min(max(int(timeout_s * 1000), 1), _MOST_MS)
+        if span is not None:
+            dispatch.traceparent = span.traceparent
         rows = slice(share.start, share.stop)
         num_bytes = tokens.hidden_ND[rows].nbytes
         slot = self._slot(stream, num_bytes)
@@ -144,7 +157,7 @@ class Sender:
             if slot is not None:
                 slot.let_go()
             raise
-        return Attempt(share, stream, dispatch.dispatch_id, answer, slot, now, now + timeout_s)
+        return Attempt(share, stream, dispatch.dispatch_id, answer, slot, now, now + timeout_s, span)
 
     def _slot(self, stream: ReplicaStream, num_bytes: int) -> Slot | None:
         """Return shared memory for a tensor, if there is some and it is worth it: a GPU's is, whatever the size."""

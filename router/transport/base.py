@@ -10,6 +10,7 @@ from torch import Tensor
 from protos.errors import NoReplica
 from router.plan import DispatchPlan
 from router.spread import Assignment
+from router.trace import StepSpan
 
 WAIT_STEP_S = 0.25
 """Longest time between two calls of `Transport.on_wait`, in seconds: also how late a wait may be given up."""
@@ -45,6 +46,8 @@ class Transport(Protocol):
     on_wait: Callable[[], None]
     """Set by the step loop and called in its thread, again and again, while any call below waits for a replica. What
     it raises ends the wait."""
+    trace: StepSpan | None
+    """Set by the step loop while a traced step computes: what its dispatches belong to. Else None."""
 
     @property
     def lacking(self) -> NoReplica | None:

@@ -14,6 +14,7 @@ from protos.tls import Identity
 from router.placement import ExpertHolder, Placement
 from router.plan import DispatchPlan
 from router.spread import Assignment
+from router.trace import StepSpan
 from router.transport.attempt import Sender
 from router.transport.evidence import DispatchCounts, DispatchTimes, Evidence
 from router.transport.offer import LaneInUse
@@ -82,6 +83,7 @@ class GrpcTransport:
 
         self.timeouts = timeouts or DispatchTimeouts()
         self.on_wait: Callable[[], None] = lambda: None
+        self.trace: StepSpan | None = None
         self._streams = ReplicaStreams(connect, self.timeouts.patience_s)
         self._sender = Sender(share_from_bytes)
         self._evidence = Evidence()
@@ -124,7 +126,9 @@ class GrpcTransport:
 
     def dispatch(self, layer: int, plan: DispatchPlan, hidden_ND: Tensor) -> Pending:
         """Send each share to its replica."""
-        pending = Pending(self._streams, self._sender, self._evidence, self.timeouts, self.on_wait, layer, hidden_ND)
+        pending = Pending(
+            self._streams, self._sender, self._evidence, self.timeouts, self.on_wait, layer, hidden_ND, self.trace
+        )
         pending.send(plan.shares)
         return pending
 

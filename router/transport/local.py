@@ -11,6 +11,7 @@ from models.llama4.mlp import Mlp
 from protos.errors import NoReplica
 from router.plan import DispatchPlan
 from router.spread import Assignment
+from router.trace import StepSpan
 
 RunExperts = Callable[[int, Tensor, Sequence[int], Sequence[int]], Tensor]
 """(layer, hidden [N, D] sorted by expert, expert ids, token counts) -> outputs [N, D]."""
@@ -46,6 +47,8 @@ class LocalTransport:
     def __init__(self, run_experts: RunExperts, resident: Resident | None = None) -> None:
         self.on_wait: Callable[[], None] = lambda: None
         """Never called: nothing here waits."""
+        self.trace: StepSpan | None = None
+        """Never asked: no other process is."""
         self.resident = resident
         self._run_experts = run_experts
 

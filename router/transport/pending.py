@@ -15,6 +15,7 @@ import itertools
 import time
 from collections.abc import Callable, Collection
 from concurrent import futures
+from functools import partial
 from operator import itemgetter
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 from protos import errors
 from router.plan import ReplicaShare
 from router.spread import Assignment
+from router.trace import CallSpan, StepSpan
 from router.transport.asked import Asked, Way
 from router.transport.attempt import Attempt, Sender
 from router.transport.base import WAIT_STEP_S
@@ -49,6 +51,7 @@ class Pending:
         on_wait: see `Transport.on_wait`.
         layer: decoder layer.
         hidden_ND: [N, D] in the plan's order, on any device: the outputs come back to it.
+        trace: the step that it belongs to; None: it is not traced.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Pending:
         on_wait: Callable[[], None],
         layer: int,
         hidden_ND: Tensor,
+        trace: StepSpan | None = None,
     ) -> None:
         self._streams = streams
         self._sender = sender
@@ -67,6 +71,7 @@ class Pending:
         self._timeouts = timeouts
         self._on_wait = on_wait
         self._layer = layer
+        self._trace = trace
         self._tokens = Tokens(hidden_ND)
         self._give_up_at = time.monotonic() + timeouts.patience_s
         self._sent: list[Attempt] = []
@@ -89,7 +94,8 @@ class Pending:
                     self._failed.add(share.replica_id)
                     self._sent += self._other_way(share).attempts
             if self._evidence.ejection.ejected or self._evidence.probes:
-                probe(self._evidence, self._streams, shares, self._tokens.hidden_ND, self._send, time.monotonic())
+                send = partial(self._send, is_traced=False)  # a probe is no part of the step
+                probe(self._evidence, self._streams, shares, self._tokens.hidden_ND, send, time.monotonic())
         except BaseException:
             self.give_up()
             raise
@@ -148,6 +154,8 @@ class Pending:
             return None
         evidence.times.observe(num_tokens, at_s - attempt.sent_at)
         evidence.parts.observe(at_s - attempt.sent_at, result.queue_us, result.compute_us)
+        if attempt.span is not None:
+            attempt.answered(at_s, result)
         if evidence.ejection.has_records:
             evidence.ejection.won(attempt.replica_id, at_s)
         return rows_nD
@@ -233,6 +241,7 @@ class Pending:
         for attempt, each in zip(winner.attempts, answers, strict=True):
             ejection.won(attempt.replica_id, at_s)
             self._evidence.parts.observe(each.at_s - attempt.sent_at, each.result.queue_us, each.result.compute_us)
+            attempt.answered(each.at_s, each.result)
         for way in asked.ways:
             if way is winner:
                 continue
@@ -245,6 +254,8 @@ class Pending:
     def _note_failure(self, attempt: Attempt, error: errors.ServingError) -> None:
         """Learn from a failure. That a replica is gone, full or drains says nothing against it once it is back."""
         self._failed.add(attempt.replica_id)
+        if attempt.span is not None:
+            attempt.span.failed(error)
         if not attempt.answer.done():
             self._evidence.ejection.lost(attempt.replica_id, time.monotonic(), weight=EJECT_AFTER)
         elif _is_bad_answer(error):
@@ -312,20 +323,31 @@ class Pending:
         except errors.ReplicaUnavailable:
             return None
 
-    def _send(self, share: ReplicaShare) -> Attempt:
+    def _send(self, share: ReplicaShare, *, is_traced: bool = True) -> Attempt:
         stream = self._streams.get(share.replica_id)
         if stream is None:
             raise errors.ReplicaUnavailable(f"replica {share.replica_id} left the placement: try another")
-        attempt = self._sender.send(
-            share,
-            stream,
-            self._tokens,
-            layer=self._layer,
-            placement_version=self._streams.placement.version,
-            timeout_s=min(self._timeouts.answer_s, max(self._give_up_at - time.monotonic(), 0)),
-        )
+        span = self._span(share) if is_traced and self._trace is not None else None
+        try:
+            attempt = self._sender.send(
+                share,
+                stream,
+                self._tokens,
+                layer=self._layer,
+                placement_version=self._streams.placement.version,
+                timeout_s=min(self._timeouts.answer_s, max(self._give_up_at - time.monotonic(), 0)),
+                span=span,
+            )
+        except errors.ServingError as error:
+            if span is not None:
+                span.failed(error)
+            raise
         self.num_neighbours += stream.is_on_this_host
         return attempt
+
+    def _span(self, share: ReplicaShare) -> CallSpan | None:
+        assert self._trace is not None
+        return self._trace.call("dispatch", self._layer, share.replica_id, share.stop - share.start)
 
     def _next_pause(self) -> float:
         pause_s, self._pause_s = self._pause_s, min(self._pause_s * 2, _LONGEST_PAUSE_S)

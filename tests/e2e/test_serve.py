@@ -91,6 +91,37 @@ def test_openai_client_streams_a_chat_with_usage(openai_client):
     assert [model.id for model in openai_client.models.list()] == ["demo"]
 
 
+def test_a_traced_request_has_one_trace_through_front_door_router_and_experts(openai_client, collector):
+    trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
+    asked = {"traceparent": f"00-{trace_id}-00f067aa0ba902b7-01", "x-request-id": "slow-one"}
+    openai_client.completions.create(model="demo", prompt=[5, 6, 7], max_tokens=4, extra_headers=asked)
+
+    def is_complete(spans) -> bool:
+        num_calls = sum(span.attributes["herd.step.calls"] for span in spans if span.name == "step")
+        names = [span.name for span in spans]
+        return "request" in names and "sequence" in names and names.count("experts") == num_calls > 0
+
+    spans = collector.trace(trace_id, is_complete)
+    by_id = {span.span_id: span for span in spans}
+    paths = set()
+    for span in spans:
+        path = [f"{span.process}: {span.name}"]
+        while (span := by_id.get(span.parent_id)) is not None:
+            path.append(f"{span.process}: {span.name}")
+        paths.add(" < ".join(path))
+    assert paths == {
+        "front door: request",
+        "router: sequence < front door: request",
+        "router: step < router: sequence < front door: request",
+        "router: dispatch < router: step < router: sequence < front door: request",
+        "experts: experts < router: dispatch < router: step < router: sequence < front door: request",
+    }
+    [request] = [span for span in spans if span.name == "request"]
+    assert (request.parent_id, request.attributes["herd.request_id"]) == ("00f067aa0ba902b7", "slow-one")
+    assert len({span.attributes["herd.replica"] for span in spans if span.name == "experts"}) == 2
+    assert {span.trace_id for span in collector.spans} == {trace_id}, "nothing else was sampled"
+
+
 def test_server_info_places_every_expert_in_two_processes(grpc_client):
     info = grpc_client.call(f"{SERVICE}/GetServerInfo")
     replicas = info["expert_replicas"]

@@ -26,7 +26,7 @@ from protos.error.v1 import error_pb2 as protos_dot_error_dot_v1_dot_error__pb2
 from protos.tensor.v1 import tensor_pb2 as protos_dot_tensor_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fprotos/context/v1/context.proto\x12\x0fherd.context.v1\x1a\x1bprotos/error/v1/error.proto\x1a\x1dprotos/tensor/v1/tensor.proto\"5\n\x05Hello\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\"b\n\x07Welcome\x12\x30\n\x05shard\x18\x01 \x01(\x0b\x32!.herd.context.v1.DescribeResponse\x12\x13\n\x0bsegment_ids\x18\x02 \x03(\x04\x12\x10\n\x08lease_ms\x18\x03 \x01(\r\"y\n\x04Step\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12\r\n\x05layer\x18\x02 \x01(\r\x12(\n\x07\x61ppends\x18\x03 \x03(\x0b\x32\x17.herd.context.v1.Append\x12\'\n\x07queries\x18\x04 \x03(\x0b\x32\x16.herd.context.v1.Query\"y\n\x06\x41ppend\x12\x12\n\nsegment_id\x18\x01 \x01(\x04\x12\r\n\x05start\x18\x02 \x01(\r\x12$\n\x04keys\x18\x03 \x01(\x0b\x32\x16.herd.tensor.v1.Tensor\x12&\n\x06values\x18\x04 \x01(\x0b\x32\x16.herd.tensor.v1.Tensor\"V\n\x05Query\x12\'\n\x07queries\x18\x01 \x01(\x0b\x32\x16.herd.tensor.v1.Tensor\x12$\n\x05views\x18\x02 \x03(\x0b\x32\x15.herd.context.v1.View\".\n\x04View\x12\x12\n\nsegment_id\x18\x01 \x01(\x04\x12\x12\n\nnum_tokens\x18\x02 \x01(\r\"r\n\nStepResult\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12*\n\x08partials\x18\x02 \x03(\x0b\x32\x18.herd.context.v1.Partial\x12\x13\n\x0b\x66ree_tokens\x18\x03 \x01(\x04\x12\x12\n\ncompute_us\x18\x04 \x01(\r\"\\\n\x07Partial\x12\'\n\x07outputs\x18\x01 \x01(\x0b\x32\x16.herd.tensor.v1.Tensor\x12(\n\x08log_sums\x18\x02 \x01(\x0b\x32\x16.herd.tensor.v1.Tensor\"V\n\tStepError\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12*\n\x06\x64\x65tail\x18\x03 \x01(\x0b\x32\x1a.herd.error.v1.ErrorDetail\"\x1e\n\x07Release\x12\x13\n\x0bsegment_ids\x18\x01 \x03(\x04\"\x1b\n\x04Room\x12\x13\n\x0b\x66ree_tokens\x18\x01 \x01(\x04\"\x97\x01\n\rAttendRequest\x12\'\n\x05hello\x18\x01 \x01(\x0b\x32\x16.herd.context.v1.HelloH\x00\x12%\n\x04step\x18\x02 \x01(\x0b\x32\x15.herd.context.v1.StepH\x00\x12+\n\x07release\x18\x03 \x01(\x0b\x32\x18.herd.context.v1.ReleaseH\x00\x42\t\n\x07message\"\xcb\x01\n\x0e\x41ttendResponse\x12+\n\x07welcome\x18\x01 \x01(\x0b\x32\x18.herd.context.v1.WelcomeH\x00\x12-\n\x06result\x18\x02 \x01(\x0b\x32\x1b.herd.context.v1.StepResultH\x00\x12+\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1a.herd.context.v1.StepErrorH\x00\x12%\n\x04room\x18\x04 \x01(\x0b\x32\x15.herd.context.v1.RoomH\x00\x42\t\n\x07message\"H\n\x0b\x46illRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x12\n\nsegment_id\x18\x02 \x01(\x04\x12\x12\n\nnum_tokens\x18\x03 \x01(\r\"#\n\x0c\x46illResponse\x12\x13\n\x0b\x66ree_tokens\x18\x01 \x01(\x04\"\x11\n\x0f\x44\x65scribeRequest\"\x95\x01\n\x10\x44\x65scribeResponse\x12\x10\n\x08shard_id\x18\x01 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\x04\x12\x13\n\x0b\x66ree_tokens\x18\x04 \x01(\x04\x12\x13\n\x0btoken_bytes\x18\x05 \x01(\r\x12\x14\n\x0cnum_segments\x18\x06 \x01(\r2\xf5\x01\n\x0e\x43ontextService\x12M\n\x06\x41ttend\x12\x1e.herd.context.v1.AttendRequest\x1a\x1f.herd.context.v1.AttendResponse(\x01\x30\x01\x12\x43\n\x04\x46ill\x12\x1c.herd.context.v1.FillRequest\x1a\x1d.herd.context.v1.FillResponse\x12O\n\x08\x44\x65scribe\x12 .herd.context.v1.DescribeRequest\x1a!.herd.context.v1.DescribeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fprotos/context/v1/context.proto\x12\x0fherd.context.v1\x1a\x1bprotos/error/v1/error.proto\x1a\x1dprotos/tensor/v1/tensor.proto\"5\n\x05Hello\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\"b\n\x07Welcome\x12\x30\n\x05shard\x18\x01 \x01(\x0b\x32!.herd.context.v1.DescribeResponse\x12\x13\n\x0bsegment_ids\x18\x02 \x03(\x04\x12\x10\n\x08lease_ms\x18\x03 \x01(\r\"\x8e\x01\n\x04Step\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12\r\n\x05layer\x18\x02 \x01(\r\x12(\n\x07\x61ppends\x18\x03 \x03(\x0b\x32\x17.herd.context.v1.Append\x12\'\n\x07queries\x18\x04 \x03(\x0b\x32\x16.herd.context.v1.Query\x12\x13\n\x0btraceparent\x18\x05 \x01(\t\"y\n\x06\x41ppend\x12\x12\n\nsegment_id\x18\x01 \x01(\x04\x12\r\n\x05start\x18\x02 \x01(\r\x12$\n\x04keys\x18\x03 \x01(\x0b\x32\x16.herd.tensor.v1.Tensor\x12&\n\x06values\x18\x04 \x01(\x0b\x32\x16.herd.tensor.v1.Tensor\"V\n\x05Query\x12\'\n\x07queries\x18\x01 \x01(\x0b\x32\x16.herd.tensor.v1.Tensor\x12$\n\x05views\x18\x02 \x03(\x0b\x32\x15.herd.context.v1.View\".\n\x04View\x12\x12\n\nsegment_id\x18\x01 \x01(\x04\x12\x12\n\nnum_tokens\x18\x02 \x01(\r\"r\n\nStepResult\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12*\n\x08partials\x18\x02 \x03(\x0b\x32\x18.herd.context.v1.Partial\x12\x13\n\x0b\x66ree_tokens\x18\x03 \x01(\x04\x12\x12\n\ncompute_us\x18\x04 \x01(\r\"\\\n\x07Partial\x12\'\n\x07outputs\x18\x01 \x01(\x0b\x32\x16.herd.tensor.v1.Tensor\x12(\n\x08log_sums\x18\x02 \x01(\x0b\x32\x16.herd.tensor.v1.Tensor\"V\n\tStepError\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12*\n\x06\x64\x65tail\x18\x03 \x01(\x0b\x32\x1a.herd.error.v1.ErrorDetail\"\x1e\n\x07Release\x12\x13\n\x0bsegment_ids\x18\x01 \x03(\x04\"\x1b\n\x04Room\x12\x13\n\x0b\x66ree_tokens\x18\x01 \x01(\x04\"\x97\x01\n\rAttendRequest\x12\'\n\x05hello\x18\x01 \x01(\x0b\x32\x16.herd.context.v1.HelloH\x00\x12%\n\x04step\x18\x02 \x01(\x0b\x32\x15.herd.context.v1.StepH\x00\x12+\n\x07release\x18\x03 \x01(\x0b\x32\x18.herd.context.v1.ReleaseH\x00\x42\t\n\x07message\"\xcb\x01\n\x0e\x41ttendResponse\x12+\n\x07welcome\x18\x01 \x01(\x0b\x32\x18.herd.context.v1.WelcomeH\x00\x12-\n\x06result\x18\x02 \x01(\x0b\x32\x1b.herd.context.v1.StepResultH\x00\x12+\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1a.herd.context.v1.StepErrorH\x00\x12%\n\x04room\x18\x04 \x01(\x0b\x32\x15.herd.context.v1.RoomH\x00\x42\t\n\x07message\"H\n\x0b\x46illRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x12\n\nsegment_id\x18\x02 \x01(\x04\x12\x12\n\nnum_tokens\x18\x03 \x01(\r\"#\n\x0c\x46illResponse\x12\x13\n\x0b\x66ree_tokens\x18\x01 \x01(\x04\"\x11\n\x0f\x44\x65scribeRequest\"\x95\x01\n\x10\x44\x65scribeResponse\x12\x10\n\x08shard_id\x18\x01 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\x04\x12\x13\n\x0b\x66ree_tokens\x18\x04 \x01(\x04\x12\x13\n\x0btoken_bytes\x18\x05 \x01(\r\x12\x14\n\x0cnum_segments\x18\x06 \x01(\r2\xf5\x01\n\x0e\x43ontextService\x12M\n\x06\x41ttend\x12\x1e.herd.context.v1.AttendRequest\x1a\x1f.herd.context.v1.AttendResponse(\x01\x30\x01\x12\x43\n\x04\x46ill\x12\x1c.herd.context.v1.FillRequest\x1a\x1d.herd.context.v1.FillResponse\x12O\n\x08\x44\x65scribe\x12 .herd.context.v1.DescribeRequest\x1a!.herd.context.v1.DescribeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,36 +37,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HELLO']._serialized_end=165
   _globals['_WELCOME']._serialized_start=167
   _globals['_WELCOME']._serialized_end=265
-  _globals['_STEP']._serialized_start=267
-  _globals['_STEP']._serialized_end=388
-  _globals['_APPEND']._serialized_start=390
-  _globals['_APPEND']._serialized_end=511
-  _globals['_QUERY']._serialized_start=513
-  _globals['_QUERY']._serialized_end=599
-  _globals['_VIEW']._serialized_start=601
-  _globals['_VIEW']._serialized_end=647
-  _globals['_STEPRESULT']._serialized_start=649
-  _globals['_STEPRESULT']._serialized_end=763
-  _globals['_PARTIAL']._serialized_start=765
-  _globals['_PARTIAL']._serialized_end=857
-  _globals['_STEPERROR']._serialized_start=859
-  _globals['_STEPERROR']._serialized_end=945
-  _globals['_RELEASE']._serialized_start=947
-  _globals['_RELEASE']._serialized_end=977
-  _globals['_ROOM']._serialized_start=979
-  _globals['_ROOM']._serialized_end=1006
-  _globals['_ATTENDREQUEST']._serialized_start=1009
-  _globals['_ATTENDREQUEST']._serialized_end=1160
-  _globals['_ATTENDRESPONSE']._serialized_start=1163
-  _globals['_ATTENDRESPONSE']._serialized_end=1366
-  _globals['_FILLREQUEST']._serialized_start=1368
-  _globals['_FILLREQUEST']._serialized_end=1440
-  _globals['_FILLRESPONSE']._serialized_start=1442
-  _globals['_FILLRESPONSE']._serialized_end=1477
-  _globals['_DESCRIBEREQUEST']._serialized_start=1479
-  _globals['_DESCRIBEREQUEST']._serialized_end=1496
-  _globals['_DESCRIBERESPONSE']._serialized_start=1499
-  _globals['_DESCRIBERESPONSE']._serialized_end=1648
-  _globals['_CONTEXTSERVICE']._serialized_start=1651
-  _globals['_CONTEXTSERVICE']._serialized_end=1896
+  _globals['_STEP']._serialized_start=268
+  _globals['_STEP']._serialized_end=410
+  _globals['_APPEND']._serialized_start=412
+  _globals['_APPEND']._serialized_end=533
+  _globals['_QUERY']._serialized_start=535
+  _globals['_QUERY']._serialized_end=621
+  _globals['_VIEW']._serialized_start=623
+  _globals['_VIEW']._serialized_end=669
+  _globals['_STEPRESULT']._serialized_start=671
+  _globals['_STEPRESULT']._serialized_end=785
+  _globals['_PARTIAL']._serialized_start=787
+  _globals['_PARTIAL']._serialized_end=879
+  _globals['_STEPERROR']._serialized_start=881
+  _globals['_STEPERROR']._serialized_end=967
+  _globals['_RELEASE']._serialized_start=969
+  _globals['_RELEASE']._serialized_end=999
+  _globals['_ROOM']._serialized_start=1001
+  _globals['_ROOM']._serialized_end=1028
+  _globals['_ATTENDREQUEST']._serialized_start=1031
+  _globals['_ATTENDREQUEST']._serialized_end=1182
+  _globals['_ATTENDRESPONSE']._serialized_start=1185
+  _globals['_ATTENDRESPONSE']._serialized_end=1388
+  _globals['_FILLREQUEST']._serialized_start=1390
+  _globals['_FILLREQUEST']._serialized_end=1462
+  _globals['_FILLRESPONSE']._serialized_start=1464
+  _globals['_FILLRESPONSE']._serialized_end=1499
+  _globals['_DESCRIBEREQUEST']._serialized_start=1501
+  _globals['_DESCRIBEREQUEST']._serialized_end=1518
+  _globals['_DESCRIBERESPONSE']._serialized_start=1521
+  _globals['_DESCRIBERESPONSE']._serialized_end=1670
+  _globals['_CONTEXTSERVICE']._serialized_start=1673
+  _globals['_CONTEXTSERVICE']._serialized_end=1918
 # @@protoc_insertion_point(module_scope)

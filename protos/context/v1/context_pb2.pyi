@@ -27,16 +27,18 @@ class Welcome(_message.Message):
     def __init__(self, shard: _Optional[_Union[DescribeResponse, _Mapping]] = ..., segment_ids: _Optional[_Iterable[int]] = ..., lease_ms: _Optional[int] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("step_id", "layer", "appends", "queries")
+    __slots__ = ("step_id", "layer", "appends", "queries", "traceparent")
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     LAYER_FIELD_NUMBER: _ClassVar[int]
     APPENDS_FIELD_NUMBER: _ClassVar[int]
     QUERIES_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     step_id: int
     layer: int
     appends: _containers.RepeatedCompositeFieldContainer[Append]
     queries: _containers.RepeatedCompositeFieldContainer[Query]
-    def __init__(self, step_id: _Optional[int] = ..., layer: _Optional[int] = ..., appends: _Optional[_Iterable[_Union[Append, _Mapping]]] = ..., queries: _Optional[_Iterable[_Union[Query, _Mapping]]] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, step_id: _Optional[int] = ..., layer: _Optional[int] = ..., appends: _Optional[_Iterable[_Union[Append, _Mapping]]] = ..., queries: _Optional[_Iterable[_Union[Query, _Mapping]]] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class Append(_message.Message):
     __slots__ = ("segment_id", "start", "keys", "values")

@@ -26,7 +26,7 @@ from protos.error.v1 import error_pb2 as protos_dot_error_dot_v1_dot_error__pb2
 from protos.tensor.v1 import tensor_pb2 as protos_dot_tensor_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/expert/v1/expert.proto\x12\x0eherd.expert.v1\x1a\x1bprotos/error/v1/error.proto\x1a\x1dprotos/tensor/v1/tensor.proto\"\xb4\x01\n\x05Hello\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\x12\x33\n\rshared_memory\x18\x03 \x01(\x0b\x32\x1c.herd.expert.v1.SharedMemory\x12\x13\n\x0bstands_back\x18\x04 \x01(\x08\x12\x33\n\rdevice_memory\x18\x05 \x01(\x0b\x32\x1c.herd.expert.v1.DeviceMemory\"I\n\x0cSharedMemory\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\n\n\x02\x66\x64\x18\x02 \x01(\r\x12\r\n\x05nonce\x18\x03 \x01(\x0c\x12\x11\n\tnum_bytes\x18\x04 \x01(\x04\"@\n\x0c\x44\x65viceMemory\x12\x0e\n\x06handle\x18\x01 \x01(\x0c\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x11\n\tnum_bytes\x18\x03 \x01(\x04\"\x90\x01\n\x07Welcome\x12\x31\n\x07replica\x18\x01 \x01(\x0b\x32 .herd.expert.v1.DescribeResponse\x12\x15\n\rshares_memory\x18\x02 \x01(\x08\x12\x1c\n\x14shares_device_memory\x18\x03 \x01(\x08\x12\x1d\n\x15\x64\x65vice_memory_refusal\x18\x04 \x01(\t\"\xd4\x01\n\x08\x44ispatch\x12\x13\n\x0b\x64ispatch_id\x18\x01 \x01(\x04\x12\x19\n\x11placement_version\x18\x02 \x01(\x04\x12\r\n\x05layer\x18\x03 \x01(\r\x12\x12\n\nexpert_ids\x18\x04 \x03(\r\x12\x14\n\x0ctoken_counts\x18\x05 \x03(\r\x12&\n\x06hidden\x18\x06 \x01(\x0b\x32\x16.herd.tensor.v1.Tensor\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x07 \x01(\r\x12\x15\n\x08\x63hecksum\x18\x08 \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"\xbb\x01\n\x0e\x44ispatchResult\x12\x13\n\x0b\x64ispatch_id\x18\x01 \x01(\x04\x12&\n\x06hidden\x18\x02 \x01(\x0b\x32\x16.herd.tensor.v1.Tensor\x12\x10\n\x08queue_us\x18\x03 \x01(\r\x12\x12\n\ncompute_us\x18\x04 \x01(\r\x12\"\n\x04load\x18\x05 \x01(\x0b\x32\x14.herd.expert.v1.Load\x12\x15\n\x08\x63hecksum\x18\x06 \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"^\n\rDispatchError\x12\x13\n\x0b\x64ispatch_id\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12*\n\x06\x64\x65tail\x18\x03 \x01(\x0b\x32\x1a.herd.error.v1.ErrorDetail\"3\n\x04Load\x12\x15\n\rqueued_tokens\x18\x01 \x01(\r\x12\x14\n\x0ctotal_tokens\x18\x02 \x01(\x04\"r\n\x0f\x44ispatchRequest\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x15.herd.expert.v1.HelloH\x00\x12,\n\x08\x64ispatch\x18\x02 \x01(\x0b\x32\x18.herd.expert.v1.DispatchH\x00\x42\t\n\x07message\"\xab\x01\n\x10\x44ispatchResponse\x12*\n\x07welcome\x18\x01 \x01(\x0b\x32\x17.herd.expert.v1.WelcomeH\x00\x12\x30\n\x06result\x18\x02 \x01(\x0b\x32\x1e.herd.expert.v1.DispatchResultH\x00\x12.\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1d.herd.expert.v1.DispatchErrorH\x00\x42\t\n\x07message\"\x11\n\x0f\x44\x65scribeRequest\"\x99\x02\n\x10\x44\x65scribeResponse\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\x12\x0e\n\x06layers\x18\x03 \x03(\r\x12\x12\n\nexpert_ids\x18\x04 \x03(\r\x12$\n\x05\x64type\x18\x05 \x01(\x0e\x32\x15.herd.tensor.v1.Dtype\x12\x13\n\x0bhidden_size\x18\x06 \x01(\r\x12\x14\n\x0cweight_bytes\x18\x07 \x01(\x04\x12\x14\n\x0cloaded_bytes\x18\x08 \x01(\x04\x12\x10\n\x08\x64raining\x18\t \x01(\x08\x12\"\n\x04load\x18\n \x01(\x0b\x32\x14.herd.expert.v1.Load\x12\x15\n\rexpert_tokens\x18\x0b \x03(\x04\"\x0e\n\x0c\x44rainRequest\"3\n\rDrainResponse\x12\x0f\n\x07\x64rained\x18\x01 \x01(\x08\x12\x11\n\tremaining\x18\x02 \x01(\r2\xf7\x01\n\rExpertService\x12Q\n\x08\x44ispatch\x12\x1f.herd.expert.v1.DispatchRequest\x1a .herd.expert.v1.DispatchResponse(\x01\x30\x01\x12M\n\x08\x44\x65scribe\x12\x1f.herd.expert.v1.DescribeRequest\x1a .herd.expert.v1.DescribeResponse\x12\x44\n\x05\x44rain\x12\x1c.herd.expert.v1.DrainRequest\x1a\x1d.herd.expert.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/expert/v1/expert.proto\x12\x0eherd.expert.v1\x1a\x1bprotos/error/v1/error.proto\x1a\x1dprotos/tensor/v1/tensor.proto\"\xb4\x01\n\x05Hello\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\x12\x33\n\rshared_memory\x18\x03 \x01(\x0b\x32\x1c.herd.expert.v1.SharedMemory\x12\x13\n\x0bstands_back\x18\x04 \x01(\x08\x12\x33\n\rdevice_memory\x18\x05 \x01(\x0b\x32\x1c.herd.expert.v1.DeviceMemory\"I\n\x0cSharedMemory\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\n\n\x02\x66\x64\x18\x02 \x01(\r\x12\r\n\x05nonce\x18\x03 \x01(\x0c\x12\x11\n\tnum_bytes\x18\x04 \x01(\x04\"@\n\x0c\x44\x65viceMemory\x12\x0e\n\x06handle\x18\x01 \x01(\x0c\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x11\n\tnum_bytes\x18\x03 \x01(\x04\"\x90\x01\n\x07Welcome\x12\x31\n\x07replica\x18\x01 \x01(\x0b\x32 .herd.expert.v1.DescribeResponse\x12\x15\n\rshares_memory\x18\x02 \x01(\x08\x12\x1c\n\x14shares_device_memory\x18\x03 \x01(\x08\x12\x1d\n\x15\x64\x65vice_memory_refusal\x18\x04 \x01(\t\"\xe9\x01\n\x08\x44ispatch\x12\x13\n\x0b\x64ispatch_id\x18\x01 \x01(\x04\x12\x19\n\x11placement_version\x18\x02 \x01(\x04\x12\r\n\x05layer\x18\x03 \x01(\r\x12\x12\n\nexpert_ids\x18\x04 \x03(\r\x12\x14\n\x0ctoken_counts\x18\x05 \x03(\r\x12&\n\x06hidden\x18\x06 \x01(\x0b\x32\x16.herd.tensor.v1.Tensor\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x07 \x01(\r\x12\x15\n\x08\x63hecksum\x18\x08 \x01(\x07H\x00\x88\x01\x01\x12\x13\n\x0btraceparent\x18\t \x01(\tB\x0b\n\t_checksum\"\xbb\x01\n\x0e\x44ispatchResult\x12\x13\n\x0b\x64ispatch_id\x18\x01 \x01(\x04\x12&\n\x06hidden\x18\x02 \x01(\x0b\x32\x16.herd.tensor.v1.Tensor\x12\x10\n\x08queue_us\x18\x03 \x01(\r\x12\x12\n\ncompute_us\x18\x04 \x01(\r\x12\"\n\x04load\x18\x05 \x01(\x0b\x32\x14.herd.expert.v1.Load\x12\x15\n\x08\x63hecksum\x18\x06 \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"^\n\rDispatchError\x12\x13\n\x0b\x64ispatch_id\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12*\n\x06\x64\x65tail\x18\x03 \x01(\x0b\x32\x1a.herd.error.v1.ErrorDetail\"3\n\x04Load\x12\x15\n\rqueued_tokens\x18\x01 \x01(\r\x12\x14\n\x0ctotal_tokens\x18\x02 \x01(\x04\"r\n\x0f\x44ispatchRequest\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x15.herd.expert.v1.HelloH\x00\x12,\n\x08\x64ispatch\x18\x02 \x01(\x0b\x32\x18.herd.expert.v1.DispatchH\x00\x42\t\n\x07message\"\xab\x01\n\x10\x44ispatchResponse\x12*\n\x07welcome\x18\x01 \x01(\x0b\x32\x17.herd.expert.v1.WelcomeH\x00\x12\x30\n\x06result\x18\x02 \x01(\x0b\x32\x1e.herd.expert.v1.DispatchResultH\x00\x12.\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1d.herd.expert.v1.DispatchErrorH\x00\x42\t\n\x07message\"\x11\n\x0f\x44\x65scribeRequest\"\x99\x02\n\x10\x44\x65scribeResponse\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\x12\x0e\n\x06layers\x18\x03 \x03(\r\x12\x12\n\nexpert_ids\x18\x04 \x03(\r\x12$\n\x05\x64type\x18\x05 \x01(\x0e\x32\x15.herd.tensor.v1.Dtype\x12\x13\n\x0bhidden_size\x18\x06 \x01(\r\x12\x14\n\x0cweight_bytes\x18\x07 \x01(\x04\x12\x14\n\x0cloaded_bytes\x18\x08 \x01(\x04\x12\x10\n\x08\x64raining\x18\t \x01(\x08\x12\"\n\x04load\x18\n \x01(\x0b\x32\x14.herd.expert.v1.Load\x12\x15\n\rexpert_tokens\x18\x0b \x03(\x04\"\x0e\n\x0c\x44rainRequest\"3\n\rDrainResponse\x12\x0f\n\x07\x64rained\x18\x01 \x01(\x08\x12\x11\n\tremaining\x18\x02 \x01(\r2\xf7\x01\n\rExpertService\x12Q\n\x08\x44ispatch\x12\x1f.herd.expert.v1.DispatchRequest\x1a .herd.expert.v1.DispatchResponse(\x01\x30\x01\x12M\n\x08\x44\x65scribe\x12\x1f.herd.expert.v1.DescribeRequest\x1a .herd.expert.v1.DescribeResponse\x12\x44\n\x05\x44rain\x12\x1c.herd.expert.v1.DrainRequest\x1a\x1d.herd.expert.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,25 +42,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WELCOME']._serialized_start=434
   _globals['_WELCOME']._serialized_end=578
   _globals['_DISPATCH']._serialized_start=581
-  _globals['_DISPATCH']._serialized_end=793
-  _globals['_DISPATCHRESULT']._serialized_start=796
-  _globals['_DISPATCHRESULT']._serialized_end=983
-  _globals['_DISPATCHERROR']._serialized_start=985
-  _globals['_DISPATCHERROR']._serialized_end=1079
-  _globals['_LOAD']._serialized_start=1081
-  _globals['_LOAD']._serialized_end=1132
-  _globals['_DISPATCHREQUEST']._serialized_start=1134
-  _globals['_DISPATCHREQUEST']._serialized_end=1248
-  _globals['_DISPATCHRESPONSE']._serialized_start=1251
-  _globals['_DISPATCHRESPONSE']._serialized_end=1422
-  _globals['_DESCRIBEREQUEST']._serialized_start=1424
-  _globals['_DESCRIBEREQUEST']._serialized_end=1441
-  _globals['_DESCRIBERESPONSE']._serialized_start=1444
-  _globals['_DESCRIBERESPONSE']._serialized_end=1725
-  _globals['_DRAINREQUEST']._serialized_start=1727
-  _globals['_DRAINREQUEST']._serialized_end=1741
-  _globals['_DRAINRESPONSE']._serialized_start=1743
-  _globals['_DRAINRESPONSE']._serialized_end=1794
-  _globals['_EXPERTSERVICE']._serialized_start=1797
-  _globals['_EXPERTSERVICE']._serialized_end=2044
+  _globals['_DISPATCH']._serialized_end=814
+  _globals['_DISPATCHRESULT']._serialized_start=817
+  _globals['_DISPATCHRESULT']._serialized_end=1004
+  _globals['_DISPATCHERROR']._serialized_start=1006
+  _globals['_DISPATCHERROR']._serialized_end=1100
+  _globals['_LOAD']._serialized_start=1102
+  _globals['_LOAD']._serialized_end=1153
+  _globals['_DISPATCHREQUEST']._serialized_start=1155
+  _globals['_DISPATCHREQUEST']._serialized_end=1269
+  _globals['_DISPATCHRESPONSE']._serialized_start=1272
+  _globals['_DISPATCHRESPONSE']._serialized_end=1443
+  _globals['_DESCRIBEREQUEST']._serialized_start=1445
+  _globals['_DESCRIBEREQUEST']._serialized_end=1462
+  _globals['_DESCRIBERESPONSE']._serialized_start=1465
+  _globals['_DESCRIBERESPONSE']._serialized_end=1746
+  _globals['_DRAINREQUEST']._serialized_start=1748
+  _globals['_DRAINREQUEST']._serialized_end=1762
+  _globals['_DRAINRESPONSE']._serialized_start=1764
+  _globals['_DRAINRESPONSE']._serialized_end=1815
+  _globals['_EXPERTSERVICE']._serialized_start=1818
+  _globals['_EXPERTSERVICE']._serialized_end=2065
 # @@protoc_insertion_point(module_scope)

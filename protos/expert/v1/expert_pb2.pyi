@@ -57,7 +57,7 @@ class Welcome(_message.Message):
     def __init__(self, replica: _Optional[_Union[DescribeResponse, _Mapping]] = ..., shares_memory: bool = ..., shares_device_memory: bool = ..., device_memory_refusal: _Optional[str] = ...) -> None: ...
 
 class Dispatch(_message.Message):
-    __slots__ = ("dispatch_id", "placement_version", "layer", "expert_ids", "token_counts", "hidden", "deadline_ms", "checksum")
+    __slots__ = ("dispatch_id", "placement_version", "layer", "expert_ids", "token_counts", "hidden", "deadline_ms", "checksum", "traceparent")
     DISPATCH_ID_FIELD_NUMBER: _ClassVar[int]
     PLACEMENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     LAYER_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,7 @@ class Dispatch(_message.Message):
     HIDDEN_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     dispatch_id: int
     placement_version: int
     layer: int
@@ -74,7 +75,8 @@ class Dispatch(_message.Message):
     hidden: _tensor_pb2.Tensor
     deadline_ms: int
     checksum: int
-    def __init__(self, dispatch_id: _Optional[int] = ..., placement_version: _Optional[int] = ..., layer: _Optional[int] = ..., expert_ids: _Optional[_Iterable[int]] = ..., token_counts: _Optional[_Iterable[int]] = ..., hidden: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., deadline_ms: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, dispatch_id: _Optional[int] = ..., placement_version: _Optional[int] = ..., layer: _Optional[int] = ..., expert_ids: _Optional[_Iterable[int]] = ..., token_counts: _Optional[_Iterable[int]] = ..., hidden: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., deadline_ms: _Optional[int] = ..., checksum: _Optional[int] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class DispatchResult(_message.Message):
     __slots__ = ("dispatch_id", "hidden", "queue_us", "compute_us", "load", "checksum")

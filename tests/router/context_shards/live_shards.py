@@ -10,6 +10,7 @@ import torch
 from context.segments import SegmentStore
 from context.server import ContextServer
 from context.shard import Shard
+from protos.traced import TellAnswer
 from router.context_shards.shards import ContextShards
 from router.context_shards.stream import ShardHolder
 from router.engine import Engine
@@ -22,11 +23,16 @@ PAGE = 8 * 2 * 2 * 8 * 4
 """Bytes of eight tokens in a shard: keys and values, two heads of eight, float32, of the one global layer."""
 
 
-def start_shard(kv_bytes: int = 1_000_000, lease_s: float = 30.0, shard_id: str | None = None) -> ContextServer:
+def start_shard(
+    kv_bytes: int = 1_000_000,
+    lease_s: float = 30.0,
+    shard_id: str | None = None,
+    trace: TellAnswer | None = None,
+) -> ContextServer:
     """Serve a shard of the tiny model."""
     store = SegmentStore(TINY, kv_dtype="float32", kv_bytes=kv_bytes, dtype=torch.float32, device=torch.device("cpu"))
     shard = Shard(store, fingerprint=FINGERPRINT, dtype=torch.float32, lease_s=lease_s, shard_id=shard_id)
-    server = ContextServer(shard)
+    server = ContextServer(shard, trace=trace)
     server.start()
     return server
 
