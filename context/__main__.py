@@ -25,6 +25,7 @@ from context.server import ContextServer
 from context.shard import Shard
 from models.checkpoint import open_checkpoint
 from protos.errors import ServingError
+from protos.tls_options import add_tls_options, tls_identity
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PARENT_POLL_S = 0.5
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _serve(options: argparse.Namespace) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    identity = tls_identity(options)
     checkpoint = open_checkpoint(options.checkpoint)
     dtype = _DTYPES[options.dtype]
     store = SegmentStore(
@@ -61,7 +63,7 @@ def _serve(options: argparse.Namespace) -> int:
         lease_s=options.lease_seconds,
         takes_synthetic=options.synthetic,
     )
-    server = ContextServer(shard, host=options.host, port=options.port)
+    server = ContextServer(shard, host=options.host, port=options.port, identity=identity)
     server.start()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -102,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--synthetic", action="store_true", help="let anybody fill segments with random numbers")
     parser.add_argument("--parent-pid", type=int, help="stop when this process is no longer the parent")
+    add_tls_options(parser)
     return parser
 
 

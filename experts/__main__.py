@@ -32,6 +32,7 @@ from experts.startup import StartupClock
 from experts.weights import ExpertWeights
 from models.checkpoint import KeptCodes, as_stored, open_checkpoint
 from protos.errors import BadConfig, ServingError
+from protos.tls_options import add_tls_options, tls_identity
 
 _LOG = logging.getLogger(__name__)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -74,13 +75,16 @@ def _serve(options: argparse.Namespace) -> int:
         torch.set_num_threads(options.threads)
     clock = StartupClock()
     clock.imported()
+    identity = tls_identity(options)
     checkpoint = open_checkpoint(options.checkpoint)
     clock.opened()
     rss_before = _resident_bytes()
     dtype, quantize = _DTYPES[options.dtype], options.quantize
     files = as_stored(checkpoint, quantize)
     is_kept = isinstance(files, KeptCodes) and files.keeps_experts
-    peer = PeerSource(options.from_peer, files, dtype, quantize) if options.from_peer and not is_kept else None
+    peer = None
+    if options.from_peer and not is_kept:
+        peer = PeerSource(options.from_peer, files, dtype, quantize, identity)
     held = ExpertWeights.load(
         peer or files,
         parse_experts(options.experts, checkpoint.config.num_experts),
@@ -96,7 +100,12 @@ def _serve(options: argparse.Namespace) -> int:
         _LOG.info("started: %s", clock.phases.described())
 
     server = ExpertServer(
-        held, host=options.host, port=options.port, unix_path=options.unix, on_first_dispatch=on_first_dispatch
+        held,
+        host=options.host,
+        port=options.port,
+        unix_path=options.unix,
+        on_first_dispatch=on_first_dispatch,
+        identity=identity,
     )
     server.start()
     clock.serving()
@@ -202,6 +211,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, help="threads that compute one expert (torch's default)")
     parser.add_argument("--drain-seconds", type=float, default=30, help="longest time to answer what was accepted (30)")
     parser.add_argument("--parent-pid", type=int, help="stop when this process is no longer the parent")
+    add_tls_options(parser)
     return parser
 
 

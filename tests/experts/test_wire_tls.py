@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import grpc
 import pytest
 import torch
 
+from context.__main__ import main as run_context
+from experts.__main__ import main as run_experts
 from experts.peer_source import PeerSource
 from experts.server import ExpertServer
 from experts.weights import ExpertWeights
@@ -17,9 +19,12 @@ from protos import watched_files
 from protos.channel import PEER_NAME, channel_options, open_channel
 from protos.expert.v1 import expert_pb2, expert_pb2_grpc
 from protos.tls import Identity, TlsFiles
+from router.context_shards.shards import ContextShards
+from router.context_shards.stream import ShardHolder
 from router.placement import ExpertHolder, Placement
 from router.transport.grpc import GrpcTransport
 from tests.certificates import Authority
+from tests.parity.transports import bare_process, ready_line
 
 READY_S = 20
 REFUSED_S = 0.3
@@ -51,14 +56,13 @@ def serving(weights, shown: Identity | None, unix_path=None):
 
 
 def connects(server: ExpertServer, shown: Identity | None, timeout_s: float) -> bool:
-    transport = GrpcTransport(router_id="test", fingerprint=server.replica.held.fingerprint, identity=shown)
-    holder = ExpertHolder(
-        replica_id=server.replica.replica_id,
-        address=server.address,
-        unix_address=server.unix_address,
-        host="elsewhere",
-        expert_ids=(0, 1, 2, 3),
-    )
+    return reaches(server.address, server.replica.held.fingerprint, shown, timeout_s)
+
+
+def reaches(address: str, fingerprint: str, shown: Identity | None, timeout_s: float) -> bool:
+    """Tell whether a router gets a stream over TCP to a replica that holds all experts."""
+    transport = GrpcTransport(router_id="test", fingerprint=fingerprint, identity=shown)
+    holder = ExpertHolder(replica_id="replica", address=address, host="elsewhere", expert_ids=(0, 1, 2, 3))
     transport.update(Placement(version=1, holders=(holder,)))
     try:
         return transport.wait_ready(range(4), timeout_s)
@@ -124,3 +128,45 @@ def test_a_router_that_connects_again_shows_what_was_rotated_meanwhile(weights, 
             new.sign(name, hosts=(PEER_NAME,))
         authority.ca.write_bytes(new.ca.read_bytes())
         assert connects(server, router, READY_S)
+
+
+def options_of(authority: Authority, name: str) -> list[str]:
+    signed = authority.sign(name, hosts=(PEER_NAME,))
+    return ["--tls-ca", str(authority.ca), "--tls-cert", str(signed.cert), "--tls-key", str(signed.key)]
+
+
+def test_bare_processes_show_certificates_and_ask_for_them(tiny_folder, authority):
+    asked = ["--checkpoint", str(tiny_folder), "--threads", "1"]
+    router = identity(authority, "router")
+    with ExitStack() as stack:
+        first, first_line = stack.enter_context(bare_process(run_experts, asked + options_of(authority, "replica")))
+        shard, shard_line = stack.enter_context(
+            bare_process(run_context, [*asked, "--kv-bytes", "1000000", *options_of(authority, "shard")])
+        )
+        replica, held = ready_line(first_line), ready_line(shard_line)
+        fingerprint = replica["model_fingerprint"]
+        assert reaches(replica["address"], fingerprint, router, READY_S)
+        assert not reaches(replica["address"], fingerprint, None, REFUSED_S)
+        for shown, is_let_in in ((router, True), (None, False)):
+            shards = ContextShards(router_id="r", fingerprint=fingerprint, segment_tokens=8, identity=shown)
+            shards.update([ShardHolder(held["shard_id"], held["address"])])
+            assert shards.wait_ready(1, READY_S if is_let_in else REFUSED_S) == is_let_in
+            shards.close()
+        copying = [*asked, "--from-peer", replica["address"], *options_of(authority, "second")]
+        second, second_line = stack.enter_context(bare_process(run_experts, copying))
+        assert ready_line(second_line)["fetched_bytes"] > 0
+        for process in (first, shard, second):
+            process.terminate()
+            process.join(READY_S)
+            assert process.exitcode == 0
+
+
+@pytest.mark.parametrize(("main", "name"), [(run_experts, "experts"), (run_context, "context")])
+def test_wrong_tls_options_are_one_line_and_exit_2(tiny_folder, authority, capsys, main, name):
+    asked = ["--checkpoint", str(tiny_folder), *(["--kv-bytes", "1000000"] if main is run_context else [])]
+    options = options_of(authority, "replica")
+    assert main([*asked, *options[:2]]) == 2
+    assert main([*asked, *options[:-1], str(authority.ca)]) == 2
+    some, unusable = capsys.readouterr().err.splitlines()
+    assert some.startswith(f"{name}: --tls-ca, --tls-cert, --tls-key: expected all or none, found no --tls-cert and no")
+    assert unusable.startswith(f"{name}: expected a certificate in PEM, its key")

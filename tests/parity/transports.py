@@ -64,7 +64,7 @@ def expert_processes(checkpoint: Checkpoint, groups: list[tuple[int, ...]]) -> I
     arguments = ["--checkpoint", str(checkpoint.folder), "--dtype", "float32", "--threads", "1"]
     with ExitStack() as stack:
         replicas = [
-            stack.enter_context(_process(run_experts, [*arguments, "--experts", ",".join(map(str, group))]))
+            stack.enter_context(bare_process(run_experts, [*arguments, "--experts", ",".join(map(str, group))]))
             for group in groups
         ]
         yield [_holder(output, group) for (_, output), group in zip(replicas, groups, strict=True)]
@@ -76,8 +76,8 @@ def context_processes(checkpoint: Checkpoint, num_shards: int, kv_bytes: int) ->
     """Run context shard processes and yield where they are; SIGTERM ends them and they exit with 0."""
     arguments = ["--checkpoint", str(checkpoint.folder), "--kv-bytes", str(kv_bytes), "--threads", "1"]
     with ExitStack() as stack:
-        shards = [stack.enter_context(_process(run_context, arguments)) for _ in range(num_shards)]
-        told = [_ready(output) for _, output in shards]
+        shards = [stack.enter_context(bare_process(run_context, arguments)) for _ in range(num_shards)]
+        told = [ready_line(output) for _, output in shards]
         yield [ShardHolder(ready["shard_id"], ready["address"]) for ready in told]
         _terminate([process for process, _ in shards])
 
@@ -91,8 +91,8 @@ def _terminate(processes: list[BaseProcess]) -> None:
 
 
 @contextmanager
-def _process(main: Callable[[list[str]], int], arguments: list[str]) -> Iterator[tuple[BaseProcess, Connection]]:
-    """Run a module's `main` in a process forked from one that has imported torch: a real one, seconds sooner."""
+def bare_process(main: Callable[[list[str]], int], arguments: list[str]) -> Iterator[tuple[BaseProcess, Connection]]:
+    """Run `python -m experts` or `context`, forked from a process that has imported torch: seconds sooner."""
     output, child_output = _PROCESSES.Pipe(duplex=False)
     process = _PROCESSES.Process(target=_run, args=(main, arguments, child_output))
     process.start()
@@ -110,7 +110,8 @@ def _run(main: Callable[[list[str]], int], arguments: list[str], output: Connect
     sys.exit(main([*arguments, "--parent-pid", str(os.getppid())]))
 
 
-def _ready(output: Connection) -> dict[str, Any]:
+def ready_line(output: Connection) -> dict[str, Any]:
+    """Return what a process says once it serves."""
     assert output.poll(START_S), "a process said nothing"
     ready: dict[str, Any] = json.loads(os.read(output.fileno(), 65536) or "{}")
     assert ready, "a process ended before it was ready"
@@ -118,5 +119,5 @@ def _ready(output: Connection) -> dict[str, Any]:
 
 
 def _holder(output: Connection, experts: tuple[int, ...]) -> ExpertHolder:
-    ready = _ready(output)
+    ready = ready_line(output)
     return ExpertHolder(replica_id=ready["replica_id"], address=ready["address"], expert_ids=experts)
