@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+from cluster.names import is_experts
 from cluster.replica_roster import STATES
 from cluster.router_client import ExpertReplicaInfo, PlacementInfo, RouterLoad
 from router.transport.grpc import TransportHealth
@@ -52,12 +53,15 @@ _OF_EXPERT_REPLICA: dict[str, Callable[[ExpertReplicaInfo], float]] = {
 }
 
 
-def cluster_gauges(loads: Sequence[RouterLoad], placement: PlacementInfo | None) -> dict[str, Samples]:
+def cluster_gauges(
+    loads: Sequence[RouterLoad], placement: PlacementInfo | None, num_experts: int
+) -> dict[str, Samples]:
     """Return every such gauge's samples; none where nothing is known.
 
     Args:
         loads: the routers' loads.
         placement: where the experts are; None: not known, or there are none.
+        num_experts: logical experts of the model.
     """
     replicas = placement.expert_replicas if placement else ()
     gauges: dict[str, Samples] = {
@@ -73,8 +77,11 @@ def cluster_gauges(loads: Sequence[RouterLoad], placement: PlacementInfo | None)
     }
     for name, measure in _OF_EXPERT_REPLICA.items():
         gauges[name] = {(each.replica_id,): measure(each) for each in replicas}
+    gauges["herd_kv_pages"] = {sample: value for each in loads for sample, value in _pages(each)}
     copies = Counter(expert for each in replicas for expert in each.expert_ids)
-    gauges["herd_expert_copies"] = {(str(expert),): count for expert, count in copies.items()}
+    # One that nobody holds is 0, and not nothing: that is when somebody has to look.
+    everyone = range(num_experts if placement and _has_expert_replicas(placement) else 0)
+    gauges["herd_expert_copies"] = {(str(expert),): copies[expert] for expert in everyone}
     roster = Counter((each.deployment, each.state) for each in (placement.roster if placement else ()))
     # Every state of a deployment that there is: nobody draining is 0, and not nothing.
     gauges["herd_replicas"] = {
@@ -82,6 +89,7 @@ def cluster_gauges(loads: Sequence[RouterLoad], placement: PlacementInfo | None)
         for deployment in sorted({deployment for deployment, _ in roster})
         for state in STATES
     }
+    gauges |= _of_departures(placement)
     # As many samples as there are copies, busy or not: a series must not come and go with the load.
     gauges["herd_expert_tokens_per_second"] = {
         (str(expert), each.replica_id): each.tokens_per_s.get(expert, 0.0)
@@ -89,3 +97,25 @@ def cluster_gauges(loads: Sequence[RouterLoad], placement: PlacementInfo | None)
         for expert in each.expert_ids
     }
     return gauges
+
+
+def _has_expert_replicas(placement: PlacementInfo) -> bool:
+    """Tell whether experts have processes of their own, though perhaps none that serves."""
+    return bool(placement.expert_replicas) or any(is_experts(each.deployment) for each in placement.roster)
+
+
+def _pages(router: RouterLoad) -> Iterator[tuple[tuple[str, ...], float]]:
+    for layers, pages in (("global", router.load.global_pages), ("local", router.load.local_pages)):
+        for state, count in (("used", pages.used), ("kept", pages.kept), ("free", pages.free)):
+            yield (router.replica_id, layers, state), count
+
+
+def _of_departures(placement: PlacementInfo | None) -> dict[str, Samples]:
+    gone = None if placement is None else placement.departures
+    if placement is None or gone is None:
+        return {"herd_departures": {}, "herd_draining_nodes": {}, "herd_drained_nodes": {}}
+    return {
+        "herd_departures": {("left",): gone.left, ("lost",): gone.lost},
+        "herd_draining_nodes": {(): placement.num_draining_nodes},
+        "herd_drained_nodes": {(): gone.drained_nodes},
+    }

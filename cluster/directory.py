@@ -92,6 +92,18 @@ class DirectorySnapshot:
         return addresses[expert % len(addresses)] if addresses else None
 
 
+@dataclass(kw_only=True, slots=True)
+class Departures:
+    """Who went since the directory started."""
+
+    left: int = 0
+    """Replicas and shards that ended as they were told to."""
+    lost: int = 0
+    """Those of which no heartbeat came any more."""
+    drained_nodes: int = 0
+    """Nodes that began to drain."""
+
+
 class Directory:
     """The registered expert replicas and context shards. Belongs to one event loop.
 
@@ -113,6 +125,7 @@ class Directory:
         self._changed = asyncio.Event()
         self.events = Events()
         """What became of replicas."""
+        self.departures = Departures()
 
     def register(self, replica: ExpertReplica, now: float) -> None:
         """Add a replica, or replace the one of that id."""
@@ -141,24 +154,31 @@ class Directory:
         self._expires_at[replica_id] = now + self._lease_s
         return True
 
-    def deregister(self, replica_id: str, reason: str = "left") -> None:
-        """Take a replica or shard out. Idempotent."""
-        if self._expires_at.pop(replica_id, None) is not None:
-            self._replicas.pop(replica_id, None)
-            self._shards.pop(replica_id, None)
-            self.events.note(replica_id, reason)
-            self._bump()
+    def deregister(self, replica_id: str) -> None:
+        """Take out a replica or shard that ends. Idempotent."""
+        if replica_id in self._expires_at:
+            self.departures.left += 1
+            self._take_out(replica_id, "left")
+
+    def _take_out(self, replica_id: str, reason: str) -> None:
+        del self._expires_at[replica_id]
+        self._replicas.pop(replica_id, None)
+        self._shards.pop(replica_id, None)
+        self.events.note(replica_id, reason)
+        self._bump()
 
     def drain(self, node_ids: frozenset[str]) -> None:
         """Take note of all nodes that are about to go, by Ray's names: others take the work of replicas there."""
         if node_ids != self._draining_nodes:
+            self.departures.drained_nodes += len(node_ids - self._draining_nodes)
             self._draining_nodes = node_ids
             self._bump()
 
     def advance(self, now: float) -> None:
         """Let time pass: take out replicas whose lease has ended, and settle."""
         for replica_id in [each for each, expires_at in self._expires_at.items() if now >= expires_at]:
-            self.deregister(replica_id, "lost: no heartbeat came any more")
+            self.departures.lost += 1
+            self._take_out(replica_id, "lost: no heartbeat came any more")
         if not self._is_settled and now >= self._settles_at:
             self._is_settled = True
             self._bump()

@@ -6,14 +6,14 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 from ray.actor import ActorHandle
 from ray.serve._private.constants import SERVE_DEPLOYMENT_ACTOR_PREFIX, SERVE_NAMESPACE
 from ray.serve.config import DeploymentActorConfig
 
-from cluster.directory import ContextReplica, Directory, DirectorySnapshot, ExpertReplica
+from cluster.directory import ContextReplica, Departures, Directory, DirectorySnapshot, ExpertReplica
 from cluster.early_drain import EarlyDrain, is_in_kubernetes
 from cluster.events import ClusterEvent
 from cluster.names import APP
@@ -42,6 +42,8 @@ class DirectoryOverview:
     """By replica, what it said last."""
     events: tuple[ClusterEvent, ...]
     """What happened lately, oldest first."""
+    departures: Departures | None = None
+    """Who went; None: the directory did not say."""
     roster: tuple[ReplicaInfo, ...] = ()
     """The replicas of all deployments."""
     roster_problem: str = ""
@@ -103,6 +105,7 @@ class DirectoryActor:
             snapshot=snapshot,
             reports=dict(self._rebalancer.reports),
             events=self._directory.events.newest(),
+            departures=replace(self._directory.departures),
             roster=replica_roster(replicas, self._board.entries(now), heard, time.time()),
             roster_problem=problem,
         )

@@ -20,10 +20,13 @@ from cluster.pool import LengthClass
 from cluster.router_client import PlacementInfo, RouterLoad
 from cluster.service_events import FinishReason
 from cluster.version import herd_version
+from protos.errors import DeadlineExceeded, InternalError, NoReplica
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _ABORT, _ERROR = "abort", "error"
 _BY_CLASS = ("herd_request_seconds", "herd_request_prompt_tokens", "herd_request_generation_tokens")
+_FAILURES = (InternalError, NoReplica, DeadlineExceeded)
+"""Of every code by which a server's failure is counted, one."""
 _FIRST_TOKEN = "herd_time_to_first_token_seconds"
 
 
@@ -61,6 +64,10 @@ class FrontDoorMetrics:
         # Series that are there from the start: a rate is 0 then, and not nothing.
         for reason in (*get_args(FinishReason), _ABORT, _ERROR):
             self._counters["herd_sequences_total"].labels(reason)
+        for each in _FAILURES:
+            http, grpc = str(each.http_status), each.grpc_code.name
+            for api, code in (("completions", http), ("chat", http), ("grpc", grpc)):
+                self._counters["herd_requests_total"].labels(api, code)
         for length_class in classes:
             for name in (*_BY_CLASS, _FIRST_TOKEN):
                 self._histograms[name].labels(length_class)
@@ -120,6 +127,7 @@ class FrontDoorMetrics:
         classes: Sequence[ClassLoad],
         placement: PlacementInfo | None = None,
         *,
+        num_experts: int = 0,
         is_draining: bool = False,
     ) -> bytes:
         """Return everything in Prometheus' text format.
@@ -128,9 +136,14 @@ class FrontDoorMetrics:
             loads: the routers' loads of this moment.
             classes: what this front door has of each length class.
             placement: where the experts are and which replicas there are; None: not known.
+            num_experts: logical experts of the model.
             is_draining: whether this front door refuses new requests.
         """
-        gauges = {**cluster_gauges(loads, placement), **_of_classes(classes), **self._for_vllm(loads, classes)}
+        gauges = {
+            **cluster_gauges(loads, placement, num_experts),
+            **_of_classes(classes),
+            **self._for_vllm(loads, classes),
+        }
         gauges["herd_front_door_draining"] = {(): float(is_draining)}
         for name, samples in gauges.items():
             self._gauges[name].clear()  # what is gone must not linger

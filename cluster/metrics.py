@@ -2,9 +2,9 @@
 
 What measures them is in `front_door_metrics.py` (requests) and `cluster_gauges.py` (routers, experts, replicas).
 
-A gauge that `grows` counts since its replica's start, and goes with its series when that replica goes: rate() applies
-to it. It is no counter because other processes than the one that is scraped count, and every front door tells the same:
-take it from one of them (`max by (replica)`), do not add.
+A gauge that `grows` counts since the start of its replica, or of the directory, and its series goes with that: rate()
+applies to it. It is no counter because other processes than the one that is scraped count, and every front door tells
+the same: take it from one of them (`max by (replica)`), do not add.
 """
 
 from __future__ import annotations
@@ -14,7 +14,18 @@ from typing import Literal
 
 Kind = Literal["counter", "gauge", "histogram"]
 Unit = Literal[
-    "requests", "sequences", "tokens", "tokens/s", "seconds", "bytes", "ratio", "shares", "times", "replicas"
+    "requests",
+    "sequences",
+    "tokens",
+    "tokens/s",
+    "seconds",
+    "bytes",
+    "pages",
+    "ratio",
+    "shares",
+    "times",
+    "replicas",
+    "nodes",
 ]
 
 
@@ -31,14 +42,16 @@ class Metric:
     buckets: tuple[float, ...] = ()
     """Upper bounds of a histogram's buckets, in its unit."""
     grows: bool = False
-    """Whether a gauge counts since its replica's start."""
+    """Whether a gauge counts since the start of whom it is of."""
     retells: str | None = None
     """The metric whose samples this one gives under another name, summed over the labels that it does not have."""
 
 
-_FIRST_TOKEN_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)
-_INTER_TOKEN_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
-_REQUEST_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1800, 3600)
+# Of prompts of millions of tokens the first token takes as long as whole requests of others do.
+_FIRST_TOKEN_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1800, 3600)
+# Close together where objectives are: a quantile is known as well as the bucket that it falls into is narrow.
+_INTER_TOKEN_S = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.5, 1, 2, 5)
+_REQUEST_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
 _TOKENS = (8, 32, 128, 512, 2048, 8192, 32_768, 131_072, 524_288, 2_097_152, 10_485_760)
 _CLASS, _REPLICA, _MODEL = ("class",), ("replica",), ("model_name",)
 
@@ -129,6 +142,14 @@ _OF_ROUTERS = (
     Metric("herd_generated_tokens", "gauge", "tokens", "Tokens a router generated.", _REPLICA, grows=True),
     Metric("herd_kv_used_bytes", "gauge", "bytes", "Bytes of a router's KV cache in use.", _REPLICA),
     Metric("herd_kv_total_bytes", "gauge", "bytes", "Bytes of a router's KV cache.", _REPLICA),
+    Metric(
+        "herd_kv_pages",
+        "gauge",
+        "pages",
+        "Pages of a router's KV cache, of global and of local layers, by state: used by sequences, kept for prompts "
+        "that begin alike, or free.",
+        ("replica", "layers", "state"),
+    ),
     Metric("herd_kv_cached_bytes", "gauge", "bytes", "Bytes of KV cache kept for prompts that begin alike.", _REPLICA),
     Metric(
         "herd_kv_host_bytes", "gauge", "bytes", "Bytes of memory with pages the KV cache had no room for.", _REPLICA
@@ -270,7 +291,13 @@ _OF_REPLICAS = (
         "Tokens of a logical expert at a replica that holds it, all layers together.",
         ("expert", "replica"),
     ),
-    Metric("herd_expert_copies", "gauge", "replicas", "Replicas that hold a logical expert.", ("expert",)),
+    Metric(
+        "herd_expert_copies",
+        "gauge",
+        "replicas",
+        "Replicas that hold a logical expert; at 0, whoever needs it waits.",
+        ("expert",),
+    ),
     Metric("herd_expert_queue_seconds", "gauge", "seconds", "Mean wait of a dispatch at an expert replica.", _REPLICA),
     Metric("herd_expert_compute_seconds", "gauge", "seconds", "Mean computing of a dispatch there.", _REPLICA),
     Metric("herd_expert_spare_bytes", "gauge", "bytes", "Bytes an expert replica has for more copies.", _REPLICA),
@@ -281,15 +308,26 @@ _OF_REPLICAS = (
         "Replicas of a deployment by state: ready, starting, draining, silent or failed.",
         ("deployment", "state"),
     ),
+    Metric(
+        "herd_departures",
+        "gauge",
+        "replicas",
+        "Expert replicas and context shards that went, by how: left as they were told to, or lost, for no heartbeat "
+        "came any more.",
+        ("how",),
+        grows=True,
+    ),
+    Metric("herd_draining_nodes", "gauge", "nodes", "Ray nodes that drain now, whoever told them to."),
+    Metric("herd_drained_nodes", "gauge", "nodes", "Ray nodes that began to drain.", grows=True),
 )
 
 _FOR_VLLM = (
-    Metric("vllm:num_requests_running", "gauge", "sequences", "herd_running_sequences, summed.", _MODEL),
+    Metric("vllm:num_requests_running", "gauge", "sequences", "herd_running_sequences of all routers.", _MODEL),
     Metric(
         "vllm:num_requests_waiting",
         "gauge",
         "sequences",
-        "herd_waiting_sequences and herd_sequences_in_line, summed.",
+        "herd_waiting_sequences of all routers, and herd_sequences_in_line of this front door.",
         _MODEL,
     ),
     Metric("vllm:kv_cache_usage_perc", "gauge", "ratio", "KV cache in use; 1 is all.", _MODEL),

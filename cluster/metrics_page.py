@@ -9,9 +9,10 @@ _HEAD = """# Metrics
 Every front door serves these at `/metrics`, in Prometheus' text format; [observability.md](observability.md) says what
 to ask of them. This page is generated from `cluster/metrics.py`: `python -m cluster.metrics_page > docs/metrics.md`.
 
-A gauge that *grows* counts since its replica's start and goes when that replica goes; `rate()` applies to it. Each
-front door tells of its own requests, to be added. Of routers, experts and replicas each one tells the whole cluster:
-with several front doors take what one says, `max by (replica)` and the like, not the sum.
+A gauge that *grows* counts since the start of its replica, or of the directory, and goes when that goes; `rate()`
+applies to it. Each front door tells of its own requests, to be added. Of routers, experts and replicas each one tells
+the whole cluster: with several front doors take what one says, `max by (replica)` and the like, not the sum. So do
+`vllm:num_requests_*` and `vllm:kv_cache_usage_perc`, whichever front door a load balancer asks.
 
 | metric | kind | unit | labels | meaning |
 |---|---|---|---|---|

@@ -18,6 +18,8 @@ def placement_info(overview: DirectoryOverview, *, is_current: bool = True) -> P
             _replica_info(replica, report) for replica, report in zip(overview.snapshot.replicas, known, strict=True)
         ),
         events=overview.events,
+        departures=overview.departures,
+        num_draining_nodes=len(overview.snapshot.draining_nodes),
         layer_load=sum_layer_loads([each.layer_load for each in known if each and each.layer_load]),
         roster=overview.roster,
         roster_problem=overview.roster_problem,

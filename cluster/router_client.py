@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from cluster.directory import Departures
 from cluster.events import ClusterEvent
 from cluster.layer_load import LayerLoad
 from cluster.replica_roster import ReplicaInfo
@@ -69,6 +70,10 @@ class PlacementInfo:
     """Empty when the experts run inside the router."""
     events: tuple[ClusterEvent, ...] = ()
     """What happened to expert replicas lately, oldest first."""
+    departures: Departures | None = None
+    """Who went since the directory started; None: not known."""
+    num_draining_nodes: int = 0
+    """Ray nodes that drain now."""
     layer_load: LayerLoad | None = None
     """How busy the experts are layer by layer, all their copies together, by the last heartbeats; None: not known."""
     roster: tuple[ReplicaInfo, ...] = ()

@@ -31,7 +31,7 @@ from router.next_tokens import NextTokens
 from router.overlap import Overlap
 from router.paging.blocks import BlockChain
 from router.paging.paged_kv import PagedKv
-from router.request import Ended, EngineLoad, GenerationRequest
+from router.request import Ended, EngineLoad, GenerationRequest, PageCounts
 from router.resident import record_steps, resident_experts
 from router.sampling import SamplingState
 from router.scheduler import Scheduler, Work
@@ -533,15 +533,18 @@ class Engine:
 
     def _measure_load(self) -> EngineLoad:
         running, waiting = self._scheduler.running, self._scheduler.waiting
+        used, kept, plan = self._kv.num_used_pages(), self._kv.num_kept_pages(), self._kv.plan
         return EngineLoad(
             running=len(running),
             waiting=len(waiting),
             queued_prompt_tokens=sum(s.num_uncomputed for s in (*running, *waiting) if s.is_prefilling),
-            kv_used_bytes=self.layout.pages_bytes(*self._kv.num_used_pages()),
-            kv_total_bytes=self.layout.plan_bytes(self._kv.plan),
+            kv_used_bytes=self.layout.pages_bytes(*used),
+            kv_total_bytes=self.layout.plan_bytes(plan),
             slots=self.limits.slots,
             generated_tokens=self._next_tokens.num_chosen,
-            kv_cached_bytes=self.layout.pages_bytes(*self._kv.num_kept_pages()),
+            kv_cached_bytes=self.layout.pages_bytes(*kept),
+            global_pages=PageCounts(total=plan.num_global_pages, used=used[0], kept=kept[0]),
+            local_pages=PageCounts(total=plan.num_local_pages, used=used[1], kept=kept[1]),
             kv_tiers=self._tiers.counts(),
             prompt_tokens=self._scheduler.num_prompt_tokens,
             cached_tokens=self._scheduler.num_cached_tokens,

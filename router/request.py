@@ -115,6 +115,22 @@ EngineEvent = PromptProgress | PromptDone | TokenChosen | Ended
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PageCounts:
+    """What the pages of one kind of layers are there for."""
+
+    total: int = 0
+    used: int = 0
+    """Held by sequences; a page that several share counts once."""
+    kept: int = 0
+    """Held by nobody, and kept for prompts that begin alike."""
+
+    @property
+    def free(self) -> int:
+        """Return those that nobody holds and nothing is kept in."""
+        return self.total - self.used - self.kept
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EngineLoad:
     """How busy an engine is at one moment."""
 
@@ -133,6 +149,10 @@ class EngineLoad:
     """Tokens generated since the start."""
     kv_cached_bytes: int = 0
     """Bytes of cache that nobody holds and that are kept for prompts that begin alike; free for whoever needs them."""
+    global_pages: PageCounts = PageCounts()
+    """Pages of the cache for global layers."""
+    local_pages: PageCounts = PageCounts()
+    """Those for local layers."""
     kv_tiers: TierCounts = field(default_factory=TierCounts)
     """What host memory and disk hold of pages that left the cache, and gave back."""
     prompt_tokens: int = 0

@@ -35,7 +35,13 @@ def add_operations(app: FastAPI, service: InferenceService) -> None:
     async def metrics() -> Response:
         """Return the metrics in Prometheus' text format."""
         loads, placement = await asyncio.gather(_load(view), _placement(service, view))
-        text = service.metrics.render(loads, service.class_loads(), placement, is_draining=service.is_draining)
+        text = service.metrics.render(
+            loads,
+            service.class_loads(),
+            placement,
+            num_experts=service.model.config.num_experts,
+            is_draining=service.is_draining,
+        )
         return Response(text, headers={"content-type": CONTENT_TYPE})
 
     @app.get("/status.json", response_model=None)

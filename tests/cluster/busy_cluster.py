@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from cluster.directory import Departures
 from cluster.events import ClusterEvent
 from cluster.layer_load import LayerLoad
 from cluster.replica_roster import ReplicaInfo
 from cluster.router_client import ExpertReplicaInfo, PlacementInfo, RouterLoad
 from cluster.served_model import ServedModel
-from router.request import EngineLoad
+from router.request import EngineLoad, PageCounts
 from router.transport.evidence import DispatchCounts, DispatchTimes
 from router.transport.grpc import TransportHealth
 from router.transport.offer import LaneInUse
@@ -67,6 +68,8 @@ def busy_placement(num_experts: int, num_groups: int, num_layers: int = 4) -> Pl
         version=17,
         expert_replicas=tuple(replicas),
         events=_events(),
+        departures=Departures(left=3, lost=1, drained_nodes=2),
+        num_draining_nodes=1,
         layer_load=_layer_load(num_experts, num_layers),
         roster=(*_unready(), *(_ready(each.replica_id, each.group, each.pid) for each in replicas)),
     )
@@ -134,6 +137,8 @@ def _router(name: str, pid: int, generated: int, *, running: int, waiting: int, 
         queued_prompt_tokens=waiting * 1700,
         kv_used_bytes=running * 400_000_000,
         kv_total_bytes=6_000_000_000,
+        global_pages=PageCounts(total=1000, used=running * 50, kept=30),
+        local_pages=PageCounts(total=200, used=running * 10),
         slots=16,
         generated_tokens=generated,
     )

@@ -1,7 +1,7 @@
 import asyncio
 from dataclasses import replace
 
-from cluster.directory import Directory, DirectorySnapshot, ExpertReplica, merge_placements
+from cluster.directory import Departures, Directory, DirectorySnapshot, ExpertReplica, merge_placements
 from router.placement import ExpertHolder, Placement
 
 LEASE_S = 6.0
@@ -163,3 +163,15 @@ def test_where_all_nodes_drain_everybody_keeps_its_work():
     it.register(replace(replica("b", 0), node_id="n2"), now=0)
     it.drain(frozenset({"n1", "n2"}))
     assert it.snapshot().placement().replicas_by_expert == {0: ("a", "b")}
+
+
+def test_who_left_who_was_lost_and_what_drained_is_counted():
+    it = directory()
+    for name in ("a", "b"):
+        it.register(replica(name, 0), now=0)
+    it.deregister("a")
+    it.deregister("a")
+    it.advance(now=LEASE_S)
+    for draining in ({"n1"}, {"n1", "n2"}, {"n2"}, {"n2", "n3"}):
+        it.drain(frozenset(draining))
+    assert it.departures == Departures(left=1, lost=1, drained_nodes=3)

@@ -2,12 +2,14 @@
 
 import re
 import time
+from dataclasses import replace
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.class_queue import ClassQueue
 from cluster.metrics import METRICS
 from cluster.metrics_page import metrics_page
+from cluster.router_client import PlacementInfo
 from protos.errors import DeadlineExceeded
 from router.request import GenerationRequest
 from tests.cluster.busy_cluster import busy_placement, router_loads, with_experts
@@ -23,7 +25,7 @@ herd_inter_token_seconds herd_replayed_sequences_total herd_sequences_in_flight 
 herd_admitted_prompt_tokens herd_front_door_draining
 
 herd_running_sequences herd_waiting_sequences herd_slots herd_queued_prompt_tokens herd_generated_tokens
-herd_kv_used_bytes herd_kv_total_bytes herd_kv_cached_bytes herd_kv_host_bytes herd_kv_disk_bytes
+herd_kv_used_bytes herd_kv_total_bytes herd_kv_pages herd_kv_cached_bytes herd_kv_host_bytes herd_kv_disk_bytes
 herd_kv_restored_host_bytes herd_kv_restored_disk_bytes herd_kv_restore_host_seconds herd_kv_restore_disk_seconds
 herd_kv_damaged_pages herd_prefix_queried_tokens herd_prefix_cached_tokens herd_prefix_hit_ratio
 herd_context_repaired_tokens herd_context_free_tokens herd_context_wanted_tokens herd_preemptions
@@ -32,7 +34,7 @@ herd_dispatch_shares herd_dispatch_hedges herd_dispatch_resends herd_dispatch_pr
 herd_dispatch_seconds herd_ejections herd_ejected_replicas
 
 herd_expert_tokens_per_second herd_expert_copies herd_expert_queue_seconds herd_expert_compute_seconds
-herd_expert_spare_bytes herd_replicas
+herd_expert_spare_bytes herd_replicas herd_departures herd_draining_nodes herd_drained_nodes
 
 vllm:num_requests_running vllm:num_requests_waiting vllm:kv_cache_usage_perc vllm:time_to_first_token_seconds
 vllm:inter_token_latency_seconds vllm:e2e_request_latency_seconds vllm:request_prompt_tokens
@@ -134,6 +136,54 @@ def test_replicas_are_counted_by_deployment_and_state(door, router):
     assert found["herd_replicas", "experts-0-3, ready"] == 2
     assert found["herd_replicas", "experts-0-3, draining"] == 0
     assert found["herd_replicas", "Experts-5, starting"] == 1
+
+
+def test_pages_are_told_by_layers_and_state(door, router):
+    router.loads = router_loads(ejected=())
+    found = samples(door)
+    told = {
+        (layers, state): found["herd_kv_pages", f"{layers}, router-a, {state}"]
+        for layers in ("global", "local")
+        for state in ("used", "kept", "free")
+    }
+    assert told == {
+        ("global", "used"): 550,
+        ("global", "kept"): 30,
+        ("global", "free"): 420,
+        ("local", "used"): 110,
+        ("local", "kept"): 0,
+        ("local", "free"): 90,
+    }
+
+
+def test_an_expert_that_nobody_holds_is_told_as_0_and_not_left_out(door, router):
+    door.service.model = with_experts(door.service.model, 16)
+    placement = busy_placement(16, 4)
+    router.placement = replace(placement, expert_replicas=placement.expert_replicas[2:])
+    found = samples(door)
+    assert [found["herd_expert_copies", str(expert)] for expert in (0, 1, 3, 4)] == [3, 0, 0, 2]
+
+
+def test_experts_in_the_routers_process_have_no_copies_to_tell_of(door, router):
+    router.placement = PlacementInfo(version=17, roster=busy_placement(16, 4).roster[-3:])
+    assert not [labels for name, labels in samples(door) if name == "herd_expert_copies"]
+
+
+def test_who_went_and_what_drains_is_told(door, router):
+    router.placement = busy_placement(16, 4)
+    found = samples(door)
+    assert (found["herd_departures", "left"], found["herd_departures", "lost"]) == (3, 1)
+    assert (found["herd_draining_nodes", ""], found["herd_drained_nodes", ""]) == (1, 2)
+
+
+def test_failures_are_told_from_the_start_so_that_the_first_one_is_a_rise(door):
+    found = samples(door)
+    failures = {code: value for (name, code), value in found.items() if name == "herd_requests_total"}
+    assert failures == dict.fromkeys(
+        [f"{api}, {code}" for api in ("chat", "completions") for code in (500, 503, 504)]
+        + [f"grpc, {code}" for code in ("INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED")],
+        0,
+    )
 
 
 def test_a_front_door_that_drains_says_so(door):

@@ -78,6 +78,7 @@ def test_routers_with_their_experts_inside_have_no_dispatches(door):
 
 def test_metrics_tell_expert_replicas_with_one_series_per_copy(door, router):
     router.placement = busy_placement(16, 4)
+    door.service.model = with_experts(door.service.model, 16)
     found = samples(door)
     assert found["herd_expert_tokens_per_second", "0, experts-1-0"] == 640
     assert found["herd_expert_tokens_per_second", "4, experts-1-0"] == 0
