@@ -18,6 +18,7 @@ from cluster.config_source import load_config
 from cluster.launch.ray_session import _environment
 from tests.chart import write
 from tests.chart.chart import CHART, GOLDENS, PLANNED, PROFILES, SCHEMA, essence, groups, helm, only, profile, render
+from tests.cluster.promql import problems
 from tests.conftest import ROOT
 
 RAYSERVICE = jsonschema.Draft202012Validator(json.loads((Path(__file__).parent / "rayservice.schema.json").read_text()))
@@ -41,6 +42,7 @@ service: {type: LoadBalancer, annotations: {cloud: internal}}
 networkPolicy: {clients: [{podSelector: {matchLabels: {app: gateway}}}]}
 operatorKey: {secret: operator}
 serviceMonitor: {enabled: true, labels: {release: prometheus}}
+prometheusRule: {enabled: true, firstTokenSeconds: 2.5, labels: {release: prometheus}}
 """
 
 
@@ -101,7 +103,7 @@ def test_kubernetes_knows_every_object_of_its_own(rendered, everything):
             known = [each]
         for one in known:
             kubernetes_validate.validate(one, "1.33", strict=True)
-    assert foreign == {"RayService", "ServiceMonitor"}
+    assert foreign == {"RayService", "ServiceMonitor", "PrometheusRule"}
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -227,6 +229,28 @@ def test_prometheus_and_the_test_pod_show_the_operators_key(everything, rendered
         return {each["name"] for each in only(objects, "Pod", "herd-test")["spec"]["containers"][0]["env"]}
 
     assert named(everything) - named(rendered["demo-cpu"]) == {"HERD_API_KEY"}
+
+
+def test_alerts_ask_for_metrics_of_this_release_that_front_doors_export(everything):
+    [group] = only(everything, "PrometheusRule")["spec"]["groups"]
+    rules = {each["alert"]: each for each in group["rules"]}
+    assert set(rules) == {
+        "HerdNoReadyRouter",
+        "HerdExpertWithoutHolder",
+        "HerdRequestsFail",
+        "HerdFirstTokenSlow",
+        "HerdDrainStuck",
+    }
+    scraped = only(everything, "Service", "herd-http")["metadata"]["name"]
+    for rule in rules.values():
+        assert problems(rule["expr"]) == []
+        matchers = re.findall(r"\{(.*?)\}", rule["expr"])
+        assert matchers
+        assert all(each.startswith(f'job="{scraped}",namespace="llama"') for each in matchers)
+        assert rule["annotations"]["summary"].endswith(".")
+        assert "llama" in rule["annotations"]["description"]
+    assert rules["HerdFirstTokenSlow"]["expr"].endswith("> 2.5")
+    assert rules["HerdDrainStuck"]["for"] == "60m"
 
 
 def test_services_lead_to_the_ports_of_front_doors(everything):

@@ -5,13 +5,10 @@ import re
 
 import pytest
 
-from cluster.metrics import METRICS
+from tests.cluster.promql import problems
 from tests.conftest import ROOT
 
 DASHBOARD = json.loads((ROOT / "helm" / "dashboards" / "herd.json").read_text())
-KNOWN = {metric.name: metric for metric in METRICS}
-OF_SCRAPES = {"job", "instance"}
-FUNCTIONS = {"sum", "max", "topk", "rate", "histogram_quantile", "clamp_min", "scalar", "vector", "by", "or"}
 
 
 def panels() -> list[dict]:
@@ -29,34 +26,6 @@ def documented() -> list[str]:
     return [line for block in blocks for line in block.splitlines()]
 
 
-def problems(expression: str) -> list[str]:
-    """Return what a query asks for that METRICS does not have, and rates of what may fall."""
-    found = []
-    bare = re.sub(r"\{.*?\}|\[.*?\]|\bby \(.*?\)|\b\d[\w.]*", " ", expression)
-    names = set(re.findall(r"[a-zA-Z_:][\w:]*", bare)) - FUNCTIONS
-    metrics = {name: metric_of(name) for name in names}
-    found += [f"{name} is no metric" for name, metric in metrics.items() if metric is None]
-    labels = {label for metric in metrics.values() if metric for label in (*metric.labels, "le")} | OF_SCRAPES
-    for group in re.findall(r"\bby \((.*?)\)", expression):
-        found += [f"{label} is no label" for label in group.split(", ") if label not in labels]
-    for name, matchers in re.findall(r"([\w:]+)\{(.*?)\}", expression):
-        own = {*(metrics[name].labels if metrics.get(name) else ()), *OF_SCRAPES}
-        found += [f"{label} is no label of {name}" for label in re.findall(r"(\w+)[!=]", matchers) if label not in own]
-    for name in re.findall(r"\brate\(([\w:]+)", expression):
-        metric = metrics.get(name)
-        found += [f"{name} may fall"] if metric and metric.kind == "gauge" and not metric.grows else []
-    return found
-
-
-def metric_of(name: str):
-    """Return the metric that a series belongs to; None: there is none."""
-    if name in KNOWN:
-        return KNOWN[name] if KNOWN[name].kind != "histogram" else None  # without a suffix it has no series
-    base, _, suffix = name.rpartition("_")
-    metric = KNOWN.get(base)
-    return metric if suffix in ("bucket", "sum", "count") and metric and metric.kind == "histogram" else None
-
-
 @pytest.mark.parametrize(
     ("expression", "problem"),
     [
@@ -66,6 +35,8 @@ def metric_of(name: str):
         ('herd_slots{expert="1"}', "expert is no label of herd_slots"),
         ("sum by (expert) (herd_slots)", "expert is no label"),
         ("rate(herd_slots[5m])", "herd_slots may fall"),
+        ("sum(herd_slots)", "every front door tells herd_slots: max, then add"),
+        ("sum by (replica) (rate(herd_preemptions[5m]))", "every front door tells herd_preemptions: max, then add"),
     ],
 )
 def test_a_wrong_query_is_seen(expression, problem):
@@ -83,7 +54,10 @@ def test_the_dashboard_has_what_grafana_needs_to_import_it():
     assert "id" not in DASHBOARD, "the database of one Grafana gives it"
     variables = {each["name"]: each for each in DASHBOARD["templating"]["list"]}
     assert (variables["datasource"]["type"], variables["datasource"]["query"]) == ("datasource", "prometheus")
-    assert variables["job"]["definition"] == "label_values(herd_info, job)"
+    assert variables["namespace"]["definition"] == "label_values(herd_info, namespace)"
+    assert variables["namespace"]["allValue"] == ".*", "outside Kubernetes there is none"
+    assert variables["job"]["definition"] == 'label_values(herd_info{namespace=~"$namespace"}, job)'
+    assert not variables["job"]["includeAll"], "deployments and experts of two Herds have the same names"
     identifiers = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(set(identifiers)) == len(identifiers)
 
@@ -98,7 +72,26 @@ def test_every_panel_has_a_title_a_place_and_queries_of_the_data_source_that_was
             len(panel["targets"]) + 1
         )
         for target in panel["targets"]:
-            assert 'job=~"$job"' in target["expr"], "of the Herd that was chosen, not of all"
+            queries = re.findall(r"\{(.*?)\}", target["expr"])
+            assert all(each.startswith('job=~"$job",namespace=~"$namespace"') for each in queries), "of the Herd chosen"
+            assert len(queries) == len(re.findall(r"\b(?:herd_|vllm:)\w+", target["expr"]))
+        names = [target["refId"] for target in panel["targets"]]
+        assert len(set(names)) == len(names)
+
+
+def test_no_panel_lies_on_another_and_each_says_its_unit():
+    taken = set()
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        taken |= cells
+        if panel["type"] not in ("row", "heatmap"):
+            assert panel["fieldConfig"]["defaults"]["unit"] in {"none", "percentunit", "reqps", "s", "bytes", "Bps"}
 
 
 def test_there_is_a_row_for_each_part():
