@@ -18,6 +18,8 @@ from cluster.config import LogSettings
 PACKAGES = ("cluster", "context", "experts", "models", "protos", "router")
 """Whose lines `log.level` is for; of all others there are warnings and errors."""
 _FIELDS = "fields"
+_ESCAPED = {code: f"\\u{code:04x}" for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)}
+"""Line ends and what terminals obey: a name that a peer chose must not write lines of its own. As JSON escapes them."""
 
 
 def fields(**values: object) -> dict[str, object]:
@@ -64,6 +66,7 @@ class TextLines(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Return a line without its traceback, which the caller adds."""
         found = getattr(record, _FIELDS, {})
+        record.message = record.message.translate(_ESCAPED)
         return super().formatMessage(record) + "".join(f" {name}={_text(value)}" for name, value in found.items())
 
 
@@ -86,7 +89,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return json.dumps(line, ensure_ascii=False, default=str).translate(_ESCAPED)
 
 
 def _text(value: object) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from cluster.choice import Choice
 from cluster.front_door_metrics import FrontDoorMetrics
 from cluster.logs import fields
+from cluster.refused_lines import RefusedLines
 from cluster.request_id import RequestId
 from cluster.validation import CompletionRequest
 from protos.errors import RequestError, ServingError
@@ -29,10 +30,16 @@ class RequestRecord:
         api: completions, chat or grpc.
         request_id: its name.
         span: of it; None: it is not traced.
+        refused: bounds the lines of requests that are refused; None: nobody does.
     """
 
     def __init__(
-        self, metrics: FrontDoorMetrics, api: str, request_id: RequestId, span: RequestSpan | None = None
+        self,
+        metrics: FrontDoorMetrics,
+        api: str,
+        request_id: RequestId,
+        span: RequestSpan | None = None,
+        refused: RefusedLines | None = None,
     ) -> None:
         self.request_id = request_id
         self.error: ServingError | None = None
@@ -40,6 +47,7 @@ class RequestRecord:
         self._metrics = metrics
         self._api = api
         self._span = span
+        self._refused = refused
         self._began_s = time.monotonic()
         self._num_prompt_tokens: int | None = None
         self._choices: Sequence[Choice] | None = None
@@ -77,6 +85,7 @@ class RequestRecord:
         self._metrics.count_request(self._api, code)
         choices, error = self._choices, self.error
         num_tokens = None if choices is None else sum(each.num_tokens for each in choices)
+        trace_id = None if self._span is None else self._span.trace_id
         if self._span is not None:
             self._span.end(
                 code,
@@ -86,6 +95,12 @@ class RequestRecord:
             )
         if not _LOG.isEnabledFor(logging.INFO):
             return
+        left_out = 0
+        if self._refused is not None and choices is None and isinstance(error, RequestError):
+            found = self._refused.next()
+            if found is None:
+                return
+            left_out = found
         # What a request's error says may repeat what its client sent, so only its kind is told.
         reason = None if error is None or isinstance(error, RequestError) else error.message
         _LOG.info(
@@ -100,6 +115,8 @@ class RequestRecord:
                 finished=None if choices is None else _finished(choices),
                 error=None if error is None else error.reason,
                 reason=reason,
+                left_out=left_out or None,
+                trace_id=trace_id,
             ),
         )
 

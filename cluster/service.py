@@ -22,6 +22,7 @@ from cluster.limits import FrontDoorLimits
 from cluster.merge import merge, within
 from cluster.pool import Pool, PoolAccess
 from cluster.progress_report import PERIOD_S, ProgressReport
+from cluster.refused_lines import RefusedLines
 from cluster.replay import outliving_routers
 from cluster.request_id import RequestId
 from cluster.request_record import RequestRecord
@@ -71,6 +72,7 @@ class InferenceService:
         self.metrics = FrontDoorMetrics(model.name, [each.name for each in self._pools])
         self._progress_s = progress_s
         self._tracing = tracing
+        self._refused_lines = RefusedLines()
         self._is_draining = False
 
     @property
@@ -122,7 +124,7 @@ class InferenceService:
             headers: the client's, names in lower case.
         """
         span = None if self._tracing is None else self._tracing.request(api, request_id.value, headers)
-        return RequestRecord(self.metrics, api, request_id, span)
+        return RequestRecord(self.metrics, api, request_id, span, self._refused_lines)
 
     async def generate(
         self, request: CompletionRequest, record: RequestRecord | None = None, caller: Caller = ANYBODY

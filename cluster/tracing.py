@@ -135,6 +135,11 @@ class RequestSpan:
         """Return what spans of other processes name as their parent; empty: the request is not traced."""
         return traceparent(self._span) if self._span.is_recording() else ""
 
+    @property
+    def trace_id(self) -> str | None:
+        """Return what collectors find the request's trace by; None: it is not traced."""
+        return f"{self._span.get_span_context().trace_id:032x}" if self._span.is_recording() else None
+
     def end(self, code: str, *, failed: bool, num_prompt_tokens: int | None, num_tokens: int | None) -> None:
         """End it.
 

@@ -11,6 +11,7 @@ import pytest
 
 from cluster.config import LogSettings
 from cluster.logs import configure_logs, fields
+from cluster.refused_lines import RefusedLines
 from cluster.request_id import HEADER, request_id
 from protos.errors import NoReplica
 from protos.inference.v1 import inference_pb2 as pb
@@ -53,6 +54,15 @@ def test_a_line_of_text_has_its_fields_as_names_and_values(logged):
     _LOG.info("request ended", extra=fields(request_id="a", seconds=0.25, nothing=None, reason='gone = "far"'))
     line = re.fullmatch(r"(\S+Z) INFO cluster.of_this_test request ended (.*)\n", stream.getvalue())
     assert line[2] == 'request_id=a seconds=0.250 reason="gone = \\"far\\""'
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_what_a_peer_calls_itself_writes_no_line_of_its_own(logged, form):
+    stream = logged(format=form)
+    _LOG.info("router %s went away", "a\n2026-01-01T00:00:00.000Z ERROR cluster forged\x1b[2J\u2028b")
+    [line] = stream.getvalue().splitlines()
+    assert "forged" in line
+    assert "\x1b" not in line
 
 
 def test_a_line_of_json_is_one_object(logged):
@@ -126,6 +136,21 @@ def test_refusals_say_the_name_and_are_logged_without_what_was_sent(door, caplog
     [end] = ends(caplog)
     assert (end["request_id"], end["code"], end["error"]) == ("mine-8", "400", "INVALID_REQUEST")
     assert "swordfish" not in json.dumps([record.__dict__ for record in caplog.records], default=str)
+
+
+def test_lines_of_refused_requests_are_bounded_and_say_what_was_left_out(door, caplog):
+    caplog.set_level(logging.INFO, "cluster")
+    now = [0.0]
+    door.service._refused_lines = RefusedLines(per_minute=60, clock=lambda: now[0])
+    for number in range(64):
+        door.post("/v1/completions", {"prompt": {}}, x_request_id=f"mine-{number}")
+    door.post("/v1/completions", {"prompt": [5]}, x_request_id="good")
+    now[0] = 1.0
+    door.post("/v1/completions", {"prompt": {}}, x_request_id="later")
+    *lines, good, later = ends(caplog, 62)
+    assert [line["request_id"] for line in lines] == [f"mine-{number}" for number in range(60)]
+    assert (good["request_id"], later["request_id"], later["left_out"]) == ("good", "later", 4)
+    assert 'herd_requests_total{api="completions",code="400"} 65.0' in door.get("/metrics")[2]
 
 
 def test_a_failure_is_logged_with_its_reason_and_the_tokens_that_came(door, router, caplog):

@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import logging
 import time
 from contextlib import aclosing
 
@@ -25,6 +26,7 @@ from router.step_watch import StepWatch
 from router.transport.evidence import DispatchTimes
 from tests.cluster.live_front_door import LiveFrontDoor
 from tests.cluster.scripted_router import ScriptedRouter, fails, says
+from tests.cluster.test_metrics import wait_until
 from tests.conftest import ROOT
 from tests.router.local_engine import local_engine
 
@@ -74,6 +76,15 @@ def test_a_request_has_a_span_below_its_clients_and_its_sequences_name_it(traced
     }
     below = f"00-{TRACE}-{span.context.span_id:016x}-01"
     assert [request.traceparent for request in router.requests] == [below, below]
+
+
+def test_a_traced_requests_line_in_the_log_names_its_trace(traced_door, spans, caplog):
+    caplog.set_level(logging.INFO, "cluster")
+    traced_door.post("/v1/completions", {"prompt": [5]}, traceparent=UNSAMPLED)
+    traced_door.post("/v1/completions", {"prompt": [5]}, traceparent=SAMPLED)
+    finished(spans)
+    assert wait_until(lambda: len(caplog.records) == 2)
+    assert [record.fields.get("trace_id") for record in caplog.records] == [None, TRACE]
 
 
 def test_a_grpc_calls_metadata_name_its_parent(traced_door, spans):
