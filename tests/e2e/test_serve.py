@@ -91,6 +91,14 @@ def test_openai_client_streams_a_chat_with_usage(openai_client):
     assert [model.id for model in openai_client.models.list()] == ["demo"]
 
 
+def test_server_info_places_every_expert_in_two_processes(grpc_client):
+    info = grpc_client.call(f"{SERVICE}/GetServerInfo")
+    replicas = info["expert_replicas"]
+    assert sorted(expert for replica in replicas for expert in replica["expert_ids"]) == list(range(8))
+    assert len({replica["pid"] for replica in replicas}) == 2
+    assert {replica["group"] for replica in replicas} == {"Experts-0", "Experts-1"}
+
+
 def test_a_traced_request_has_one_trace_through_front_door_router_and_experts(openai_client, collector):
     trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
     asked = {"traceparent": f"00-{trace_id}-00f067aa0ba902b7-01", "x-request-id": "slow-one"}
@@ -120,14 +128,6 @@ def test_a_traced_request_has_one_trace_through_front_door_router_and_experts(op
     assert (request.parent_id, request.attributes["herd.request_id"]) == ("00f067aa0ba902b7", "slow-one")
     assert len({span.attributes["herd.replica"] for span in spans if span.name == "experts"}) == 2
     assert {span.trace_id for span in collector.spans} == {trace_id}, "nothing else was sampled"
-
-
-def test_server_info_places_every_expert_in_two_processes(grpc_client):
-    info = grpc_client.call(f"{SERVICE}/GetServerInfo")
-    replicas = info["expert_replicas"]
-    assert sorted(expert for replica in replicas for expert in replica["expert_ids"]) == list(range(8))
-    assert len({replica["pid"] for replica in replicas}) == 2
-    assert {replica["group"] for replica in replicas} == {"Experts-0", "Experts-1"}
 
 
 @pytest.mark.parametrize(
