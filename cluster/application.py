@@ -20,9 +20,9 @@ from cluster.directory_actor import directory_config
 from cluster.drain_times import ROUTER_SHUTDOWN_S, drain_times
 from cluster.experts_deployment import Experts
 from cluster.front_door import FrontDoor
-from cluster.names import CONTEXT, FRONT_DOOR, ROUTER, experts_deployment
+from cluster.names import CONTEXT, FRONT_DOOR, ROUTER, experts_deployment, is_experts
 from cluster.plan import DeploymentPlan
-from cluster.roles import role_of
+from cluster.roles import group_role, role_of
 from cluster.router_deployment import Router
 from cluster.serve_scaling import context_replicas, experts_replicas, front_door_replicas, router_replicas
 
@@ -104,7 +104,12 @@ def build_application(plan: DeploymentPlan) -> Application:
 
 def _place(plan: DeploymentPlan, deployment: str) -> dict[str, dict[str, float]]:
     """Return the options that take a replica to a node of its role, where there are roles."""
-    return {"resources": {role_of(deployment): 1.0}} if plan.by_role else {}
+    if not plan.by_role:
+        return {}
+    roles = [role_of(deployment)]
+    if plan.by_expert_group and is_experts(deployment):
+        roles.append(group_role(deployment))
+    return {"resources": dict.fromkeys(roles, 1.0)}
 
 
 def _ray_serves_lines(settings: LogSettings) -> LoggingConfig:

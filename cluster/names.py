@@ -25,3 +25,8 @@ def is_router(deployment: str) -> bool:
 def is_experts(deployment: str) -> bool:
     """Tell whether a deployment serves an expert group."""
     return deployment.startswith(_EXPERTS)
+
+
+def group_of(deployment: str) -> int:
+    """Return the expert group that a deployment serves."""
+    return int(deployment.removeprefix(_EXPERTS))

@@ -72,6 +72,8 @@ class DeploymentPlan:
     """Routers for long requests; None: all requests share the others."""
     by_role: bool = False
     """Whether each replica runs on a node that offers its role (`cluster.roles`), and has it to itself."""
+    by_expert_group: bool = False
+    """Whether an expert replica's node also offers its group's role: who makes the nodes says where copies may be."""
     spare_bytes: int = 0
     """Bytes of weights that an expert replica may take on beyond its group's: copies of experts that are in demand."""
 

@@ -45,6 +45,8 @@ class BuildArgs(BaseModel):
     by_role: bool = False
     """Run each replica on a node that offers its role (`cluster.roles`), with that node to itself. Off: anywhere, and
     all of them share a machine like the one this runs on."""
+    by_expert_group: bool = False
+    """With `by_role`: run each expert replica on a node that offers the role of its group as well."""
 
 
 def build(args: BuildArgs) -> Application:
@@ -58,7 +60,8 @@ def build(args: BuildArgs) -> Application:
     """
     if args.config is not None and args.sha256 is not None:
         wait_for_file(args.config, args.sha256, _FILE_S)
-    return build_application(plan_on_cluster(load_config(args.config), by_role=args.by_role))
+    plan = plan_on_cluster(load_config(args.config), by_role=args.by_role)
+    return build_application(replace(plan, by_expert_group=args.by_role and args.by_expert_group))
 
 
 def plan_on_cluster(settings: ClusterConfig, *, by_role: bool) -> DeploymentPlan:

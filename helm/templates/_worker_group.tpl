@@ -1,15 +1,18 @@
-{{/* One group of workers. Takes root, role (key of values), group (name of KubeRay's), resource (of Ray's). */}}
+{{/*
+One group of workers. Takes root, role (key of values), component (label of its pods), group (name of KubeRay's), parts
+(groups that share the role's pods), resources (of Ray's).
+*/}}
 {{- define "herd.workerGroup" -}}
 {{- $worker := index .root.Values.workers .role -}}
 {{- $container := include "herd.workerContainer" . -}}
 {{- $scheduling := include "herd.workerScheduling" . -}}
-{{- $template := dict "root" .root "component" .group "account" (include "herd.name" .root) "place" $worker "container" $container "scheduling" $scheduling -}}
+{{- $template := dict "root" .root "component" .component "account" (include "herd.name" .root) "place" $worker "container" $container "scheduling" $scheduling -}}
 groupName: {{ .group }}
 {{ include "herd.replicas" . }}
 rayStartParams:
   object-store-memory: "104857600"
 resources:
-  {{ .resource }}: "1"
+  {{- toYaml .resources | nindent 2 }}
 template:
   {{- include "herd.podTemplate" $template | nindent 2 }}
 {{- end -}}
@@ -61,9 +64,11 @@ topologySpreadConstraints:
   - maxSkew: 1
     topologyKey: kubernetes.io/hostname
     whenUnsatisfiable: DoNotSchedule
+    nodeTaintsPolicy: Honor # a node that is down or cordoned must not be waited for
+    matchLabelKeys: [ray.io/cluster] # those of a cluster that this one replaces do not count
     labelSelector:
       matchLabels:
         {{- include "herd.selector" .root | nindent 8 }}
-        app.kubernetes.io/component: {{ .group }}
+        ray.io/group: {{ .group }}
 {{- end }}
 {{- end -}}

@@ -22,7 +22,7 @@
 {{- end -}}
 {{- else if eq .role "experts" -}}
 {{- if not (dig "experts" "in_router" false $s) -}}
-{{- $groups := dig "experts" "groups" nil $s | default 2 | int -}}
+{{- $groups := include "herd.expertGroups" .root | int -}}
 {{- $copies := dig "experts" "replicas_per_group" 1 $s | int -}}
 {{- $asked := dig "scaling" "experts_min_replicas" nil $s -}}
 {{- $first = mul $groups $copies -}}
@@ -39,7 +39,10 @@ first: {{ $first }}
 max: {{ $max }}
 {{- end -}}
 
-{{/* replicas, minReplicas and maxReplicas of a role's group, as YAML. Refuses numbers that contradict settings. */}}
+{{/*
+replicas, minReplicas and maxReplicas of each of the groups that share a role's pods, as YAML. Takes root, role, parts.
+Refuses numbers that contradict settings.
+*/}}
 {{- define "herd.replicas" -}}
 {{- $worker := index .root.Values.workers .role -}}
 {{- $made := include "herd.made" . | fromYaml -}}
@@ -69,7 +72,13 @@ max: {{ $max }}
 {{- end -}}
 {{- $max = $worker.maxReplicas | int -}}
 {{- end -}}
-replicas: {{ $first }}
-minReplicas: {{ $min }}
-maxReplicas: {{ $max }}
+{{- $parts := .parts | int -}}
+{{- range list (list "replicas" $first) (list "maxReplicas" $max) -}}
+{{- if mod (last .) $parts -}}
+{{- fail (printf "workers.experts.%s: expected a multiple of %d, settings.experts.groups, with spreadCopiesOverNodes, found %d; each group has as many pods" (first .) $parts (last .)) -}}
+{{- end -}}
+{{- end -}}
+replicas: {{ div $first $parts }}
+minReplicas: {{ div $min $parts }}
+maxReplicas: {{ div $max $parts }}
 {{- end -}}

@@ -15,6 +15,7 @@ import yaml
 
 from cluster import roles
 from cluster.config_source import load_config
+from cluster.names import experts_deployment
 from cluster.launch.ray_session import _environment
 from tests.chart import write
 from tests.chart.chart import CHART, GOLDENS, PLANNED, PROFILES, SCHEMA, essence, groups, helm, only, profile, render
@@ -173,6 +174,23 @@ def test_each_group_offers_the_role_that_its_replicas_ask_for(everything):
         "experts": [roles.EXPERTS_ROLE],
         "context-shard": [roles.CONTEXT_ROLE],
     }
+
+
+def test_copies_of_an_expert_spread_over_nodes_as_pods_of_a_group_of_their_own():
+    objects = render("--set=workers.experts.spreadCopiesOverNodes=true", "--set=settings.experts.replicas_per_group=3")
+    found = groups(objects)
+    assert list(found) == ["front-door", "router", "experts-0", "experts-1"]
+    for number, name in enumerate(("experts-0", "experts-1")):
+        group = found[name]
+        asked = {roles.EXPERTS_ROLE: "1", roles.group_role(experts_deployment(number)): "1"}
+        assert (group["resources"], group["replicas"]) == (asked, 3)
+        [constraint] = group["template"]["spec"]["topologySpreadConstraints"]
+        assert constraint["labelSelector"]["matchLabels"]["ray.io/group"] == name
+        assert (constraint["maxSkew"], constraint["topologyKey"]) == (1, "kubernetes.io/hostname")
+        assert constraint["whenUnsatisfiable"] == "DoNotSchedule"
+        # One budget for all of them, and the network policy's, select by this.
+        assert group["template"]["metadata"]["labels"]["app.kubernetes.io/component"] == "experts"
+    assert [each["metadata"]["name"] for each in objects if each["kind"] == "PodDisruptionBudget"] == ["herd-experts"]
 
 
 def test_pods_scale_as_far_as_replicas_do(everything):

@@ -31,6 +31,10 @@ from tests.chart.chart import CHART, helm, template
             ["workers.routers.replicas: expected at least 2"],
         ),
         (["workers.experts.replicas=1"], ["workers.experts.replicas: expected at least 2"]),
+        (
+            ["workers.experts.replicas=5", "workers.experts.spreadCopiesOverNodes=true"],
+            ["workers.experts.replicas: expected a multiple of 2", "found 5"],
+        ),
         (["workers.routers.maxReplicas=3"], ["workers.routers.maxReplicas: expected none without autoscaling.enabled"]),
         (
             ["autoscaling.enabled=true", "workers.routers.replicas=3", "workers.routers.maxReplicas=2"],

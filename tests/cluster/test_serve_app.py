@@ -48,6 +48,14 @@ def test_each_replica_takes_a_node_of_its_role(demo_dir):
     }
 
 
+def test_where_nodes_offer_expert_groups_a_replica_takes_a_node_of_its_group(demo_dir):
+    plan = replace(plan_by_role(demo_dir), by_expert_group=True)
+    found = {name: each["resources"] for name, each in options(plan).items()}
+    assert found["Experts-0"] == {"herd_experts": 1, "herd_experts_0": 1}
+    assert found["Experts-1"] == {"herd_experts": 1, "herd_experts_1": 1}
+    assert found["Router"] == {"herd_router": 1}
+
+
 def test_on_one_machine_nobody_asks_for_a_role(demo_dir):
     plan = make_plan(load_config(), open_checkpoint(demo_dir), "demo", replace(POD, free_bytes=8 * GIB))
     assert not any("resources" in each for each in options(plan).values())
@@ -114,16 +122,18 @@ def test_a_misspelt_argument_of_the_application_is_refused():
         BuildArgs.model_validate({"by_roles": True})
 
 
-def test_ray_serve_takes_what_the_chart_makes_of_it():
+@pytest.mark.parametrize(("profile", "by_group"), [("demo-cpu", False), ("maverick-2x8-multinode", True)])
+def test_ray_serve_takes_what_the_chart_makes_of_it(profile, by_group):
     from ray.serve.schema import ServeDeploySchema
 
     from cluster.serve_app import BuildArgs, build
 
-    golden = yaml.safe_load((ROOT / "tests" / "chart" / "goldens" / "demo-cpu.yaml").read_text())
+    golden = yaml.safe_load((ROOT / "tests" / "chart" / "goldens" / f"{profile}.yaml").read_text())
     config = ServeDeploySchema.model_validate(golden["serveConfigV2"])
     application = config.applications[0]
     assert (config.proxy_location, application.import_path) == ("Disabled", f"{build.__module__}:{build.__name__}")
-    assert BuildArgs.model_validate(application.args).by_role
+    found = BuildArgs.model_validate(application.args)
+    assert (found.by_role, found.by_expert_group) == (True, by_group)
 
 
 def test_no_process_is_kept_ready_on_a_node_that_has_its_replica_unless_asked_for(demo_dir):
