@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
+from cluster.machine_loss import machines_by_expert
 from cluster.names import is_experts
 from cluster.replica_roster import STATES
 from cluster.router_client import ExpertReplicaInfo, PlacementInfo, RouterLoad
@@ -78,10 +79,11 @@ def cluster_gauges(
     for name, measure in _OF_EXPERT_REPLICA.items():
         gauges[name] = {(each.replica_id,): measure(each) for each in replicas}
     gauges["herd_kv_pages"] = {sample: value for each in loads for sample, value in _pages(each)}
-    copies = Counter(expert for each in replicas for expert in each.expert_ids)
+    machines = machines_by_expert(replicas)
     # One that nobody holds is 0, and not nothing: that is when somebody has to look.
     everyone = range(num_experts if placement and _has_expert_replicas(placement) else 0)
-    gauges["herd_expert_copies"] = {(str(expert),): copies[expert] for expert in everyone}
+    gauges["herd_expert_copies"] = {(str(expert),): len(machines.get(expert, ())) for expert in everyone}
+    gauges["herd_expert_machines"] = {(str(expert),): len(set(machines.get(expert, ()))) for expert in everyone}
     roster = Counter((each.deployment, each.state) for each in (placement.roster if placement else ()))
     # Every state of a deployment that there is: nobody draining is 0, and not nothing.
     gauges["herd_replicas"] = {

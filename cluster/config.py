@@ -381,11 +381,20 @@ class TraceSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KubernetesSettings:
-    """What Herd does where it runs in pods of a RayCluster. Without effect elsewhere."""
+    """What Herd makes of the nodes it runs on."""
 
     watch: bool = True
     """Follow Herd's own pods and the cluster's nodes, and begin to move replicas as soon as their end is foretold: by a
-    taint of the node, an eviction or a deletion of the pod."""
+    taint of the node, an eviction or a deletion of the pod. Without effect outside a RayCluster's pods."""
+    near_labels: str = "nvidia.com/gpu.clique,topology.kubernetes.io/zone"
+    """Labels of nodes whose equal values mean near, narrowest first, with commas between: routers prefer expert
+    replicas on their own machine, then those nearby. Of Ray's nodes (`ray start --labels`), and of Kubernetes' nodes
+    where these are followed. Empty: only the machine counts."""
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Return those labels."""
+        return tuple(each for label in self.near_labels.split(",") if (each := label.strip()))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

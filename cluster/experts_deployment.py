@@ -26,6 +26,7 @@ from cluster.holdings import Holdings
 from cluster.logs import configure_logs
 from cluster.meters import ExpertMeter
 from cluster.names import APP, ROUTER, experts_deployment
+from cluster.own_location import own_location
 from cluster.plan import DeploymentPlan
 from cluster.planned_model import open_planned_checkpoint
 from cluster.registration import Registration
@@ -133,6 +134,7 @@ class Experts:
                 address=self._server.address,
                 unix_address=self._server.unix_address,
                 host=socket.gethostname(),
+                location=own_location(plan.settings.kubernetes.domains),
                 expert_ids=weights.expert_ids,
             ),
             group=experts_deployment(group),
@@ -145,7 +147,7 @@ class Experts:
         meter = ExpertLoadMeter(
             self._server.replica,
             group=replica.group,
-            host=replica.holder.host,
+            host=replica.holder.location.machine,
             spare_bytes=lambda: weights.spare_bytes or 0,
         )
         self._member = ExpertMember(replica, report=meter.report, on_wanted=self._want)

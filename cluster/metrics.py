@@ -26,6 +26,7 @@ Unit = Literal[
     "times",
     "replicas",
     "nodes",
+    "machines",
 ]
 
 
@@ -298,6 +299,7 @@ _OF_REPLICAS = (
         "Replicas that hold a logical expert; at 0, whoever needs it waits.",
         ("expert",),
     ),
+    Metric("herd_expert_machines", "gauge", "machines", "Machines that these replicas are on.", ("expert",)),
     Metric("herd_expert_queue_seconds", "gauge", "seconds", "Mean wait of a dispatch at an expert replica.", _REPLICA),
     Metric("herd_expert_compute_seconds", "gauge", "seconds", "Mean computing of a dispatch there.", _REPLICA),
     Metric("herd_expert_spare_bytes", "gauge", "bytes", "Bytes an expert replica has for more copies.", _REPLICA),

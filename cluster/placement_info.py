@@ -36,7 +36,7 @@ def _replica_info(replica: ExpertReplica, report: ReplicaReport | None) -> Exper
         weight_bytes=replica.weight_bytes,
         pid=replica.pid,
         registered_at_s=replica.registered_at_s,
-        host=replica.holder.host,
+        host=replica.holder.location.machine or replica.holder.host,
         home_ids=replica.home_ids,
         tokens_per_s=dict(report.tokens_per_s) if report else {},
         queue_s=report.queue_s if report else 0.0,

@@ -21,7 +21,7 @@ class ReplicaReport:
     group: str
     """The expert group it belongs to; once it has loaded, it holds all of that group's experts."""
     host: str
-    """Machine it runs on; copies of an expert prefer different ones."""
+    """Machine it runs on, in Kubernetes its node; copies of an expert prefer different ones."""
     held: frozenset[int]
     """Experts it holds and serves now."""
     spare_bytes: int

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+
+from router.location import Location
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,7 +20,9 @@ class ExpertHolder:
     unix_address: str | None = None
     """unix:PATH of the same server; of use on its own host only."""
     host: str = ""
-    """Name of the machine it runs on; a router on the same one takes the Unix socket."""
+    """Name of its host, which in Kubernetes is its pod; a router on the same one takes the Unix socket."""
+    location: Location = field(default_factory=Location)
+    """Where it runs; routers prefer those nearby."""
     expert_ids: tuple[int, ...]
     """Logical experts it holds in every MoE layer, ascending."""
 
@@ -31,6 +35,8 @@ class Placement:
     """Grows with every change."""
     holders: tuple[ExpertHolder, ...]
     """Every replica that takes dispatches."""
+    routers: Mapping[str, Location] = field(default_factory=dict)
+    """Where all routers are, by name; empty: not known, and then nobody prefers holders nearby."""
 
     @cached_property
     def replicas_by_expert(self) -> dict[int, tuple[str, ...]]:

@@ -14,6 +14,7 @@ from rich.text import Text
 from cluster.byte_text import format_bytes
 from cluster.cli.fitted_table import Column, fitted_table, printable
 from cluster.cli.heat_map import by_group, heat_map, is_copy, layer_map, short_number
+from cluster.machine_loss import lost_with
 from protos.inference.v1 import inference_pb2 as pb
 
 _MOST_EVENTS = 8
@@ -94,6 +95,10 @@ def render(answers: Answers, width: int, *, by_layer: bool = False) -> Renderabl
         parts.append(router_table(routers, width))
     if info.num_experts and not info.experts_in_router:
         parts.append(expert_table(info.expert_replicas, passed_over(routers), now_s, width))
+        parts += [
+            Text(printable(f"{machine}: its end would take all copies of experts {format_ranges(lost)}"), "yellow")
+            for machine, lost in lost_with(info.expert_replicas).items()
+        ]
     if info.events:
         parts.append(event_table(info.events, now_s, width))
     if by_layer and info.layer_loads:

@@ -3,6 +3,8 @@
 {{- define "herd.environment" -}}
 # What runs when a pod is told to end has this long to finish or to move.
 - {name: RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S, value: {{ include "herd.drainSeconds" . | quote }}}
+# The machine, which is not the pod's name: several pods may share it.
+- {name: HERD_MACHINE, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}
 - {name: RAY_USAGE_STATS_ENABLED, value: "0"}
 - {name: RAY_SERVE_USE_GRPC_BY_DEFAULT, value: "1"}
 - {name: RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH, value: "2147483647"}

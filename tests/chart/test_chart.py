@@ -15,8 +15,8 @@ import yaml
 
 from cluster import roles
 from cluster.config_source import load_config
-from cluster.names import experts_deployment
 from cluster.launch.ray_session import _environment
+from cluster.names import experts_deployment
 from tests.chart import write
 from tests.chart.chart import CHART, GOLDENS, PLANNED, PROFILES, SCHEMA, essence, groups, helm, only, profile, render
 from tests.cluster.promql import problems
@@ -62,7 +62,7 @@ def everything(tmp_path_factory):
 
 
 def environment(pod):
-    return {each["name"]: each["value"] for each in pod["spec"]["containers"][0]["env"]}
+    return {each["name"]: each.get("value") for each in pod["spec"]["containers"][0]["env"]}
 
 
 def test_the_chart_and_its_profiles_lint():

@@ -130,6 +130,13 @@ def test_replicas_are_counted_by_state_and_those_that_do_not_serve_are_listed(id
     assert not any("door-a" in line for line in lines)
 
 
+def test_a_machine_with_all_copies_of_an_expert_is_named(id_model):
+    lines = printed(render(answers(id_model), 200), 200).splitlines()
+    # Expert 0 has copies on all four.
+    assert "node-0: its end would take all copies of experts 1-3" in lines
+    assert "node-3: its end would take all copies of experts 12-15" in lines
+
+
 def test_the_load_by_layer_has_a_line_for_each_layer(id_model):
     lines = printed(render(answers(id_model), 120, by_layer=True), 120).splitlines()
     [first] = [line.split() for line in lines if line.startswith("layer 1 ")]

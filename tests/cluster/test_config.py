@@ -94,6 +94,7 @@ KNOBS = [
     "trace.endpoint",
     "trace.sample",
     "kubernetes.watch",
+    "kubernetes.near_labels",
     "auth.keys_file",
     "tls.cert",
     "tls.key",

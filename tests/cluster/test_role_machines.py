@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -11,11 +12,13 @@ from cluster.machine import read_machine, whole_bytes
 PROGRAM = """
 import json, logging, sys
 import ray
+from cluster.own_location import own_location
 from cluster.role_machines import find_machines
 from protos.errors import BadConfig
 
-ray.init(address="local", num_cpus=2, resources={"herd_router": 1}, include_dashboard=False, log_to_driver=False,
-         object_store_memory=100 * 1024**2, logging_level=logging.ERROR, _temp_dir=sys.argv[1])
+ray.init(address="local", num_cpus=2, resources={"herd_router": 1}, labels={"zone": "a"},
+         include_dashboard=False, log_to_driver=False, object_store_memory=100 * 1024**2,
+         logging_level=logging.ERROR, _temp_dir=sys.argv[1])
 
 @ray.remote(num_cpus=0, resources={"herd_router": 1})
 class Replica:
@@ -30,12 +33,17 @@ try:
     missing = ""
 except BadConfig as error:
     missing = error.message
-print(json.dumps([machine.cores, machine.free_bytes, missing]))
+located = ray.remote(num_cpus=0)(lambda: own_location(("rack", "zone")))
+on_a_host = ray.get(located.remote(), timeout=60)
+pod = {"env_vars": {"HERD_MACHINE": "node-7"}}
+in_a_pod = ray.get(located.options(runtime_env=pod).remote(), timeout=60)
+places = [[each.machine, each.domains] for each in (on_a_host, in_a_pod)]
+print(json.dumps([machine.cores, machine.free_bytes, missing, places]))
 ray.shutdown()
 """
 
 
-def test_a_nodes_machine_is_found_while_its_replica_runs_and_a_role_that_nobody_offers_is_named():
+def test_a_nodes_machine_is_found_while_its_replica_runs_and_so_is_where_a_process_of_rays_is():
     with tempfile.TemporaryDirectory(prefix="herd-", dir="/tmp") as folder:  # short: there will be sockets in it
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, folder],
@@ -47,6 +55,8 @@ def test_a_nodes_machine_is_found_while_its_replica_runs_and_a_role_that_nobody_
             check=False,
         )
     assert done.returncode == 0, done.stderr
-    cores, free_bytes, missing = json.loads(done.stdout.splitlines()[-1])
+    cores, free_bytes, missing, places = json.loads(done.stdout.splitlines()[-1])
     assert (cores, free_bytes) == (read_machine().cores, whole_bytes())
     assert "expected a node that offers the resource herd_experts within 0.5 s" in missing
+    # A replica's machine is its host, or what its pod was told; its domains are those of its Ray node.
+    assert places == [[socket.gethostname(), ["", "a"]], ["node-7", ["", "a"]]]
