@@ -58,7 +58,7 @@ def build_application(plan: DeploymentPlan) -> Application:
     }
     # CPUs are not reserved: all replicas share what there is, and `threads` says how.
     actor: dict[str, Any] = {"num_cpus": 0}
-    directory = directory_config(plan.settings.experts.lease_s, plan.settings.kubernetes.watch)
+    directory = directory_config(plan.settings)
     routers = [
         serve.deployment(
             Router,

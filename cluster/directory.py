@@ -10,10 +10,12 @@ its readers keep what they knew.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from cluster.events import Events
 from router.context_shards.stream import ShardHolder
+from router.location import Location
 from router.placement import ExpertHolder, Placement
 
 
@@ -69,6 +71,8 @@ class DirectorySnapshot:
     """Context shards, likewise."""
     draining_nodes: frozenset[str] = frozenset()
     """Ray's names for the nodes that are about to go."""
+    routers: Mapping[str, Location] = field(default_factory=dict)
+    """Where the routers are that follow the directory."""
 
     def placement(self) -> Placement:
         """Return the part a router needs: replicas about to go with their nodes are left what nobody else holds."""
@@ -80,7 +84,9 @@ class DirectorySnapshot:
             for each in going
         ]
         holders = [*(each.holder for each in stay), *(each for each in left if each.expert_ids)]
-        return Placement(version=self.version, holders=tuple(holders))
+        # Some of the routers alone would seem to have the replicas beside them to themselves.
+        routers = self.routers if self.is_settled else {}
+        return Placement(version=self.version, holders=tuple(holders), routers=routers)
 
     def holder_of(self, expert: int, asker: str) -> str | None:
         """Return the address of a replica to copy an expert from, None where nobody else holds it.
@@ -122,6 +128,9 @@ class Directory:
         self._shards: dict[str, ContextReplica] = {}
         self._expires_at: dict[str, float] = {}
         self._draining_nodes: frozenset[str] = frozenset()
+        self._routers: dict[str, Location] = {}
+        self._followed_until: dict[str, float] = {}
+        self._domains: Mapping[str, tuple[str, ...]] = {}
         self._changed = asyncio.Event()
         self.events = Events()
         """What became of replicas."""
@@ -131,6 +140,7 @@ class Directory:
         """Add a replica, or replace the one of that id."""
         replica_id = replica.holder.replica_id
         self._expires_at[replica_id] = now + self._lease_s
+        replica = self._located(replica)
         known = self._replicas.get(replica_id)
         if known != replica:
             self._note_registered(known, replica)
@@ -174,8 +184,43 @@ class Directory:
             self._draining_nodes = node_ids
             self._bump()
 
+    def followed(self, router_id: str, location: Location, now: float) -> None:
+        """Take note of a router that asks for changes, for as long as a lease."""
+        self._followed_until[router_id] = now + self._lease_s
+        location = self._with_domains(location)
+        if self._routers.get(router_id) != location:
+            self._routers = {**self._routers, router_id: location}
+            self._bump()
+
+    def know_machines(self, domains: Mapping[str, tuple[str, ...]]) -> None:
+        """Take note of what machines belong to, by name: it completes what replicas and routers say of theirs."""
+        if domains == self._domains:
+            return
+        self._domains = domains
+        replicas = {each: self._located(replica) for each, replica in self._replicas.items()}
+        routers = {each: self._with_domains(location) for each, location in self._routers.items()}
+        if (replicas, routers) != (self._replicas, self._routers):
+            self._replicas, self._routers = replicas, routers
+            self._bump()
+
+    def _located(self, replica: ExpertReplica) -> ExpertReplica:
+        location = self._with_domains(replica.holder.location)
+        return replace(replica, holder=replace(replica.holder, location=location))
+
+    def _with_domains(self, location: Location) -> Location:
+        known = self._domains.get(location.machine, ())
+        if len(known) != len(location.domains):
+            return location
+        own = tuple(mine or other for mine, other in zip(location.domains, known, strict=True))
+        return replace(location, domains=own)
+
     def advance(self, now: float) -> None:
         """Let time pass: take out replicas whose lease has ended, and settle."""
+        gone = {each for each, until in self._followed_until.items() if now >= until}
+        if gone:
+            self._followed_until = {each: until for each, until in self._followed_until.items() if each not in gone}
+            self._routers = {each: location for each, location in self._routers.items() if each not in gone}
+            self._bump()
         for replica_id in [each for each, expires_at in self._expires_at.items() if now >= expires_at]:
             self.departures.lost += 1
             self._take_out(replica_id, "lost: no heartbeat came any more")
@@ -186,6 +231,7 @@ class Directory:
     def thaw(self, seconds: float) -> None:
         """Extend every lease by a time in which nobody could be heard: this process stood still, not the replicas."""
         self._expires_at = {each: expires_at + seconds for each, expires_at in self._expires_at.items()}
+        self._followed_until = {each: until + seconds for each, until in self._followed_until.items()}
         self._settles_at += seconds
 
     def snapshot(self) -> DirectorySnapshot:
@@ -196,6 +242,7 @@ class Directory:
             replicas=tuple(self._replicas.values()),
             shards=tuple(self._shards.values()),
             draining_nodes=self._draining_nodes,
+            routers=self._routers,
         )
 
     async def wait_for_change(self, version: int, timeout_s: float) -> DirectorySnapshot:

@@ -13,16 +13,19 @@ from ray.actor import ActorHandle
 from ray.serve._private.constants import SERVE_DEPLOYMENT_ACTOR_PREFIX, SERVE_NAMESPACE
 from ray.serve.config import DeploymentActorConfig
 
+from cluster.config import ClusterConfig
 from cluster.directory import ContextReplica, Departures, Directory, DirectorySnapshot, ExpertReplica
 from cluster.early_drain import EarlyDrain, is_in_kubernetes
 from cluster.events import ClusterEvent
 from cluster.names import APP
+from cluster.own_location import domains_of
 from cluster.placement_load import ReplicaReport
 from cluster.ray_nodes import DrainingNodes
 from cluster.rebalancer import Rebalancer
 from cluster.replica_roster import ReplicaInfo, replica_roster
 from cluster.serve_replicas import ServeReplicas
 from cluster.startup_board import ReplicaProgress, StartupBoard
+from router.location import Location
 
 NAME = "directory"
 """Name of the actor within its deployment."""
@@ -56,9 +59,11 @@ class DirectoryActor:
     Args:
         lease_s: seconds a registration lasts without renewal.
         watches_kubernetes: whether, in Kubernetes, to drain nodes whose end is foretold.
+        near_labels: labels of nodes whose equal values mean near.
     """
 
-    def __init__(self, lease_s: float, watches_kubernetes: bool) -> None:
+    def __init__(self, lease_s: float, watches_kubernetes: bool, near_labels: tuple[str, ...]) -> None:
+        self._near_labels = near_labels
         self._watches_kubernetes = watches_kubernetes and is_in_kubernetes()
         # Versions must grow over restarts: routers ignore an older placement.
         first_version = int(time.time() * 1000)
@@ -114,9 +119,11 @@ class DirectoryActor:
         """Take a replica out."""
         self._directory.deregister(replica_id)
 
-    async def wait_for_change(self, version: int, timeout_s: float) -> DirectorySnapshot:
-        """Return the state once it is not that version, at the latest after `timeout_s`."""
-        self._directory.advance(self._now())
+    async def follow(self, router_id: str, location: Location, version: int, timeout_s: float) -> DirectorySnapshot:
+        """Return the state to a router once it is not that version, at the latest after `timeout_s`."""
+        now = self._now()
+        self._directory.advance(now)
+        self._directory.followed(router_id, location, now)
         await self._directory.wait_for_change(version, timeout_s)
         self._directory.advance(self._now())
         return self._directory.snapshot()
@@ -139,7 +146,14 @@ class DirectoryActor:
         """Start the threads that know which nodes are about to go; they end with this process."""
         DrainingNodes(lambda node_ids: _from_thread(loop, self._directory.drain, node_ids)).start()
         if self._watches_kubernetes:
-            EarlyDrain(lambda name, text: _from_thread(loop, self._directory.events.note, name, text)).start()
+            EarlyDrain(
+                lambda name, text: _from_thread(loop, self._directory.events.note, name, text),
+                labels=self._near_labels,
+                on_labels=lambda labels: _from_thread(loop, self._know_labels, labels),
+            ).start()
+
+    def _know_labels(self, labels: Mapping[str, Mapping[str, str]]) -> None:
+        self._directory.know_machines({each: domains_of(found, self._near_labels) for each, found in labels.items()})
 
     async def _tick(self) -> None:
         """Look at the clock so often that a longer pause can only be this process's own."""
@@ -170,12 +184,17 @@ def _from_thread(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *ar
         loop.call_soon_threadsafe(call, *args)
 
 
-def directory_config(lease_s: float, watches_kubernetes: bool) -> DeploymentActorConfig:
+def directory_config(settings: ClusterConfig) -> DeploymentActorConfig:
     """Return what makes Ray Serve start a directory with a deployment."""
+    kubernetes = settings.kubernetes
     return DeploymentActorConfig(
         name=NAME,
         actor_class=ray.remote(DirectoryActor),
-        init_kwargs={"lease_s": lease_s, "watches_kubernetes": watches_kubernetes},
+        init_kwargs={
+            "lease_s": settings.experts.lease_s,
+            "watches_kubernetes": kubernetes.watch,
+            "near_labels": kubernetes.domains,
+        },
         actor_options={"num_cpus": 0},
     )
 

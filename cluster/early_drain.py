@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from ray.exceptions import RayError
@@ -54,10 +55,21 @@ class EarlyDrain:
     Args:
         note: called with a node's id and what became of it, from the thread.
         connect_to: makes the `kubernetes.client.ApiClient`.
+        labels: which labels of nodes to follow, too.
+        on_labels: called with these, by node, from the thread, whenever there are others.
     """
 
-    def __init__(self, note: Callable[[str, str], None], connect_to: Callable[[], Any] = connect) -> None:
+    def __init__(
+        self,
+        note: Callable[[str, str], None],
+        connect_to: Callable[[], Any] = connect,
+        *,
+        labels: Collection[str] = (),
+        on_labels: Callable[[Mapping[str, Mapping[str, str]]], None] = lambda labels: None,
+    ) -> None:
         self._note = note
+        self._labels, self._on_labels = labels, on_labels
+        self._known_labels: Mapping[str, Mapping[str, str]] = {}
         self._connect = connect_to
         self._drained: set[str] = set()
         self._changed = threading.Event()
@@ -88,6 +100,7 @@ class EarlyDrain:
             # While nothing is foretold there is nothing to look after.
             self._changed.wait(_PERIOD_S if ends else None)
             self._changed.clear()
+            self._tell_labels(nodes.objects)
             ends = foretold_ends(pods.objects, nodes.objects)
             if ends and not self._stopping.is_set():
                 self._drain(ends)
@@ -110,10 +123,17 @@ class EarlyDrain:
             namespace=own_namespace(),
             label_selector=selector,
         )
-        nodes = Mirror("nodes", core.list_node, keep=_node_in_short, on_change=self._changed.set)
+        keep_node = partial(_node_in_short, labels=self._labels)
+        nodes = Mirror("nodes", core.list_node, keep=keep_node, on_change=self._changed.set)
         for mirror in (pods, nodes):
             mirror.start()
         return [pods, nodes]
+
+    def _tell_labels(self, nodes: Iterable[KubeObject]) -> None:
+        found = {node["metadata"]["name"]: node["metadata"]["labels"] for node in nodes}
+        if found != self._known_labels:
+            self._known_labels = found
+            self._on_labels(found)
 
     def _drain(self, ends: Mapping[str, str]) -> None:
         try:
@@ -135,10 +155,11 @@ def _pod_in_short(pod: KubeObject) -> KubeObject:
     }
 
 
-def _node_in_short(node: KubeObject) -> KubeObject:
+def _node_in_short(node: KubeObject, labels: Collection[str]) -> KubeObject:
     """Leave out images, addresses and the like: there may be thousands of nodes."""
-    spec = node.get("spec") or {}
+    meta, spec = node["metadata"], node.get("spec") or {}
+    found = meta.get("labels") or {}
     return {
-        "metadata": {"name": node["metadata"]["name"]},
+        "metadata": {"name": meta["name"], "labels": {each: found[each] for each in labels if each in found}},
         "spec": {name: spec[name] for name in ("taints", "unschedulable") if name in spec},
     }

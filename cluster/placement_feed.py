@@ -14,6 +14,7 @@ from cluster.directory import DirectorySnapshot, merge_placements, merge_shards
 from cluster.directory_actor import find_directories
 from cluster.names import APP, ROUTER
 from router.context_shards.stream import ShardHolder
+from router.location import Location
 from router.placement import Placement
 
 _LOG = logging.getLogger(__name__)
@@ -28,13 +29,20 @@ class PlacementFeed:
     Args:
         on_change: called with each new placement, from the thread.
         on_shards: called with the context shards there are, likewise.
+        router_id: who follows.
+        location: where that is.
     """
 
     def __init__(
         self,
         on_change: Callable[[Placement], None],
-        on_shards: Callable[[tuple[ShardHolder, ...]], None] = lambda shards: None,
+        on_shards: Callable[[tuple[ShardHolder, ...]], None],
+        *,
+        router_id: str,
+        location: Location,
     ) -> None:
+        self._router_id = router_id
+        self._location = location
         self._on_change = on_change
         self._on_shards = on_shards
         self._shards: tuple[ShardHolder, ...] = ()
@@ -63,7 +71,9 @@ class PlacementFeed:
             try:
                 if self._directory is None:
                     self._directory = find_directories(APP, ROUTER)[-1]
-                question = self._directory.wait_for_change.remote(self._snapshot.version, _POLL_S)
+                question = self._directory.follow.remote(
+                    self._router_id, self._location, self._snapshot.version, _POLL_S
+                )
                 found = ray.get(question, timeout=_POLL_S * 5)
             except (RayError, TimeoutError, IndexError) as error:  # IndexError: it is being restarted
                 self._directory = None

@@ -23,6 +23,7 @@ from cluster.gpu_room import check_room, workspace_bytes
 from cluster.logs import configure_logs
 from cluster.meters import RateMeter
 from cluster.names import APP, LONG_ROUTER, ROUTER
+from cluster.own_location import own_location
 from cluster.placement_feed import PlacementFeed
 from cluster.placement_info import placement_info
 from cluster.plan import DeploymentPlan
@@ -80,6 +81,8 @@ class Router:
         self._feed = PlacementFeed(
             self._streams.update if self._streams else lambda placement: None,
             self._shards.update if self._shards else lambda shards: None,
+            router_id=self._replica_id,
+            location=own_location(plan.settings.kubernetes.domains),
         )
         self._feed.start()
         checkpoint = open_planned_checkpoint(plan)

@@ -84,7 +84,7 @@ class GrpcTransport:
         self.timeouts = timeouts or DispatchTimeouts()
         self.on_wait: Callable[[], None] = lambda: None
         self.trace: StepSpan | None = None
-        self._streams = ReplicaStreams(connect, self.timeouts.patience_s)
+        self._streams = ReplicaStreams(connect, self.timeouts.patience_s, router_id)
         self._sender = Sender(share_from_bytes)
         self._evidence = Evidence()
         self._known_version = 0

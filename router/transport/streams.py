@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from protos import errors
+from router.location import Location
+from router.nearness import orders
 from router.placement import ExpertHolder, Placement
-from router.spread import Assignment, spread
+from router.spread import Assignment, Order, spread
 from router.transport.base import WAIT_STEP_S
 from router.transport.offer import LaneInUse
 from router.transport.stream import ReplicaStream
@@ -26,17 +28,22 @@ class ReplicaStreams:
     Args:
         connect: makes a stream.
         patience_s: how long those who choose wait at most, for messages.
+        router_id: who we are among the placement's routers.
     """
 
-    def __init__(self, connect: Connect, patience_s: float) -> None:
+    def __init__(self, connect: Connect, patience_s: float, router_id: str = "") -> None:
         self._connect = connect
+        self._router_id = router_id
         self._patience_s = patience_s
         self._changed = threading.Condition()
         self._streams: dict[str, ReplicaStream] = {}
         self._placement = Placement(version=0, holders=())
         self._turns = itertools.count()
-        self._ready: dict[int, Sequence[str]] | None = None
-        """Connected holders by expert, experts without any left out; None: to be made anew."""
+        self._ready: dict[int, Sequence[Order]] | None = None
+        """Connected holders by expert, turn by turn, experts without any left out; None: to be made anew."""
+        self._locations: dict[str, Location] = {}
+        self._orders: dict[tuple[str, ...], Sequence[Order]] = {}
+        """What was reckoned from distances, of each set of holders that occurred in this placement."""
         self._is_closed = False
         self.lacking: errors.NoReplica | None = None
         """What the step loop lacks, while it waits for a holder."""
@@ -58,6 +65,9 @@ class ReplicaStreams:
 
     def update(self, placement: Placement) -> None:
         """Put a newer placement in force: connect to new replicas, leave those that are gone."""
+        locations = {holder.replica_id: holder.location for holder in placement.holders}
+        # Here, and not in the step loop: with many routers it takes milliseconds.
+        found = {each: self._reckon(each, placement, locations) for each in {*placement.replicas_by_expert.values()}}
         with self._changed:
             if self._is_closed or placement.version < self._placement.version:
                 return
@@ -69,6 +79,7 @@ class ReplicaStreams:
                 else:
                     self._streams[replica_id] = self._connect(holder, self._note_change)
             self._placement = placement
+            self._locations, self._orders = locations, found
             self._ready = None
             self._changed.notify_all()
         for stream in gone:
@@ -137,7 +148,7 @@ class ReplicaStreams:
                     missing = [expert for expert, found in holders.items() if not found]
                     if not missing:
                         self._ready = self._all_ready()
-                        return spread(token_counts, holders, next(self._turns))
+                        return spread(token_counts, self._in_order(holders), next(self._turns))
                     self.lacking = self._no_holder(missing[0])
                     left_s = give_up_at - time.monotonic()
                     if left_s <= 0:
@@ -154,13 +165,30 @@ class ReplicaStreams:
         """
         with self._changed:
             holders = {expert: self._ready_holders(expert, avoid) for expert in token_counts}
-        if not all(holders.values()):
-            return None
-        turn = next(self._turns)
-        of_all = [each for each in next(iter(holders.values())) if all(each in found for found in holders.values())]
-        if not of_all:
-            return spread(token_counts, holders, turn)
-        return {expert: ((of_all[turn % len(of_all)], count),) for expert, count in token_counts.items()}
+            if not all(holders.values()):
+                return None
+            turn = next(self._turns)
+            of_all = [each for each in next(iter(holders.values())) if all(each in found for found in holders.values())]
+            if not of_all:
+                return spread(token_counts, self._in_order(holders), turn)
+            orders_of_all = self._orders_of(tuple(of_all))
+        chosen, _ = orders_of_all[turn % len(orders_of_all)][0]
+        return {expert: ((chosen, count),) for expert, count in token_counts.items()}
+
+    def _in_order(self, holders: Mapping[int, Sequence[str]]) -> dict[int, Sequence[Order]]:
+        """Return by expert the orders in which to take its holders. To be called with the lock."""
+        return {expert: self._orders_of(tuple(found)) for expert, found in holders.items()}
+
+    def _orders_of(self, holders: tuple[str, ...]) -> Sequence[Order]:
+        known = self._orders.get(holders)
+        if known is None:
+            known = self._orders[holders] = self._reckon(holders, self._placement, self._locations)
+        return known
+
+    def _reckon(
+        self, holders: tuple[str, ...], placement: Placement, locations: Mapping[str, Location]
+    ) -> Sequence[Order]:
+        return orders(self._router_id, placement.routers, {each: locations[each] for each in holders})
 
     def _holders(self, experts: Iterable[int], avoid: Collection[str]) -> dict[int, Sequence[str]]:
         """Return the connected holders of each expert, those to avoid only where there are no others."""
@@ -185,9 +213,9 @@ class ReplicaStreams:
             f"{self._patience_s:g} s{failures and f' ({failures})'}: try again, and see `herd status` for the replicas"
         )
 
-    def _all_ready(self) -> dict[int, Sequence[str]]:
+    def _all_ready(self) -> dict[int, Sequence[Order]]:
         experts = self._placement.replicas_by_expert
-        return {expert: ready for expert in experts if (ready := self._ready_holders(expert))}
+        return self._in_order({expert: ready for expert in experts if (ready := self._ready_holders(expert))})
 
     def _note_change(self) -> None:
         """Take note that a stream opened or broke, and wake whoever waits for one."""

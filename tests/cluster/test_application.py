@@ -75,7 +75,11 @@ def test_the_directory_lives_with_the_router(demo_dir):
     found = deployments(demo_dir)
     actors = {name: each._deployment_config.deployment_actors or [] for name, each in found.items()}
     assert [name for name, each in actors.items() if each] == ["Router"]
-    assert actors["Router"][0].init_kwargs == {"lease_s": 6.0, "watches_kubernetes": True}
+    assert actors["Router"][0].init_kwargs == {
+        "lease_s": 6.0,
+        "watches_kubernetes": True,
+        "near_labels": ("nvidia.com/gpu.clique", "topology.kubernetes.io/zone"),
+    }
 
 
 def test_what_ray_raises_becomes_an_error_of_ours():

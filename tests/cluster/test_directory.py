@@ -2,6 +2,7 @@ import asyncio
 from dataclasses import replace
 
 from cluster.directory import Departures, Directory, DirectorySnapshot, ExpertReplica, merge_placements
+from router.location import Location
 from router.placement import ExpertHolder, Placement
 
 LEASE_S = 6.0
@@ -175,3 +176,37 @@ def test_who_left_who_was_lost_and_what_drained_is_counted():
     for draining in ({"n1"}, {"n1", "n2"}, {"n2"}, {"n2", "n3"}):
         it.drain(frozenset(draining))
     assert it.departures == Departures(left=1, lost=1, drained_nodes=3)
+
+
+def test_routers_are_told_of_each_other_while_they_follow():
+    it = directory()
+    place = Location(machine="m", domains=("a",))
+    it.followed("r0", place, now=0)
+    it.followed("r1", place, now=4)
+    it.advance(now=LEASE_S)
+    assert it.snapshot().placement().routers == {"r1": place}
+    version = it.snapshot().version
+    it.followed("r1", place, now=LEASE_S)
+    assert it.snapshot().version == version
+
+
+def test_a_directory_that_may_not_know_all_routers_names_none():
+    it = directory()
+    it.followed("r0", Location(machine="m"), now=0)
+    assert it.snapshot().placement().routers == {}
+
+
+def test_what_kubernetes_says_of_a_machine_completes_what_its_replicas_and_routers_know():
+    it = directory()
+    held = replica("a", 0)
+    machine = Location(machine="m", domains=("own", ""))
+    it.register(replace(held, holder=replace(held.holder, location=machine)), now=0)
+    it.know_machines({"m": ("rack", "zone"), "n": ("", "zone")})
+    it.followed("r0", Location(machine="n", domains=("", "")), now=0)
+    it.advance(now=5)
+    it.register(replace(held, holder=replace(held.holder, location=machine)), now=5)
+    found = it.snapshot()
+    assert found.replicas[0].holder.location.domains == ("own", "zone")
+    assert found.routers["r0"].domains == ("", "zone")
+    it.know_machines({"m": ("rack", "zone"), "n": ("", "zone")})
+    assert it.snapshot().version == found.version

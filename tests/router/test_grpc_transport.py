@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from protos import channel, errors
+from router.location import Location
 from router.placement import Placement
 from router.transport.base import StepAbandoned
 from tests.router.live_transport import EXPERTS, HIDDEN_TD, WAIT_S, placement_of, run, send_to, wait_until
@@ -41,6 +42,19 @@ def test_holders_of_experts_that_are_used_alike_take_turns(cluster):
         assert assignment[0] != assignment[1]
     assert [each[0] for each in chosen[:2]] == [each[0] for each in chosen[2:]]
     assert chosen[0][0] != chosen[1][0]
+
+
+def test_a_holder_nearby_is_preferred_until_it_is_gone(cluster):
+    transport, replicas = cluster([EXPERTS, EXPERTS])
+    places = [Location(machine="m"), Location(machine="n")]
+    holders = tuple(replace(replica.holder, location=place) for replica, place in zip(replicas, places, strict=True))
+    routers = {"test": places[1], "another": places[0]}
+    transport.update(Placement(version=2, holders=holders, routers=routers))
+    for _ in range(4):
+        assert transport.assign({0: 1, 1: 1}) == {0: (("replica-1", 1),), 1: (("replica-1", 1),)}
+    replicas[1].stop()
+    assert torch.equal(run(transport), HIDDEN_TD * 2)
+    assert replicas[0].dispatches
 
 
 def test_a_dead_replicas_dispatch_goes_to_another_holder(cluster):

@@ -7,7 +7,9 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.spread import SHARED_TOKENS, spread
+from router.nearness import equal_orders
+from router.spread import SHARED_TOKENS
+from router.spread import spread as spread_in_order
 
 REPLICAS = "abcd"
 CASES = st.dictionaries(
@@ -15,6 +17,11 @@ CASES = st.dictionaries(
     st.tuples(st.integers(1, 500), st.lists(st.sampled_from(REPLICAS), min_size=1, unique=True)),
     min_size=1,
 )
+
+
+def spread(token_counts, holders, turn=0):
+    """Spread with holders that are all alike."""
+    return spread_in_order(token_counts, {expert: equal_orders(tuple(each)) for expert, each in holders.items()}, turn)
 
 
 def tokens_by_replica(assignment) -> Counter:
@@ -66,3 +73,11 @@ def test_equal_choices_take_turns():
     first, second, third = (spread({0: 1}, {0: "ab"}, turn) for turn in range(3))
     assert first != second
     assert first == third
+
+
+def test_a_replica_further_away_is_chosen_once_it_has_so_much_less_to_do():
+    order = ((("near", 0), ("far", 64)),)
+    small = spread_in_order({0: 10, 1: 10, 2: 10}, dict.fromkeys(range(3), order), 0)
+    assert {replica for parts in small.values() for replica, _ in parts} == {"near"}
+    ((_, near), (_, far)) = spread_in_order({0: 200}, {0: order}, 0)[0]
+    assert (near, far) == (132, 68)
