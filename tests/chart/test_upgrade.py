@@ -6,18 +6,15 @@ Twice the GPUs is what its readers fear, so a setting that is not named there mu
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
-import subprocess
 import typing
 
 import pytest
 import yaml
 
 from cluster.config import ClusterConfig
-from tests.chart.chart import groups, notes, only, render
+from tests.chart.chart import only, render
 from tests.chart.kuberay import Effect, effect
-from tests.chart.programs import find_program
 from tests.conftest import ROOT
 
 SECTION = (ROOT / "docs" / "kubernetes.md").read_text().partition("\n## Upgrade\n")[2].partition("\n## ")[0]
@@ -129,28 +126,3 @@ def test_only_the_settings_that_the_table_names_make_a_new_cluster(before, tmp_p
 
     assert changed(everything.keys() - named - THEIR_OWN_ROWS) is Effect.NO_PODS, "one of them is missing in the table"
     assert {key: changed([key]) for key in named} == dict.fromkeys(named, Effect.NEW_CLUSTER)
-
-
-@pytest.mark.parametrize("more", [(), ("autoscaling.enabled=true", "settings.scaling.router_max_replicas=6")])
-def test_the_command_that_an_upgrade_prints_gives_a_running_cluster_its_new_number_of_pods(tmp_path, more):
-    base, change = [SHARDS, *more], "settings.router.replicas=4,settings.experts.replicas_per_group=3"
-    running = only(assigned(base), "RayService")["spec"]["rayClusterConfig"]
-    file = tmp_path / "raycluster.json"
-    metadata = {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": {"name": "herd-abcde"}}
-    file.write_text(json.dumps(metadata | {"spec": running}))
-    said = notes(*(f"--set={each}" for each in [*base, change]), "--is-upgrade")
-    [patch] = re.findall(r"patch raycluster .* --type=json -p '(.*)'", said)
-    done = subprocess.run(
-        [find_program("kubectl"), "patch", "--local", "-f", file, "--type=json", "-p", patch, "-o", "json"],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found = {each["groupName"]: each for each in json.loads(done.stdout)["spec"]["workerGroupSpecs"]}
-    for name, wanted in groups(assigned([*base, change])).items():
-        # With autoscaling Ray alone says how many pods there are between the bounds.
-        keys = ["minReplicas", "maxReplicas"] if more else ["minReplicas", "maxReplicas", "replicas"]
-        assert {key: found[name][key] for key in keys} == {key: wanted[key] for key in keys}
-
-
-def test_the_first_installation_does_not_speak_of_upgrades():
-    assert "patch" not in notes()
