@@ -38,6 +38,9 @@
 {{- if and (not .Values.workers.routers.gpus) (eq (dig "router" "device" "auto" .Values.settings) "cuda") -}}
 {{- fail "workers.routers.gpus: expected 1 with settings.router.device=cuda, found 0; change one of them" -}}
 {{- end -}}
+{{- if and (dig "context" "shards" 0 .Values.settings) .Values.workers.routers.gpus -}}
+{{- fail "settings.context.shards: expected none with workers.routers.gpus, as context shards go with routers on processors; change one of them" -}}
+{{- end -}}
 {{- if and (dig "context" "shards" 0 .Values.settings) (not (dig "context" "kv_bytes" nil .Values.settings)) -}}
 {{- fail "settings.context.kv_bytes: expected bytes where there are context shards, found none; set them, or let `herd plan` tell them" -}}
 {{- end -}}

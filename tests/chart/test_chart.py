@@ -44,8 +44,8 @@ pods:
   gpuRuntimeClass: nvidia
   accountAnnotations: {cloud: role}
 workers:
-  routers: {gpus: 1, nodeSelector: {pool: big}, tolerations: [{key: gpu, operator: Exists}]}
-  experts: {spreadCopiesOverNodes: true, nodeSelector: {pool: big}}
+  routers: {nodeSelector: {pool: big}, tolerations: [{key: gpu, operator: Exists}]}
+  experts: {gpus: 1, spreadCopiesOverNodes: true, nodeSelector: {pool: big}}
 autoscaling: {enabled: true}
 drain: {seconds: 60}
 redis: {address: "redis:6379", passwordSecret: redis}
@@ -315,7 +315,7 @@ def test_all_pods_have_what_is_said_of_pods(everything):
         assert environment(pod)["HTTPS_PROXY"] == "http://proxy:3128"
         assert pod["spec"]["containers"][0]["image"] == f"herd:0.1.0@sha256:{'0' * 64}"
     with_runtime = [name for name, pod in workers.items() if "runtimeClassName" in pod["spec"]]
-    assert (with_runtime, "runtimeClassName" in head["spec"]) == (["router"], False)
+    assert (with_runtime, "runtimeClassName" in head["spec"]) == (["experts"], False)
     assert only(everything, "ServiceAccount", "herd-head")["metadata"]["annotations"] == {"cloud": "role"}
 
 

@@ -62,6 +62,7 @@ from tests.chart.chart import CHART, helm, template
         (["settings.http.host=127.0.0.1"], ["settings.http.host: expected an address that other pods reach"]),
         (["settings.http.port=9000"], ["settings.http.port, settings.grpc.port: expected two ports"]),
         (["settings.context.shards=2"], ["settings.context.kv_bytes: expected bytes"]),
+        (["settings.context.shards=2", "workers.routers.gpus=1"], ["settings.context.shards: expected none"]),
         (["networkPolicy.clients[0].pods=web"], ["/networkPolicy/clients/0", "pods"]),
     ],
 )
