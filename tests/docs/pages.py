@@ -70,10 +70,14 @@ def _blocks(text: str) -> list[tuple[int, str]]:
     found = [(fence.start(2), fence[2]) for fence in _FENCE.finditer(text) if fence[1] in ("console", "sh", "bash")]
     plain = _FENCE.sub(lambda fence: re.sub(r"[^\n]", "", fence[0]), text)  # the same lines, empty
     for block in _INDENTED.finditer(plain):
-        lines = block[0].replace("\n        ", "\n         ")  # a command's further lines stay further in
-        if not lines.strip().startswith(DRAWINGS):
-            found.append((block.start(), re.sub(r"^    (?! )", "$ ", lines, flags=re.MULTILINE)))
+        if not block[0].strip().startswith(DRAWINGS):
+            found.append((block.start(), re.sub(r"^    (?! )", "$ ", block[0], flags=re.MULTILINE)))
     return sorted(found)
+
+
+def printed(text: str) -> str:
+    """Return what helm prints as a page: its commands are indented by two."""
+    return re.sub(r"^  ", "    ", text, flags=re.MULTILINE)
 
 
 def sentences_of(page: str, text: str) -> list[Command]:

@@ -67,8 +67,7 @@ def test_every_command_that_helm_prints_does_what_it_says(installed, upgraded, r
     if upgraded is not None:
         reader.type(Command("", 0, f"helm upgrade herd ./helm -n llama {upgraded}"))
     last = [installed] if upgraded is None else [upgraded, "--is-upgrade"]
-    said = re.sub(r"^  (?=\S)", "    ", notes(*filter(None, last)), flags=re.MULTILINE)
-    commands = pages.commands_of("NOTES.txt", said)
+    commands = pages.commands_of("NOTES.txt", pages.printed(notes(*filter(None, last))))
     assert len(commands) >= 6
     assert any("patch" in each.text for each in commands) is (upgraded is not None)
     failures = type_all(reader, commands)
