@@ -30,9 +30,10 @@ ROWS = {
         "settings.scaling.front_door_min_replicas=2",
     ],
     "context shards where there were none": [SHARDS],
-    "`service`, `networkPolicy`, `podDisruptionBudgets`, `serviceMonitor`, `grafanaDashboard`, `rbac`": [
+    "`service`, `networkPolicy`, `podDisruptionBudgets`, `serviceMonitor`, `prometheusRule`, "
+    "`grafanaDashboard`, `rbac`": [
         "service.type=NodePort,networkPolicy.enabled=false,podDisruptionBudgets=false,serviceMonitor.enabled=true,"
-        "grafanaDashboard.enabled=true,rbac.readNodes=false",
+        "prometheusRule.enabled=true,grafanaDashboard.enabled=true,rbac.readNodes=false",
     ],
     "image, weights, secrets, `pods`, nodes, cores, memory, GPUs, `head`, `autoscaling`, `drain`, `redis`": [
         "image.tag=0.2.0",

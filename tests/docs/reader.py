@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -238,7 +239,7 @@ class Reader:
         return ""
 
     def _python(self, arguments: list[str]) -> str:
-        """Look for a module or file, and for options in the sources beside it: many of them run for minutes."""
+        """Look for a module or file, and for its options: many of them run for minutes."""
         name, *rest = arguments[1:] if arguments[0] == "-m" else arguments
         file = ROOT / name
         if arguments[0] == "-m":
@@ -249,6 +250,9 @@ class Reader:
         sources = "".join(each.read_text() for each in (file, *package.glob("*.py")))
         options = {each.partition("=")[0] for each in rest if each.startswith("--")} - {"--help"}
         missing = [each for each in options if f'"{each}"' not in sources]
+        if missing:  # options that several programs share are elsewhere; to ask a program takes seconds
+            said = self._process(sys.executable, *arguments[: arguments.index(name) + 1], "--help").stdout
+            missing = [each for each in missing if each not in said]
         assert not missing, f"{name} has no option {', '.join(missing)}"
         return ""
 
