@@ -33,12 +33,17 @@ RUN /opt/herd/bin/python -m pip install --no-cache-dir --disable-pip-version-che
 
 # hadolint ignore=DL3006
 FROM ${BASE_IMAGE}
-# A C compiler, because kernels for CPUs and Triton's launchers are made where they run; wget for KubeRay's probes.
+# A C compiler, because kernels for CPUs and Triton's launchers are made where they run; wget for KubeRay's probes; the PATH
+# for login shells, which an operator may be told to start Ray with (ENABLE_LOGIN_SHELL) and which know no ENV.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev wget \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --uid 1000 --create-home ray
+    && useradd --uid 1000 --create-home ray \
+    && echo "PATH=/opt/herd/bin:\$PATH" > /etc/profile.d/herd.sh
+LABEL org.opencontainers.image.title="Herd" \
+      org.opencontainers.image.description="Serves Llama-4-style mixture-of-experts models on a Ray cluster" \
+      org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /opt/herd /opt/herd
 ENV PATH=/opt/herd/bin:$PATH \
     XDG_CACHE_HOME=/tmp/cache \

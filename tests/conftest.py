@@ -12,7 +12,7 @@ from hypothesis import settings
 from models.special_tokens import special_names
 from models.tokenizer import Tokenizer
 from models.vocabulary import LLAMA4_PATTERN, Vocabulary
-from tests.chart.helm_program import WHY_NOT, find_helm
+from tests.chart.programs import WHY_NOT, find_program
 from tests.cluster.browser import find_chromium
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,7 +63,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say in every run, quiet ones too, that a part of the tests could not run."""
     if not SHARED.is_dir():
         terminalreporter.write_line(f"SKIPPED every test against reference data: there is no {SHARED}", yellow=True)
-    if find_helm() is None:
+    if find_program("helm") is None:
         terminalreporter.write_line(f"SKIPPED the chart: {WHY_NOT}", yellow=True)
     if find_chromium() is None:
         terminalreporter.write_line("SKIPPED the status page in a browser: there is no Chromium here", yellow=True)

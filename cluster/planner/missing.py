@@ -22,6 +22,11 @@ def missing(plan: CapacityPlan) -> Iterator[str]:
     """Yield what this version does not do of a plan that its settings can say."""
     if plan.question.fleet.nodes > 1:
         yield "several machines: herd serve runs on the one it is started on"
+    yield from undeployable(plan)
+
+
+def undeployable(plan: CapacityPlan) -> Iterator[str]:
+    """Yield what it does not do on a cluster either."""
     if plan.question.fleet.device.is_cpu:
         return
     if plan.placement.is_shared:

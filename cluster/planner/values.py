@@ -16,6 +16,7 @@ import yaml  # type: ignore[import-untyped]
 from cluster.config import ClusterConfig
 from cluster.config_source import with_values
 from cluster.planner.capacity_plan import CapacityPlan
+from cluster.planner.missing import undeployable
 from models.presets import ARCHITECTURES
 from protos.errors import BadConfig
 from router.limits import most_step_tokens
@@ -35,7 +36,8 @@ def as_values(plan: CapacityPlan, command: str) -> str:
     """
     wanted = settings(plan)
     known, unknown = split_known(wanted)
-    lines = [f"# {command}", _dump({"settings": known}).rstrip()]
+    lines = [f"# {command}", *(f"# this version of Herd cannot deploy it: {each}" for each in undeployable(plan))]
+    lines += [_dump({"settings": known}).rstrip()]
     if unknown:
         lines.append("# wanted too, but this version of Herd has no such setting or value:")
         lines += [f"#   {section}.{key}: {value}" for section, keys in unknown.items() for key, value in keys.items()]

@@ -24,7 +24,15 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 
 {{- define "herd.image" -}}
-{{ .Values.image.repository }}:{{ .Values.image.tag }}
+{{ .Values.image.repository }}:{{ .Values.image.tag }}{{ with .Values.image.digest }}@{{ . }}{{ end }}
+{{- end -}}
+
+{{- define "herd.hasTls" -}}
+{{- if dig "tls" "cert" "" .Values.settings -}}true{{- end -}}
+{{- end -}}
+
+{{- define "herd.asksForCertificates" -}}
+{{- if dig "tls" "client_ca" "" .Values.settings -}}true{{- end -}}
 {{- end -}}
 
 {{- define "herd.httpPort" -}}

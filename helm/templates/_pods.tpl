@@ -14,14 +14,40 @@
 - {name: HOME, value: /tmp}
 {{- end -}}
 
-{{/* Takes root, role, account, place (nodeSelector, tolerations), container (YAML text). */}}
+{{/* What KubeRay sets from other fields of a RayService, and would have twice. */}}
+{{- define "herd.operatorsEnvironment" -}}
+{{- range list "RAY_ADDRESS" "RAY_AUTH_MODE" "RAY_AUTH_TOKEN" "RAY_CLUSTER_NAME" "RAY_REDIS_ADDRESS" "REDIS_PASSWORD" "REDIS_USERNAME" }}
+- {name: {{ . }}}
+{{- end }}
+{{- end -}}
+
+{{- define "herd.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end -}}
+
+{{/* Takes root, component, account, place (nodeSelector, tolerations, gpus), container and scheduling (YAML text). */}}
 {{- define "herd.podTemplate" -}}
 metadata:
   labels:
+    {{- with .root.Values.pods.labels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
     {{- include "herd.selector" .root | nindent 4 }}
     app.kubernetes.io/component: {{ .component }}
+  {{- with .root.Values.pods.annotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
 spec:
   serviceAccountName: {{ .account }}
+  {{- with .root.Values.pods.priorityClass }}
+  priorityClassName: {{ . }}
+  {{- end }}
+  {{- if and .place.gpus .root.Values.pods.gpuRuntimeClass }}
+  runtimeClassName: {{ .root.Values.pods.gpuRuntimeClass }}
+  {{- end }}
   terminationGracePeriodSeconds: {{ include "herd.graceSeconds" .root }}
   {{- with .root.Values.image.pullSecrets }}
   imagePullSecrets:
@@ -57,10 +83,11 @@ spec:
         # What processes that are kept ready import.
         - {name: RAY_preload_python_modules, value: cluster.preload}
         {{- end }}
+        {{- with .root.Values.pods.env }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
       securityContext:
-        allowPrivilegeEscalation: false
-        readOnlyRootFilesystem: true
-        capabilities: {drop: [ALL]}
+        {{- include "herd.containerSecurity" . | nindent 8 }}
       {{- .container | nindent 6 }}
       volumeMounts:
         - {name: settings, mountPath: /etc/herd, readOnly: true}
@@ -86,17 +113,24 @@ spec:
     {{- if eq .root.Values.weights.source "pvc" }}
     - name: weights
       persistentVolumeClaim: {claimName: {{ .root.Values.weights.claim }}, readOnly: true}
+    {{- else if eq .root.Values.weights.source "csi" }}
+    - name: weights
+      csi:
+        {{- merge (dict "readOnly" true) .root.Values.weights.csi | toYaml | nindent 8 }}
     {{- else if eq .root.Values.weights.source "image" }}
     - name: weights
       image: {reference: {{ .root.Values.weights.image | quote }}, pullPolicy: IfNotPresent}
     {{- end }}
 {{- end -}}
 
-{{/* Resources of a container. Takes cpu, memory, gpus. */}}
+{{/* Resources of a container. Takes cpu, memory, gpus, disk (bytes, or none). */}}
 {{- define "herd.resources" -}}
 resources:
   requests:
     {{- include "herd.amounts" . | nindent 4 }}
+    {{- with .disk }}
+    ephemeral-storage: {{ add . 2147483648 | quote }} # and 2 GiB for logs
+    {{- end }}
   limits:
     {{- include "herd.amounts" . | nindent 4 }}
 {{- end -}}

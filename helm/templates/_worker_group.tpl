@@ -19,16 +19,17 @@ template:
 
 {{- define "herd.workerContainer" -}}
 {{- $worker := index .root.Values.workers .role -}}
-{{ include "herd.resources" $worker }}
+{{- $disk := ternary (dig "router" "disk_kv_bytes" 0 .root.Values.settings | int64) 0 (eq .role "routers") -}}
+{{ include "herd.resources" (merge (dict "disk" $disk) $worker) }}
 livenessProbe:
   {{- include "herd.rayHealthy" . | nindent 2 }}
   failureThreshold: 12
 {{- if eq .role "frontDoors" }}
 readinessProbe:
-  {{- if dig "tls" "client_ca" "" .root.Values.settings }}
+  {{- if include "herd.asksForCertificates" .root }}
   tcpSocket: {port: http} # whoever asks for more needs a certificate
   {{- else }}
-  httpGet: {path: /health, port: http, scheme: {{ ternary "HTTPS" "HTTP" (not (empty (dig "tls" "cert" "" .root.Values.settings))) }}}
+  httpGet: {path: /health, port: http, scheme: {{ ternary "HTTPS" "HTTP" (eq (include "herd.hasTls" .root) "true") }}}
   {{- end }}
   timeoutSeconds: 5
   periodSeconds: 5
@@ -59,13 +60,16 @@ affinity:
         - matchExpressions:
             - {key: nvidia.com/gpu.product, operator: In, values: {{ toJson $products }}}
 {{- end }}
-{{- if $worker.spreadCopiesOverNodes }}
+{{- if and $worker.spreadCopiesOverNodes (not $worker.gpuKind) (not $worker.nodeSelector) -}}
+{{- fail (printf "workers.%s.spreadCopiesOverNodes: expected gpuKind or a nodeSelector beside it, found neither; choose nodes, as all others count as nodes without such a pod" .role) -}}
+{{- end -}}
+{{- if or $worker.spreadCopiesOverNodes (eq .role "frontDoors") }}
 topologySpreadConstraints:
   - maxSkew: 1
     topologyKey: kubernetes.io/hostname
-    whenUnsatisfiable: DoNotSchedule
-    nodeTaintsPolicy: Honor # a node that is down or cordoned must not be waited for
-    matchLabelKeys: [ray.io/cluster] # those of a cluster that this one replaces do not count
+    whenUnsatisfiable: {{ ternary "DoNotSchedule" "ScheduleAnyway" (eq .role "experts") }}
+    nodeTaintsPolicy: Honor # a node that is drained does not count as one without such a pod
+    matchLabelKeys: [ray.io/cluster] # nor do pods of the cluster that this one takes over from
     labelSelector:
       matchLabels:
         {{- include "herd.selector" .root | nindent 8 }}

@@ -1,5 +1,23 @@
 {{/* How many pods of each role: as settings make replicas, unless values say so. */}}
 
+{{/* As a JSON patch of a RayCluster that runs: how many pods of each group. With autoscaling, Ray says how many at once. */}}
+{{- define "herd.scalePatch" -}}
+{{- $operations := list -}}
+{{- $index := 0 -}}
+{{- range include "herd.workerGroups" . | fromYamlArray -}}
+{{- $made := include "herd.replicas" (merge (dict "root" $) .) | fromYaml -}}
+{{- if $made.maxReplicas -}}
+{{- $path := printf "/spec/workerGroupSpecs/%d" $index -}}
+{{- $operations = append $operations (dict "op" "test" "path" (printf "%s/groupName" $path) "value" .group) -}}
+{{- range $key := ternary (list "minReplicas" "maxReplicas") (list "minReplicas" "maxReplicas" "replicas") $.Values.autoscaling.enabled -}}
+{{- $operations = append $operations (dict "op" "replace" "path" (printf "%s/%s" $path $key) "value" (index $made $key | int)) -}}
+{{- end -}}
+{{- $index = add1 $index -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $operations -}}
+{{- end -}}
+
 {{/* Fewest, first and most replicas that settings make of a role, as YAML. */}}
 {{- define "herd.made" -}}
 {{- $s := .root.Values.settings -}}

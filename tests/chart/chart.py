@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tests.chart.helm_program import find_helm
+from tests.chart.programs import find_program
 from tests.conftest import ROOT
 
 CHART = ROOT / "helm"
@@ -22,6 +24,13 @@ PLANNED = {
 }
 """What `herd plan` is asked for each profile that it makes."""
 PROFILES = ("demo-cpu", *PLANNED)
+_NOTES = """\
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: notes}
+data:
+  notes: {{ include "herd/templates/NOTES.txt" . | toJson }}
+"""
 Object = dict[str, Any]
 
 
@@ -31,11 +40,13 @@ def profile(name: str) -> Path:
 
 def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run helm."""
-    return subprocess.run([find_helm() or "helm", *arguments], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        [find_program("helm") or "helm", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
 
 
-def template(*arguments: str, name: str = "herd") -> subprocess.CompletedProcess[str]:
-    return helm("template", name, str(CHART), "--namespace", "llama", "--api-versions", "ray.io/v1", *arguments)
+def template(*arguments: str, name: str = "herd", chart: Path = CHART) -> subprocess.CompletedProcess[str]:
+    return helm("template", name, str(chart), "--namespace", "llama", "--api-versions", "ray.io/v1", *arguments)
 
 
 def render(*arguments: str) -> list[Object]:
@@ -43,6 +54,19 @@ def render(*arguments: str) -> list[Object]:
     done = template(*arguments)
     assert done.returncode == 0, done.stderr
     return [each for each in yaml.safe_load_all(done.stdout) if each]
+
+
+def notes(*arguments: str) -> str:
+    """Return what helm prints after an installation; `--is-upgrade`: after an upgrade.
+
+    `helm template` leaves it out, and all else wants a cluster, so a copy of the chart has it in a ConfigMap.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        copied = shutil.copytree(CHART, Path(folder) / "herd")
+        (copied / "templates" / "notes.yaml").write_text(_NOTES)
+        done = template(*arguments, "--show-only", "templates/notes.yaml", chart=copied)
+    assert done.returncode == 0, done.stderr
+    return str(yaml.safe_load(done.stdout)["data"]["notes"])
 
 
 def only(objects: list[Object], kind: str, name: str = "herd") -> Object:

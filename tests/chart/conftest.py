@@ -6,13 +6,13 @@ import os
 
 import pytest
 
-from tests.chart.helm_program import WHY_NOT, find_helm
+from tests.chart.programs import WHY_NOT, find_program
 
 
 @pytest.fixture(autouse=True, scope="session")
 def needs_helm() -> None:
     """Skip, or fail, without helm."""
-    if find_helm() is None:
+    if find_program("helm") is None:
         if os.environ.get("CI"):
             pytest.fail(f"the chart is not tested: {WHY_NOT}")
         pytest.skip(WHY_NOT)

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from cluster import roles
+from cluster.cli import server_address
 from cluster.config_source import load_config
 from cluster.launch.ray_session import _environment
 from cluster.names import experts_deployment
@@ -31,11 +32,21 @@ settings:
   scaling: {router_min_replicas: 0, router_max_replicas: 6, experts_max_replicas: 2, front_door_max_replicas: 3}
   limits: {drain_s: 20.5}
   http: {port: 8080}
-image: {pullSecrets: [registry]}
+image: {pullSecrets: [registry], digest: "sha256:DIGEST"}
 secrets: [{name: certificates, mountPath: /etc/certificates}]
 weights: {source: image, image: "registry/scout:1"}
+pods:
+  annotations: {gke-gcsfuse/volumes: "true"}
+  labels: {team: search}
+  env:
+    - {name: HTTPS_PROXY, value: "http://proxy:3128"}
+    - {name: TOKEN, valueFrom: {secretKeyRef: {name: token, key: key}}}
+  priorityClass: serving
+  gpuRuntimeClass: nvidia
+  accountAnnotations: {cloud: role}
 workers:
   routers: {nodeSelector: {pool: big}, tolerations: [{key: gpu, operator: Exists}]}
+  experts: {gpus: 1, spreadCopiesOverNodes: true, nodeSelector: {pool: big}}
 autoscaling: {enabled: true}
 drain: {seconds: 60}
 redis: {address: "redis:6379", passwordSecret: redis}
@@ -44,7 +55,7 @@ networkPolicy: {clients: [{podSelector: {matchLabels: {app: gateway}}}]}
 operatorKey: {secret: operator}
 serviceMonitor: {enabled: true, labels: {release: prometheus}}
 prometheusRule: {enabled: true, firstTokenSeconds: 2.5, labels: {release: prometheus}}
-"""
+""".replace("DIGEST", "0" * 64)
 
 
 @pytest.fixture(scope="module")
@@ -171,13 +182,15 @@ def test_each_group_offers_the_role_that_its_replicas_ask_for(everything):
     assert offered == {
         "front-door": [roles.FRONT_DOOR_ROLE],
         "router": [roles.ROUTER_ROLE],
-        "experts": [roles.EXPERTS_ROLE],
+        "experts-0": [roles.EXPERTS_ROLE, roles.group_role(experts_deployment(0))],
+        "experts-1": [roles.EXPERTS_ROLE, roles.group_role(experts_deployment(1))],
         "context-shard": [roles.CONTEXT_ROLE],
     }
 
 
 def test_copies_of_an_expert_spread_over_nodes_as_pods_of_a_group_of_their_own():
-    objects = render("--set=workers.experts.spreadCopiesOverNodes=true", "--set=settings.experts.replicas_per_group=3")
+    spread = "workers.experts.spreadCopiesOverNodes=true,workers.experts.nodeSelector.pool=big"
+    objects = render(f"--set={spread}", "--set=settings.experts.replicas_per_group=3")
     found = groups(objects)
     assert list(found) == ["front-door", "router", "experts-0", "experts-1"]
     for number, name in enumerate(("experts-0", "experts-1")):
@@ -199,7 +212,8 @@ def test_pods_scale_as_far_as_replicas_do(everything):
         for name, group in groups(everything).items()
     }
     # Routers: none, 2 or 6 of them, and one more for long requests.
-    assert found == {"front-door": (1, 1, 3), "router": (1, 3, 7), "experts": (2, 2, 4), "context-shard": (2, 2, 3)}
+    experts = {"experts-0": (1, 1, 2), "experts-1": (1, 1, 2)}
+    assert found == {"front-door": (1, 1, 3), "router": (1, 3, 7), **experts, "context-shard": (2, 2, 3)}
 
 
 def test_without_autoscaling_there_is_a_pod_for_every_replica_there_may_be():
@@ -234,8 +248,7 @@ def test_front_doors_alone_are_asked_whether_herd_answers(rendered):
 )
 def test_front_doors_that_encrypt_are_asked_as_they_answer(tls, probe):
     assignments = [f"--set=settings.tls.{key}={value}" for key, value in tls.items()]
-    # The schema knows these settings where Herd does.
-    pod = groups(render(*assignments, "--skip-schema-validation"))["front-door"]["template"]["spec"]["containers"][0]
+    pod = groups(render(*assignments))["front-door"]["template"]["spec"]["containers"][0]
     assert probe.items() <= pod["readinessProbe"].items()
 
 
@@ -280,9 +293,126 @@ def test_services_lead_to_the_ports_of_front_doors(everything):
         assert {"name": kind, "containerPort": port} in pod["spec"]["containers"][0]["ports"]
 
 
-def test_a_single_pod_has_no_budget_that_would_hold_its_node(rendered):
-    budgets = [each["metadata"]["name"] for each in rendered["demo-cpu"] if each["kind"] == "PodDisruptionBudget"]
-    assert budgets == ["herd-experts"]
+def test_a_budget_counts_pods_that_there_always_are_and_a_single_one_has_none(rendered, everything):
+    def budgets(objects):
+        specs = {each["metadata"]["name"]: each["spec"] for each in objects if each["kind"] == "PodDisruptionBudget"}
+        # With maxUnavailable Kubernetes asks the pods' owner for its scale, which a RayCluster has not: nobody may go.
+        assert not any("maxUnavailable" in spec for spec in specs.values())
+        return {name: spec["minAvailable"] for name, spec in specs.items()}
+
+    assert budgets(rendered["demo-cpu"]) == {"herd-experts": 1}
+    assert budgets(rendered["maverick-2x8-multinode"]) == {"herd-front-door": 1, "herd-router": 9, "herd-experts": 5}
+    assert budgets(everything) == {"herd-experts": 1, "herd-context-shard": 1}
+
+
+def test_every_container_meets_the_standard_restricted(everything):
+    """What a namespace may demand of all containers (Pod Security Standards), those of KubeRay among them."""
+    cluster = only(everything, "RayService")["spec"]["rayClusterConfig"]
+    pods = [group["template"]["spec"] for group in groups(everything).values()]
+    pods += [cluster["headGroupSpec"]["template"]["spec"], only(everything, "Pod", "herd-test")["spec"]]
+    containers = [each for pod in pods for each in pod["containers"]]
+    # KubeRay copies what waits for the head from its pod's container, and makes the autoscaler of these options.
+    containers.append(cluster["autoscalerOptions"])
+    for pod in pods:
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        allowed = {"configMap", "csi", "emptyDir", "image", "persistentVolumeClaim", "secret"}
+        assert {kind for volume in pod["volumes"] for kind in volume.keys() - {"name"}} <= allowed
+    for container in containers:
+        security = container["securityContext"]
+        assert security["allowPrivilegeEscalation"] is False
+        assert security["capabilities"] == {"drop": ["ALL"]}
+        assert security["readOnlyRootFilesystem"] is True
+        assert "/tmp" in [each["mountPath"] for each in container["volumeMounts"]]
+
+
+def test_all_pods_have_what_is_said_of_pods(everything):
+    head = only(everything, "RayService")["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]
+    workers = {name: group["template"] for name, group in groups(everything).items()}
+    for pod in (head, *workers.values()):
+        assert pod["metadata"]["annotations"] == {"gke-gcsfuse/volumes": "true"}
+        assert pod["metadata"]["labels"]["team"] == "search"
+        assert pod["spec"]["priorityClassName"] == "serving"
+        assert environment(pod)["HTTPS_PROXY"] == "http://proxy:3128"
+        assert pod["spec"]["containers"][0]["image"] == f"herd:0.1.0@sha256:{'0' * 64}"
+    with_runtime = [name for name, pod in workers.items() if "runtimeClassName" in pod["spec"]]
+    assert (with_runtime, "runtimeClassName" in head["spec"]) == (["experts-0", "experts-1"], False)
+    assert only(everything, "ServiceAccount", "herd-head")["metadata"]["annotations"] == {"cloud": "role"}
+
+
+def test_expert_pods_are_spread_over_nodes_that_take_them_and_front_doors_where_they_can_be(everything):
+    made = {
+        name: group["template"]["spec"].get("topologySpreadConstraints") for name, group in groups(everything).items()
+    }
+    assert {name: spread and spread[0]["whenUnsatisfiable"] for name, spread in made.items()} == {
+        "front-door": "ScheduleAnyway",
+        "router": None,
+        "experts-0": "DoNotSchedule",
+        "experts-1": "DoNotSchedule",
+        "context-shard": None,
+    }
+    # A drained node, and pods of the cluster before, must not keep a new pod waiting.
+    assert made["experts-0"][0].items() >= {"nodeTaintsPolicy": "Honor", "matchLabelKeys": ["ray.io/cluster"]}.items()
+
+
+def test_a_bucket_is_mounted_by_its_driver_read_only():
+    values = ["weights.source=csi", "weights.csi.driver=gcsfuse.csi.storage.gke.io"]
+    values.append("weights.csi.volumeAttributes.bucketName=models")
+    spec = groups(render(*(f"--set={each}" for each in values)))["router"]["template"]["spec"]
+    [volume] = [each for each in spec["volumes"] if each["name"] == "weights"]
+    attributes = {"bucketName": "models"}
+    assert volume["csi"] == {
+        "driver": "gcsfuse.csi.storage.gke.io",
+        "readOnly": True,
+        "volumeAttributes": attributes,
+    }
+
+
+def test_pages_on_disk_are_asked_of_the_node_of_a_router_alone():
+    pods = groups(render("--set", "settings.router.disk_kv_bytes=53505256960"))
+    asked = {
+        name: group["template"]["spec"]["containers"][0]["resources"]["requests"].get("ephemeral-storage")
+        for name, group in pods.items()
+    }
+    assert asked == {"front-door": None, "router": str(53505256960 + 2 * 1024**3), "experts": None}
+
+
+def test_prometheus_and_the_test_pod_believe_and_show_the_operators_certificates():
+    values = ["tls.cert=/etc/tls/tls.crt", "tls.client_ca=/etc/tls/ca.crt"]
+    objects = render(
+        *(f"--set=settings.{each}" for each in values),
+        "--set=operatorKey.tlsSecret=operator,serviceMonitor.enabled=true",
+    )
+    assert only(objects, "ServiceMonitor")["spec"]["endpoints"][0]["tlsConfig"] == {
+        "serverName": "herd-http.llama.svc",
+        "ca": {"secret": {"name": "operator", "key": "ca.crt"}},
+        "cert": {"secret": {"name": "operator", "key": "tls.crt"}},
+        "keySecret": {"name": "operator", "key": "tls.key"},
+    }
+    pod = only(objects, "Pod", "herd-test")["spec"]
+    container = pod["containers"][0]
+    folder = container["volumeMounts"][1]["mountPath"]
+    assert "https://herd-grpc.llama.svc:9000" in container["command"]
+    assert environment({"spec": pod}) == {
+        "HOME": "/tmp",
+        server_address.CA: f"{folder}/ca.crt",
+        server_address.CERT: f"{folder}/tls.crt",
+        server_address.KEY: f"{folder}/tls.key",
+    }
+
+
+def test_without_a_certificate_that_front_doors_ask_for_there_is_no_test_that_could_only_fail():
+    objects = render("--set=settings.tls.cert=/etc/tls/tls.crt,settings.tls.client_ca=/etc/tls/ca.crt")
+    assert [each for each in objects if each["kind"] == "Pod"] == []
+
+
+def test_services_say_what_is_spoken_at_their_ports(rendered, everything):
+    def spoken(objects):
+        services = (only(objects, "Service", f"herd-{kind}") for kind in ("http", "grpc"))
+        return [each["spec"]["ports"][0]["appProtocol"] for each in services]
+
+    assert spoken(rendered["demo-cpu"]) == ["http", "kubernetes.io/h2c"]
+    assert spoken(render("--set=settings.tls.cert=/etc/tls/tls.crt")) == ["https", "https"]
 
 
 def test_nobody_is_allowed_to_write(everything):
@@ -299,37 +429,3 @@ def test_nobody_is_allowed_to_write(everything):
 def test_the_version_of_ray_is_the_one_that_is_tested():
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     assert f"ray=={values['rayVersion']}\n" in (ROOT / "constraints.txt").read_text()
-
-
-def test_the_notes_name_commands_that_ask_the_first_question():
-    done = helm(
-        "install",
-        "herd",
-        str(CHART),
-        "--dry-run=client",
-        "--namespace",
-        "llama",
-        "--set",
-        "preflight.requireCRDs=false",
-    )
-    assert done.returncode == 0, done.stderr
-    notes = done.stdout.partition("NOTES:")[2]
-    assert "kubectl -n llama port-forward service/herd-http 8000:8000 &" in notes
-    assert "helm test herd -n llama" in notes
-
-
-@pytest.mark.parametrize("page", ["docs/kubernetes.md", "helm/README.md"])
-def test_the_commands_of_the_documentation_render(page, tmp_path):
-    blocks = re.findall(r"```console\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-    commands = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
-    planned = re.compile(r"herd plan (.*) --values > values.yaml")
-    values = tmp_path / "values.yaml"
-    for command in commands:
-        if found := planned.fullmatch(command):
-            assert found[1] in PLANNED.values()
-            name = next(name for name, asked in PLANNED.items() if asked == found[1])
-            values.write_text(write.plan_text(name))
-        elif " herd ./helm" in command:
-            arguments = [str(values) if each == "values.yaml" else each for each in command.split()[4:]]
-            render(*(str(ROOT / each) if each.startswith("helm/") else each for each in arguments))
-    assert values.is_file()

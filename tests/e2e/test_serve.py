@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -17,6 +19,8 @@ from openai import BadRequestError, OpenAI
 from benchmarks.chaos.application import HERD, Application
 from benchmarks.chaos.processes import Part, processes_of
 from protos.errors import ERROR_METADATA_KEY, from_rpc_error
+from tests.chart.chart import notes
+from tests.docs.pages import commands_of, printed, text_of
 from tests.e2e.reflected_client import ReflectedClient, to_dict
 
 pytestmark = pytest.mark.timeout(600)
@@ -212,6 +216,21 @@ def test_generate_command_streams_an_answer(herd):
     assert done.returncode == 0
     assert done.stdout.strip()
     assert "tokens in all" in done.stderr
+
+
+def test_the_readme_shows_what_generate_answers(herd):
+    [shown] = [each for each in commands_of("README.md", text_of("README.md")) if "herd generate" in each.text]
+    done = run_herd(*shlex.split(shown.text)[1:], "--address", herd.grpc_address)
+    assert done.stdout.strip() == shown.shown.strip()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/openai.md", "helm/templates/NOTES.txt"])
+def test_every_curl_of_the_documentation_is_answered(herd, page):
+    text = text_of(page) if page.endswith(".md") else printed(notes())
+    [command] = [each.text.replace("\\\n", " ") for each in commands_of(page, text) if each.text.startswith("curl ")]
+    words = shlex.split(command.replace("localhost:8000", f"localhost:{herd.http_port}"))
+    done = subprocess.run([*words, "--silent"], capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stdout)["choices"][0]["finish_reason"] in ("stop", "length")
 
 
 def test_generate_command_explains_a_refusal_in_one_line(herd):

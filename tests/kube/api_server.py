@@ -16,7 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-Object = dict[str, Any]
+from tests.kube.discovery import Object, discover, list_with_kind, with_kind
+
 _PATH = re.compile(
     r"/(?:api/(?P<core>v1)|apis/(?P<group>[^/]+/[^/]+))(?:/namespaces/(?P<namespace>[^/]+))?/(?P<kind>[a-z]+)(?:/(?P<name>[^/]+))?$"
 )
@@ -163,11 +164,10 @@ def _handler(api: FakeApiServer) -> type[BaseHTTPRequestHandler]:
                 self._answer(status, _status(status, "as told"), headers)
                 return
             found = _PATH.match(split.path)
-            if split.path == "/apis/ray.io/v1":
-                crds = [each["spec"]["names"] for each in api._select("customresourcedefinitions", None, "")[0]]
-                names = [{"name": each["plural"]} for each in crds]
-                self._answer(200, {"resources": names}) if names else self._answer(404, _status(404, "no such group"))
-            elif split.path == "/version/":
+            crds = [each["spec"]["names"] for each in api._select("customresourcedefinitions", None, "")[0]]
+            if (document := discover(split.path, crds)) is not None:
+                self._answer(200, document)
+            elif split.path.rstrip("/") == "/version":
                 self._answer(200, {"gitVersion": "v1.36.0"})
             elif found is None:
                 self._answer(404, _status(404, "no such path"))
@@ -176,13 +176,19 @@ def _handler(api: FakeApiServer) -> type[BaseHTTPRequestHandler]:
                 self._answer(403, _status(403, words))
             elif found["name"]:
                 objects, _ = api._select(found["kind"], found["namespace"], "")
-                named = [each for each in objects if each["metadata"]["name"] == found["name"]]
+                named = [
+                    with_kind(found["kind"], each, crds)
+                    for each in objects
+                    if each["metadata"]["name"] == found["name"]
+                ]
                 self._answer(200 if named else 404, named[0] if named else _status(404, f"{found['name']} not found"))
             elif query.get("watch") in ("true", "True", "1"):
                 self._watch(found["kind"], found["namespace"], query)
             else:
                 objects, version = api._select(found["kind"], found["namespace"], query.get("labelSelector", ""))
-                self._answer(200, {"kind": "List", "metadata": {"resourceVersion": str(version)}, "items": objects})
+                items = [with_kind(found["kind"], each, crds) for each in objects]
+                listed = {"metadata": {"resourceVersion": str(version)}, "items": items}
+                self._answer(200, list_with_kind(found["kind"], listed, crds))
 
         def do_POST(self) -> None:
             api.requests.append(self.path)
@@ -208,7 +214,7 @@ def _handler(api: FakeApiServer) -> type[BaseHTTPRequestHandler]:
                     its_namespace = each.object["metadata"].get("namespace", "")
                     is_meant = each.kind == kind and namespace in (None, its_namespace)
                     if is_meant and _matches(each.object, query.get("labelSelector", "")):
-                        self._chunk({"type": each.type, "object": each.object})
+                        self._chunk({"type": each.type, "object": with_kind(kind, each.object, ())})
             if changes is None:
                 self.close_connection = True
                 self.connection.close()

@@ -67,7 +67,8 @@ def operator(tag: str, ready: int = 1) -> dict[str, Any]:
 
 def ray_services_crd() -> dict[str, Any]:
     """Return the definition of RayServices."""
-    return {"metadata": {"name": "rayservices.ray.io"}, "spec": {"group": "ray.io", "names": {"plural": "rayservices"}}}
+    names = {"plural": "rayservices", "kind": "RayService"}
+    return {"metadata": {"name": "rayservices.ray.io"}, "spec": {"group": "ray.io", "names": names}}
 
 
 def claim(name: str, phase: str) -> dict[str, Any]:

@@ -61,6 +61,7 @@ def test_what_this_version_does_not_know_is_a_comment_and_not_lost():
     for section, keys in wanted.items():
         assert {*known.get(section, {}), *unknown.get(section, {})} == set(keys)
     with_values(ClusterConfig(), known, source="")
+    assert "cannot deploy it: context shards beside routers on GPUs" in text
 
 
 @pytest.mark.parametrize(
