@@ -18,7 +18,7 @@ from cluster.early_drain import EarlyDrain, is_in_kubernetes
 from cluster.events import ClusterEvent
 from cluster.names import APP
 from cluster.placement_load import ReplicaReport
-from cluster.ray_nodes import DrainingNodes
+from cluster.ray_nodes import ON_HEAD, DrainingNodes
 from cluster.rebalancer import Rebalancer
 from cluster.replica_roster import ReplicaInfo, replica_roster
 from cluster.serve_replicas import ServeReplicas
@@ -176,7 +176,8 @@ def directory_config(lease_s: float, watches_kubernetes: bool) -> DeploymentActo
         name=NAME,
         actor_class=ray.remote(DirectoryActor),
         init_kwargs={"lease_s": lease_s, "watches_kubernetes": watches_kubernetes},
-        actor_options={"num_cpus": 0},
+        # An actor that asks for nothing is put on any node. Where pods come and go, it would keep one from going.
+        actor_options={"num_cpus": 0, "resources": ON_HEAD},
     )
 
 
