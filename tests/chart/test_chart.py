@@ -262,9 +262,24 @@ def test_services_lead_to_the_ports_of_front_doors(everything):
         assert {"name": kind, "containerPort": port} in pod["spec"]["containers"][0]["ports"]
 
 
-def test_a_single_pod_has_no_budget_that_would_hold_its_node(rendered):
-    budgets = [each["metadata"]["name"] for each in rendered["demo-cpu"] if each["kind"] == "PodDisruptionBudget"]
-    assert budgets == ["herd-experts"]
+def budgets(objects):
+    found = [each for each in objects if each["kind"] == "PodDisruptionBudget"]
+    # Anything but a number of pods that stay needs a scale subresource, and a RayCluster has none.
+    assert all(each["spec"].keys() == {"minAvailable", "selector", "unhealthyPodEvictionPolicy"} for each in found)
+    return {each["metadata"]["name"]: each["spec"]["minAvailable"] for each in found}
+
+
+def test_all_pods_of_a_kind_but_one_stay_when_pods_are_evicted(rendered):
+    assert budgets(rendered["demo-cpu"]) == {"herd-experts": 1}  # a single pod would keep its node for ever
+    assert budgets(rendered["scout-8xh100"]) == {
+        f"herd-{name}": group["replicas"] - 1
+        for name, group in groups(rendered["scout-8xh100"]).items()
+        if group["replicas"] > 1
+    }
+
+
+def test_of_pods_that_come_and_go_the_fewest_are_kept(everything):
+    assert budgets(everything) == {"herd-experts": 1, "herd-context-shard": 1}
 
 
 def test_nobody_is_allowed_to_write(everything):
