@@ -20,7 +20,7 @@ from cluster.events import ClusterEvent
 from cluster.names import APP
 from cluster.own_location import domains_of
 from cluster.placement_load import ReplicaReport
-from cluster.ray_nodes import DrainingNodes
+from cluster.ray_nodes import ON_HEAD, DrainingNodes
 from cluster.rebalancer import Rebalancer
 from cluster.replica_roster import ReplicaInfo, replica_roster
 from cluster.serve_replicas import ServeReplicas
@@ -195,7 +195,8 @@ def directory_config(settings: ClusterConfig) -> DeploymentActorConfig:
             "watches_kubernetes": kubernetes.watch,
             "near_labels": kubernetes.domains,
         },
-        actor_options={"num_cpus": 0},
+        # An actor that asks for nothing is put on any node. Where pods come and go, it would keep one from going.
+        actor_options={"num_cpus": 0, "resources": ON_HEAD},
     )
 
 

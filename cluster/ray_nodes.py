@@ -20,8 +20,8 @@ from ray.exceptions import RayError
 _LOG = logging.getLogger(__name__)
 _CALL_TIMEOUT_S = 2.0
 _PERIOD_S = 0.5
-_HEAD = "node:__internal_head__"
-"""A resource that only the head has."""
+ON_HEAD = {"node:__internal_head__": 0.001}
+"""Resources of an actor that is to run on the head: a little of what only the head has."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +43,11 @@ def live_nodes() -> list[RayNode]:
         RayError: Ray does not answer.
     """
     return [
-        RayNode(node_id=each["NodeID"], address=each["NodeManagerAddress"], is_head=_HEAD in each["Resources"])
+        RayNode(
+            node_id=each["NodeID"],
+            address=each["NodeManagerAddress"],
+            is_head=ON_HEAD.keys() <= each["Resources"].keys(),
+        )
         for each in ray.nodes()
         if each["Alive"]
     ]

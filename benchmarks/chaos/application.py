@@ -8,17 +8,16 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.free_port import find_free_port
+from benchmarks.marked_processes import MarkedProcesses
 from cluster.launch.processes import descendants
 
 HERD = str(Path(sys.executable).with_name("herd"))
 """The command."""
-_MARKER = "HERD_APPLICATION"
 _READY = "herd is ready"
 _POLL_S = 0.1
 
@@ -50,9 +49,8 @@ class Application:
         for each in settings:
             self._command += ["--set", each]
         self._command += ["--http-port", str(self.http_port), "--grpc-port", str(self.grpc_port)]
-        mark = uuid.uuid4().hex
-        self._environment = {**os.environ, _MARKER: mark}
-        self._marker = f"{_MARKER}={mark}".encode()
+        self._processes = MarkedProcesses()
+        self._environment = {**os.environ, **self._processes.environment}
         if folder is not None:
             self._environment["TMPDIR"] = str(folder)
         self._start_s, self._stop_s = start_s, stop_s
@@ -81,7 +79,7 @@ class Application:
 
     def leftovers(self) -> list[str]:
         """Return the command lines of processes it started that live."""
-        return [_command_line(pid) for pid in self._marked()]
+        return self._processes.command_lines()
 
     def __enter__(self) -> Application:
         self._process = subprocess.Popen(
@@ -106,9 +104,8 @@ class Application:
             for pid in [*descendants(self.pid), self.pid]:
                 _kill(pid)
             self.wait()
-        for pid in self._marked():
-            # Whatever outlived it is somebody else's finding (`leftovers` before this), and nobody's to keep.
-            _kill(pid)
+        # Whatever outlived it is somebody else's finding (`leftovers` before this), and nobody's to keep.
+        self._processes.kill()
         self._last_output = self.output
         self._log.close()
 
@@ -131,11 +128,6 @@ class Application:
             self.interrupt()
         return self.wait()
 
-    def _marked(self) -> list[int]:
-        """Return the processes that it or its descendants started."""
-        pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
-        return [pid for pid in pids if self._marker in _read(pid, "environ")]
-
     def _wait_until_ready(self) -> None:
         give_up_at = time.monotonic() + self._start_s
         while _READY not in self.output:
@@ -144,17 +136,6 @@ class Application:
             if time.monotonic() > give_up_at:
                 raise TimeoutError(f"expected herd serve to be ready within {self._start_s:g} s:\n{self.output}")
             time.sleep(_POLL_S)
-
-
-def _read(pid: int, name: str) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/{name}").read_bytes()
-    except OSError:
-        return b""
-
-
-def _command_line(pid: int) -> str:
-    return f"{pid} {_read(pid, 'cmdline').decode(errors='replace').replace(chr(0), ' ').strip()}"
 
 
 def _kill(pid: int) -> None:

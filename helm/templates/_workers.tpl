@@ -68,11 +68,14 @@ Refuses numbers that contradict settings.
 {{- $first := ternary $made.first $made.max $scales | int -}}
 {{- $min := ternary $made.min $made.max $scales | int -}}
 {{- $max := $made.max | int -}}
+{{- /* One more of each group, which is asked for only while a node is left: the replica that takes over starts before the old one ends. */ -}}
+{{- if and $scales $max -}}{{- $max = add $max .parts | int -}}{{- end -}}
 {{- if not (kindIs "invalid" $worker.replicas) -}}
 {{- $first = $worker.replicas | int -}}
 {{- $min = $first -}}
 {{- $max = max $max $first | int -}}
-{{- $isDense := and (eq .role "experts") (eq $first 0) -}}
+{{- $mayBeNone := and $scales (eq (int $made.min) 0) -}}
+{{- $isDense := and (eq .role "experts") (eq $first 0) (not $mayBeNone) -}}
 {{- if $isDense -}}{{- $max = 0 -}}{{- end -}}
 {{- if and (lt $first (int (ternary $made.min $made.max $scales))) (not $isDense) -}}
 {{- fail (printf "workers.%s.replicas: expected at least %v, the replicas that settings make, found %d; raise it, or change settings" .role (ternary $made.min $made.max $scales) $first) -}}

@@ -206,14 +206,20 @@ def test_copies_of_an_expert_spread_over_nodes_as_pods_of_a_group_of_their_own()
     assert [each["metadata"]["name"] for each in objects if each["kind"] == "PodDisruptionBudget"] == ["herd-experts"]
 
 
-def test_pods_scale_as_far_as_replicas_do(everything):
+def test_pods_scale_as_far_as_replicas_do_and_one_further_for_a_node_that_is_left(everything):
     found = {
         name: (group["minReplicas"], group["replicas"], group["maxReplicas"])
         for name, group in groups(everything).items()
     }
     # Routers: none, 2 or 6 of them, and one more for long requests.
-    experts = {"experts-0": (1, 1, 2), "experts-1": (1, 1, 2)}
-    assert found == {"front-door": (1, 1, 3), "router": (1, 3, 7), **experts, "context-shard": (2, 2, 3)}
+    experts = {"experts-0": (1, 1, 3), "experts-1": (1, 1, 3)}
+    assert found == {"front-door": (1, 1, 4), "router": (1, 3, 8), **experts, "context-shard": (2, 2, 4)}
+
+
+def test_experts_that_may_go_to_zero_can_begin_there():
+    scaled = ("--set=autoscaling.enabled=true", "--set=settings.scaling.experts_min_replicas=0")
+    group = groups(render(*scaled, "--set=workers.experts.replicas=0"))["experts"]
+    assert (group["minReplicas"], group["replicas"], group["maxReplicas"]) == (0, 0, 3)
 
 
 def test_without_autoscaling_there_is_a_pod_for_every_replica_there_may_be():

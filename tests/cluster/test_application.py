@@ -71,6 +71,11 @@ def test_a_constructor_that_fails_is_not_tried_again(demo_dir):
     assert {each._deployment_config.max_constructor_retry_count for each in found.values()} == {1}
 
 
+def test_the_directory_runs_on_the_head_so_that_it_keeps_no_pod_from_going(demo_dir):
+    (directory,) = deployments(demo_dir)["Router"]._deployment_config.deployment_actors
+    assert directory.actor_options["resources"].keys() == {"node:__internal_head__"}
+
+
 def test_the_directory_lives_with_the_router(demo_dir):
     found = deployments(demo_dir)
     actors = {name: each._deployment_config.deployment_actors or [] for name, each in found.items()}

@@ -12,7 +12,7 @@ from cluster.auth.key_file import read_key_file
 from cluster.config_source import load_config
 from cluster.kube_doctor import OLDEST_KUBERAY
 from tests.chart.chart import CHART, notes, template
-from tests.chart.programs import WHY_NOT, find_program
+from tests.chart.programs import find_program
 from tests.docs import pages
 from tests.docs.pages import PAGES, Command
 from tests.docs.reader import NEEDS_NETWORK, Reader, options_of
@@ -25,10 +25,8 @@ TLS = "--set=settings.tls.cert=/etc/tls/tls.crt,settings.tls.client_ca=/etc/tls/
 
 
 @pytest.fixture
-def reader(tmp_path, monkeypatch):
+def reader(needs_helm, tmp_path, monkeypatch):
     """Somebody in an empty folder, with a cluster that has nothing."""
-    if find_program("helm") is None or find_program("kubectl") is None:
-        pytest.skip(WHY_NOT)
     monkeypatch.chdir(tmp_path)
     with FakeApiServer() as api:
         yield Reader(tmp_path, api)

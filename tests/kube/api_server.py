@@ -1,21 +1,24 @@
-"""A Kubernetes API server as far as Herd's clients need one: real HTTP on a free port, objects in memory.
+"""A Kubernetes API server as far as Herd's and Ray's clients need one: real HTTP on a free port, objects in memory.
 
 It lists and watches with resource versions and label selectors, says 410 Gone to a watch that is too far behind,
-answers SelfSubjectAccessReviews by what was forbidden, and fails as told: refusals, dropped streams, being away.
+replaces parts of objects by JSON Patch, answers SelfSubjectAccessReviews by what was forbidden, and fails as told:
+refusals, dropped streams, being away.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from tests.certificates import Signed
 from tests.kube.discovery import Object, discover, list_with_kind, with_kind
 
 _PATH = re.compile(
@@ -33,9 +36,14 @@ class _Change:
 
 
 class FakeApiServer:
-    """Context manager: serves inside it. For any thread."""
+    """Context manager: serves inside it. For any thread.
 
-    def __init__(self) -> None:
+    Args:
+        identity: its certificate, for 127.0.0.1; None: it does not encrypt.
+    """
+
+    def __init__(self, identity: Signed | None = None) -> None:
+        self._identity = identity
         self.requests: list[str] = []
         """Paths with their queries, in the order they came."""
         self._changed = threading.Condition()
@@ -51,7 +59,12 @@ class FakeApiServer:
     @property
     def url(self) -> str:
         """Return where it answers."""
-        return f"http://127.0.0.1:{self._port}"
+        return f"{'https' if self._identity else 'http'}://127.0.0.1:{self.port}"
+
+    @property
+    def port(self) -> int:
+        """Return where it listens."""
+        return self._port
 
     def put(self, kind: str, found: Mapping[str, Any]) -> None:
         """Add an object, or replace the one of that name; `kind` is the plural: nodes, pods, rayservices ..."""
@@ -60,6 +73,28 @@ class FakeApiServer:
         with self._changed:
             type_ = "MODIFIED" if key in self._objects else "ADDED"
             self._objects[key] = self._note(type_, kind, found)
+
+    def get(self, kind: str, name: str, namespace: str = "") -> Object | None:
+        """Return a copy of an object; None: there is none."""
+        with self._changed:
+            found: Object | None = json.loads(json.dumps(self._objects.get((kind, namespace, name))))
+            return found
+
+    def names(self, kind: str, selector: str = "") -> list[str]:
+        """Return the names of all objects of a kind that a selector of labels names."""
+        return [each["metadata"]["name"] for each in self._select(kind, None, selector)[0]]
+
+    def patch(self, kind: str, name: str, namespace: str, operations: Sequence[Mapping[str, Any]]) -> Object:
+        """Replace parts of an object as JSON Patch says.
+
+        Raises:
+            KeyError: there is no such object, or no such part.
+            ValueError: an operation is not `replace`.
+        """
+        with self._changed:
+            key = (kind, namespace, name)
+            self._objects[key] = self._note("MODIFIED", kind, _patched(self._objects[key], operations))
+            return self._objects[key]
 
     def delete(self, kind: str, name: str, namespace: str = "") -> None:
         """Take an object out."""
@@ -103,6 +138,13 @@ class FakeApiServer:
     def __enter__(self) -> FakeApiServer:
         self._server = _Server(("127.0.0.1", self._port), _handler(self))
         self._port = self._server.server_address[1]
+        if self._identity is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(self._identity.cert, self._identity.key)
+            # A handshake belongs to its connection's thread: whoever is slow with it keeps nobody else waiting.
+            self._server.socket = context.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
         return self
@@ -197,6 +239,18 @@ def _handler(api: FakeApiServer) -> type[BaseHTTPRequestHandler]:
             is_allowed = asked["resource"] not in api._forbidden
             self._answer(201, {**review, "status": {"allowed": is_allowed}})
 
+        def do_PATCH(self) -> None:
+            api.requests.append(self.path)
+            operations = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            found = _PATH.match(urlsplit(self.path).path)
+            if found is None or not found["name"]:
+                self._answer(404, _status(404, "no such path"))
+                return
+            try:
+                self._answer(200, api.patch(found["kind"], found["name"], found["namespace"] or "", operations))
+            except (KeyError, IndexError, ValueError) as error:
+                self._answer(422, _status(422, f"{type(error).__name__}: {error}"))
+
         def _watch(self, kind: str, namespace: str | None, query: dict[str, str]) -> None:
             version, epoch = int(query.get("resourceVersion") or 0), api._epoch
             deadline = time.monotonic() + min(float(query.get("timeoutSeconds", _LONGEST_WATCH_S)), _LONGEST_WATCH_S)
@@ -247,6 +301,22 @@ def _handler(api: FakeApiServer) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
+def _patched(found: Object, operations: Sequence[Mapping[str, Any]]) -> Object:
+    """Return a copy with parts replaced; as in Kubernetes, what is not there cannot be replaced."""
+    patched: Object = json.loads(json.dumps(found))
+    for each in operations:
+        if each["op"] != "replace":
+            raise ValueError(f"expected the operation replace, found {each['op']}")
+        *path, last = each["path"].strip("/").split("/")
+        place: Any = patched
+        for step in path:
+            place = place[int(step)] if isinstance(place, list) else place[step]
+        if last not in place:
+            raise KeyError(each["path"])
+        place[last] = each["value"]
+    return patched
+
+
 def _matches(found: Object, selector: str) -> bool:
     """Tell whether an object has all labels of a selector: `a=b`, `a==b`, `a!=b` or `a`, joined by commas."""
     labels = found["metadata"].get("labels", {})
@@ -265,5 +335,5 @@ def _matches(found: Object, selector: str) -> bool:
 
 
 def _status(code: int, message: str) -> Object:
-    reasons = {403: "Forbidden", 404: "NotFound", 410: "Expired", 429: "TooManyRequests"}
+    reasons = {403: "Forbidden", 404: "NotFound", 410: "Expired", 422: "Invalid", 429: "TooManyRequests"}
     return {"kind": "Status", "code": code, "reason": reasons.get(code, "InternalError"), "message": message}

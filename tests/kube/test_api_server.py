@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ssl
+import urllib.request
 from collections.abc import Iterator
 
 import pytest
 from kubernetes import client, watch
 
+from tests.certificates import Authority
 from tests.kube.api_server import FakeApiServer
 from tests.kube.objects import CLUSTER, NAMESPACE, node, pod
 
@@ -56,3 +59,22 @@ def test_refuses_what_is_forbidden_and_as_often_as_told(server, core):
     server.forbid("nodes")
     with pytest.raises(client.ApiException, match="403"):
         core.list_node()
+
+
+def test_replaces_parts_that_are_there(server):
+    server.put("pods", pod("a", "n1", "10.0.0.1"))
+    place = {"op": "replace", "path": "/status/conditions", "value": ["new"]}
+    version = server.get("pods", "a", NAMESPACE)["metadata"]["resourceVersion"]
+    patched = server.patch("pods", "a", NAMESPACE, [place])
+    assert (patched["status"]["conditions"], patched["metadata"]["resourceVersion"] > version) == (["new"], True)
+    for path in ("/status/hosts", "/state/conditions"):
+        with pytest.raises(KeyError):
+            server.patch("pods", "a", NAMESPACE, [{**place, "path": path}])
+
+
+def test_encrypts_with_its_certificate(tmp_path):
+    authority = Authority(tmp_path)
+    with FakeApiServer(authority.sign("api")) as server:
+        trusting = ssl.create_default_context(cafile=str(authority.ca))
+        with urllib.request.urlopen(f"{server.url}/version/", context=trusting, timeout=10) as answer:
+            assert answer.status == 200
