@@ -259,7 +259,9 @@ class LocalOperator:
         parameters["temp-dir"] = str(self.folder / name)
         flags = [f"--{key}={value}" if value else f"--{key}" for key, value in parameters.items()]
         command = [_RAY, "start", "--block", *flags]
-        environment = {each["name"]: each["value"] for each in container["env"]} | {
+        node = f"node-of-{name}"
+        # What a variable takes from elsewhere, it takes of its pod: the node that it runs on.
+        environment = {each["name"]: each.get("value", node) for each in container["env"]} | {
             "HOME": str(self.folder),
             "RAY_CLOUD_INSTANCE_ID": name,
             "RAY_NODE_TYPE_NAME": group_name,
@@ -271,7 +273,7 @@ class LocalOperator:
             "pods",
             {
                 "metadata": {"name": name, "namespace": self.namespace, "labels": labels},
-                "spec": {**spec, "nodeName": f"node-of-{name}"},
+                "spec": {**spec, "nodeName": node},
                 "status": {
                     "phase": "Running",
                     "podIP": address,
