@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
@@ -25,6 +26,8 @@ from cluster.service import InferenceService
 from cluster.validation import check_model_name
 from cluster.version import herd_version
 
+_COMPLETIONS, _CHAT = "/v1/completions", "/v1/chat/completions"
+
 
 def build_app(service: InferenceService, guard: Guard | None = None) -> FastAPI:
     """Build the front door's HTTP application.
@@ -34,18 +37,25 @@ def build_app(service: InferenceService, guard: Guard | None = None) -> FastAPI:
         guard: knows who may; None: everybody may.
     """
     # The interactive pages of FastAPI load scripts from elsewhere; /openapi.json is enough.
-    app = FastAPI(title="Herd", version=herd_version(), docs_url=None, redoc_url=None)
+    # No redirects from /v1/completions/: they name http behind a proxy that ends TLS, and a key would follow there.
+    app = FastAPI(title="Herd", version=herd_version(), docs_url=None, redoc_url=None, redirect_slashes=False)
     if guard is not None:
-        app.add_middleware(Authentication, guard=guard)
+        app.add_middleware(Authentication, guard=guard, on_refusal=_refusal_counter(service))
     # Around the guard: whoever is refused while they send gets to read why.
-    app.add_middleware(BodyLimit, max_bytes=service.limits.max_body_bytes)
+    app.add_middleware(BodyLimit, limits=service.limits)
     app.add_middleware(RequestIds)  # around all others: their answers say the name, too
     add_error_handlers(app)
-    _add_generation(app, "/v1/completions", service, CompletionsEndpoint(), CompletionsBody)
-    _add_generation(app, "/v1/chat/completions", service, ChatEndpoint(), ChatBody)
+    _add_generation(app, _COMPLETIONS, service, CompletionsEndpoint(), CompletionsBody)
+    _add_generation(app, _CHAT, service, ChatEndpoint(), ChatBody)
     _add_models(app, service.model)
     add_operations(app, service)
     return app
+
+
+def _refusal_counter(service: InferenceService) -> Callable[[str, int], None]:
+    """Return what counts a refusal for want of a good key, by path and status."""
+    names = {_COMPLETIONS: CompletionsEndpoint.name, _CHAT: ChatEndpoint.name}
+    return lambda path, status: service.metrics.count_request(names.get(path, "other"), str(status))
 
 
 def _add_generation(
