@@ -2,8 +2,11 @@
 
     python -m benchmarks.malformed --requests 10000 --seed 0
 
-A third each: HTTP (bodies by the fields of our OpenAPI page, and connections that are no HTTP), gRPC (bytes of requests
-changed), and what routers send expert replicas (bytes of frames changed). Exits with 1 where a server failed.
+A third each: HTTP (two thirds of it by schemathesis from our OpenAPI page, right and wrong, the rest bodies and
+connections that are no HTTP), gRPC (bytes of requests changed), and what routers send expert replicas (bytes of frames
+changed). Before that, good requests of every length and some malformed ones let caches and allocators grow to what
+they keep. Memory is read by process at several points. Exits with 1 where a server failed, an answer was other than the
+page says, or a process of Herd's grew by more than so much per 1,000 requests in the second half.
 """
 
 from __future__ import annotations
@@ -17,8 +20,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -26,6 +27,8 @@ import torch
 
 from benchmarks.chaos.application import Application
 from benchmarks.mutations import mutate_bytes, mutate_json, raw_http
+from benchmarks.page_requests import send_by_page
+from benchmarks.process_memory import MemoryWatch
 from cluster.launch.processes import descendants
 from protos.channel import channel_options
 from protos.codec import encode_tensor
@@ -36,44 +39,100 @@ from protos.weights.v1 import weights_pb2
 
 Counts = Counter[str]
 WAIT_S = 10.0
-_SETTINGS = ("model.context_length=64", "http.host=127.0.0.1")
+_GENERATION_S = 120.0
+"""How long a request by the page may take: some are right, and ask for many answers."""
+_CONTEXT_LENGTH, _ANSWER_TOKENS = 32, 8
+_BOUNDARIES = 1000
+"""Requests by the page from which on the limits of every field are tried as well: those are about so many."""
+_SETTINGS = (f"model.context_length={_CONTEXT_LENGTH}", "http.host=127.0.0.1")
 _INFERENCE = "/herd.inference.v1.InferenceService/"
-_FAILED = ("HTTP 5", "INTERNAL", "UNKNOWN", "gone", "late")
+_FAILED = ("HTTP 5", "INTERNAL", "UNKNOWN", "gone", "late", "failed")
 """How the outcomes begin that no malformed request may have."""
 
 
 def main() -> int:
     """Serve, send, count, ask a good one; return the exit code."""
     options = _options()
-    rng = random.Random(options.seed)
-    num_each = options.requests // 3
     with Application(_SETTINGS) as application:
-        for _ in range(3):
-            ask(application.grpc_address)
-        address, fingerprint, hidden_size = expert_replica(application.grpc_address)
-        parts: list[tuple[str, Callable[[int], Counts]]] = [
-            ("HTTP", lambda n: send_http(application.http_port, n, rng)),
-            ("gRPC", lambda n: send_grpc(application.grpc_address, n, rng)),
-            ("router to expert", lambda n: send_frames(address, fingerprint, hidden_size, n, rng)),
-        ]
-        for _, send in parts:
-            send(max(num_each // 10, 1))  # what memory allocators keep for good
-        ask(application.grpc_address)
-        processes, before = set(descendants(application.pid)), resident_bytes(application.pid)
-        failed = 0
-        for name, send in parts:
+        for num_tokens in range(1, _CONTEXT_LENGTH - _ANSWER_TOKENS):
+            ask(application.grpc_address, num_tokens)  # what is made anew for every length of a step
+        mix = Mix(application, options.seed)
+        mix.send(options.warm_up)
+        mix.counts.clear()
+        memory = MemoryWatch(application.pid)
+        memory.read(0)
+        processes = set(descendants(application.pid))
+        for _ in range(options.points):
             began = time.monotonic()
-            counts = send(num_each)
-            print(f"{name}: {num_each} in {time.monotonic() - began:.0f} s: {dict(counts.most_common())}", flush=True)
-            failed += failures(counts)
+            mix.send(options.requests // options.points)
+            size = memory.read(mix.num_requests)
+            print(f"{mix.num_requests} after {time.monotonic() - began:.0f} s more: {size / 1e6:.0f} MB", flush=True)
         began = time.monotonic()
         ask(application.grpc_address)
-        print(f"a good request right after: {(time.monotonic() - began) * 1000:.0f} ms")
-        after = resident_bytes(application.pid)
-        print(f"memory of all processes: {before / 1e6:.0f} MB before, {after / 1e6:.0f} MB after")
+        took_ms = (time.monotonic() - began) * 1000
         gone = processes - set(descendants(application.pid))
-        print(f"failures: {failed}; processes gone: {len(gone)}")
-    return 1 if failed or gone else 0
+    for name, counts in mix.counts.items():
+        print(f"{name}: {sum(counts.values())}: {dict(counts.most_common())}")
+    print(f"a good request right after: {took_ms:.0f} ms")
+    print("\n".join(memory.table()))
+    growing = memory.growing(options.flat)
+    print(
+        f"processes that grew by more than {options.flat} MB per 1,000 requests of the second half: {growing or 'none'}"
+    )
+    failed = sum(map(failures, mix.counts.values()))
+    print(f"failures: {failed}; processes gone: {len(gone)}")
+    return 1 if failed or gone or growing else 0
+
+
+class Mix:
+    """Sends malformed requests of every kind, and counts how they end.
+
+    Args:
+        application: which they are sent to.
+        seed: of all that is random.
+    """
+
+    def __init__(self, application: Application, seed: int) -> None:
+        self._application = application
+        self._rng = random.Random(seed)
+        self._page_seed = seed * 1_000_000
+        self._expert = expert_replica(application.grpc_address)
+        self.counts: dict[str, Counts] = {}
+        """How they ended, by kind."""
+
+    @property
+    def num_requests(self) -> int:
+        """Count those that were sent."""
+        return sum(sum(each.values()) for each in self.counts.values())
+
+    def send(self, num: int) -> None:
+        """Send about so many, a third of each kind."""
+        num_http, num_each = num // 9, num // 3
+        application, rng = self._application, self._rng
+        self._count("HTTP by the page", self._send_by_page(num_each - num_http))
+        self._count("HTTP", send_http(application.http_port, num_http, rng))
+        self._count("gRPC", send_grpc(application.grpc_address, num_each, rng))
+        self._count("router to expert", send_frames(*self._expert, num_each, rng))
+
+    def _count(self, name: str, counts: Counts) -> None:
+        self.counts.setdefault(name, Counter()).update(counts)
+
+    def _send_by_page(self, num: int) -> Counts:
+        counts: Counts = Counter()
+        while (left := num - counts["as the page says"]) > 0:
+            self._page_seed += 1
+            report = send_by_page(
+                self._application.base_url,
+                most_per_operation=min(max(left // 3, 1), 300),
+                seed=self._page_seed,
+                has_boundaries=left > _BOUNDARIES,
+                wait_s=_GENERATION_S,
+            )
+            counts["as the page says"] += report.num_requests
+            if report.failures:
+                counts["failed: other than the page says"] += len(report.failures)
+                print(report.output, file=sys.stderr)
+        return counts
 
 
 def failures(counts: Counts) -> int:
@@ -164,12 +223,13 @@ def send_frames(address: str, fingerprint: str, hidden_size: int, num: int, rng:
     return counts
 
 
-def ask(address: str) -> None:
-    """Ask a good question; raises if it is not answered."""
+def ask(address: str, num_tokens: int = 10) -> None:
+    """Ask a good question of so many tokens; raises if it is not answered."""
     with grpc.insecure_channel(address) as channel:
-        request = pb.GenerateRequest(prompt="def f(x):", stopping=pb.Stopping(max_tokens=8, ignore_eos=True))
+        ids = pb.TokenIds(ids=range(1, num_tokens + 1))
+        request = pb.GenerateRequest(token_ids=ids, stopping=pb.Stopping(max_tokens=_ANSWER_TOKENS, ignore_eos=True))
         *_, last = InferenceServiceStub(channel).Generate(request, timeout=60)
-        assert last.finished.usage.completion_tokens == 8, last
+        assert last.finished.usage.completion_tokens == _ANSWER_TOKENS, last
 
 
 def expert_replica(address: str) -> tuple[str, str, int]:
@@ -263,18 +323,14 @@ def _schemas(port: int) -> dict[str, tuple[str, ...]]:
     }
 
 
-def resident_bytes(pid: int) -> int:
-    """Return the memory of the processes below one, what they share counted for each."""
-    total = 0
-    for each in descendants(pid):
-        with suppress(OSError):
-            total += int(Path(f"/proc/{each}/statm").read_text().split()[1]) * 4096
-    return total
-
-
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.malformed", description=__doc__)
     parser.add_argument("--requests", type=int, default=10_000, help="how many (10000)")
+    parser.add_argument("--points", type=int, default=8, help="how often memory is read meanwhile (8)")
+    parser.add_argument("--warm-up", type=int, default=3000, help="malformed ones before that (3000)")
+    parser.add_argument(
+        "--flat", type=float, default=0.5, help="MB per 1,000 requests that a process may grow by (0.5)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of all that is random (0)")
     return parser.parse_args()
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import get_args
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.metrics_core import Metric as Family
@@ -22,6 +22,8 @@ from cluster.service_events import FinishReason
 from cluster.version import herd_version
 from protos.errors import DeadlineExceeded, InternalError, NoReplica
 
+ConnectionFault = Literal["full", "handshake", "head", "framing", "pipeline", "malformed"]
+"""Why a connection is closed that its client would have kept: there are too many, or what came over it."""
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _ABORT, _ERROR = "abort", "error"
 _BY_CLASS = ("herd_request_seconds", "herd_request_prompt_tokens", "herd_request_generation_tokens")
@@ -68,6 +70,8 @@ class FrontDoorMetrics:
             http, grpc = str(each.http_status), each.grpc_code.name
             for api, code in (("completions", http), ("chat", http), ("grpc", grpc)):
                 self._counters["herd_requests_total"].labels(api, code)
+        for fault in get_args(ConnectionFault):
+            self._counters["herd_refused_connections_total"].labels(fault)
         for length_class in classes:
             for name in (*_BY_CLASS, _FIRST_TOKEN):
                 self._histograms[name].labels(length_class)
@@ -88,10 +92,14 @@ class FrontDoorMetrics:
         """Count a request that ended.
 
         Args:
-            api: completions, chat or grpc.
+            api: completions, chat or grpc; other: refused at another path.
             code: HTTP status, or name of the gRPC status; for a stream that failed half-way, its error's.
         """
         self._counters["herd_requests_total"].labels(api, code).inc()
+
+    def count_refused_connection(self, reason: ConnectionFault) -> None:
+        """Count a connection that was closed though its client would have kept it."""
+        self._counters["herd_refused_connections_total"].labels(reason).inc()
 
     def stopwatch(self, length_class: LengthClass, choices: Sequence[Choice], num_prompt_tokens: int) -> Stopwatch:
         """Start to measure a request that was just admitted.

@@ -27,10 +27,14 @@ class FrontDoorLimits:
     """Largest HTTP request body, in bytes; at least 1024. A longer one is refused while it arrives."""
     max_sequences: int = 1024
     """Most sequences in flight, counted over all requests; at least 1. More are refused as Overloaded."""
+    max_connections: int = 4096
+    """Most open connections to each API; at least 1. More are closed at once. Let processes open as many files."""
     max_queued_prompt_tokens: int = 4_000_000
     """Most prompt tokens admitted and not yet computed; at least 1. A longer single prompt is admitted alone."""
     request_timeout_s: float = 600.0
     """Seconds from admission after which a request ends with DeadlineExceeded; positive."""
+    body_timeout_s: float = 60.0
+    """Seconds a request's body, or a gRPC call's message, may take to come; positive."""
     drain_s: float = 10.0
     """Seconds that requests which run have to finish when Herd is told to end, or one of its front doors; positive."""
     health_timeout_s: float = 2.0
@@ -45,6 +49,7 @@ class FrontDoorLimits:
         floors = {
             "max_body_bytes": (self.max_body_bytes, 1024),
             "max_sequences": (self.max_sequences, 1),
+            "max_connections": (self.max_connections, 1),
             "max_queued_prompt_tokens": (self.max_queued_prompt_tokens, 1),
         }
         for name, (value, floor) in floors.items():
@@ -52,6 +57,7 @@ class FrontDoorLimits:
                 raise BadConfig(f"{name}: expected at least {floor}, found {value}; raise it")
         for name, seconds in {
             "request_timeout_s": self.request_timeout_s,
+            "body_timeout_s": self.body_timeout_s,
             "drain_s": self.drain_s,
             "health_timeout_s": self.health_timeout_s,
         }.items():

@@ -6,13 +6,12 @@ import asyncio
 import socket
 
 import grpc
-import uvicorn
 
 from cluster.auth.guard import Guard
 from cluster.config import ClusterConfig
 from cluster.grpc.server import build_server
 from cluster.openai.app import build_app
-from cluster.openai.bounded_head import BoundedHead
+from cluster.openai.http_server import HttpServer
 from cluster.service import InferenceService
 from protos.errors import BadConfig, InternalError
 from protos.tls import Identity
@@ -39,15 +38,14 @@ class Listeners:
         self._settings = settings
         self._service = service
         self._guard = Guard(settings.auth.file)
-        config = uvicorn.Config(
-            build_app(service, self._guard), http=BoundedHead, access_log=False, log_config=None, lifespan="off"
-        )
         files = settings.tls.files
         self._identity = None if files is None else Identity(files)
-        if self._identity is not None:
-            config.load()
-            config.ssl = self._identity.server_context()
-        self._http = uvicorn.Server(config)
+        self._http = HttpServer(
+            build_app(service, self._guard),
+            service.metrics,
+            max_connections=settings.limits.max_connections,
+            context=None if self._identity is None else self._identity.server_context(),
+        )
         self._serving: asyncio.Task[None] | None = None
         self._grpc: grpc.aio.Server | None = None
 
@@ -58,7 +56,7 @@ class Listeners:
             BadConfig: somebody else has one of them.
         """
         listening = _listen(self._settings.http.host, self._settings.http.port)
-        self._serving = asyncio.create_task(self._http.serve(sockets=[listening]))
+        self._serving = asyncio.create_task(self._http.serve(listening))
         self._grpc = build_server(self._service, self._settings.grpc.max_message_bytes, self._guard)
         _bind(self._grpc, self._settings.grpc.port, self._identity)
         await self._grpc.start()
@@ -77,7 +75,7 @@ class Listeners:
 
     async def stop(self, grace_s: float) -> None:
         """Take no new requests, give those that run a time to finish, and close the ports."""
-        self._http.should_exit = True
+        self._http.stop()
         closing: list[asyncio.Future[None]] = []
         if self._grpc is not None:
             closing.append(asyncio.ensure_future(self._grpc.stop(grace_s)))

@@ -15,6 +15,7 @@ from typing import Literal
 Kind = Literal["counter", "gauge", "histogram"]
 Unit = Literal[
     "requests",
+    "connections",
     "sequences",
     "tokens",
     "tokens/s",
@@ -58,7 +59,20 @@ _CLASS, _REPLICA, _MODEL = ("class",), ("replica",), ("model_name",)
 
 _OF_REQUESTS = (
     Metric("herd_info", "gauge", "replicas", "1; its labels say what this front door serves.", ("model", "version")),
-    Metric("herd_requests_total", "counter", "requests", "Requests ended at this front door.", ("api", "code")),
+    Metric(
+        "herd_requests_total",
+        "counter",
+        "requests",
+        "Requests ended at this front door; api is other for those without a good key at other paths.",
+        ("api", "code"),
+    ),
+    Metric(
+        "herd_refused_connections_total",
+        "counter",
+        "connections",
+        "Connections over HTTP closed because there are too many, or for what came over them.",
+        ("reason",),
+    ),
     Metric(
         "herd_request_seconds",
         "histogram",

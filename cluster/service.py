@@ -137,7 +137,8 @@ class InferenceService:
             caller: whose quota its tokens count against.
 
         Raises:
-            RateLimited: the caller has used as many tokens as they may.
+            RateLimited: the caller has used as many tokens as they may, or has as many sequences.
+            PermissionDenied: the caller may not go before others.
             Draining: this front door is about to stop.
             Overloaded: this front door or the routers are full.
             DeadlineExceeded: the request took too long.
@@ -150,6 +151,7 @@ class InferenceService:
         generations = sequences(request, timeout_s, record.traceparent if record else "")
         num_tokens = request.num_prompt_tokens * request.num_choices
         with ExitStack() as stack:
+            stack.enter_context(caller.sequences(len(generations), request.priority))
             ticket = stack.enter_context(pool.admission.admit(len(generations), num_tokens))
             caller.take_prompt(request.num_prompt_tokens)
             choices = [Choice(index, self.model.tokenizer, request.stop) for index in range(len(generations))]

@@ -214,6 +214,16 @@ def check_token_ids(name: str, ids: Sequence[int], model: ServedModel) -> None:
         )
 
 
+def check_max_tokens(max_tokens: int) -> None:
+    """Refuse a number of tokens that is none.
+
+    Raises:
+        InvalidRequest: it is less than 1.
+    """
+    if max_tokens < 1:
+        raise invalid("max_tokens", "at least 1", shown(max_tokens), "raise it, or leave it out")
+
+
 def invalid(name: str, expected: str, found: str, remedy: str) -> InvalidRequest:
     """Build an InvalidRequest about one field."""
     return InvalidRequest(f"{name}: expected {expected}, found {found}; {remedy}", metadata={"param": name})
@@ -257,8 +267,7 @@ def _max_tokens(fields: RequestFields, prompt_length: int, model: ServedModel) -
         room = _room(prompt_length, model)
         return room if fields.default_max_tokens is None else min(room, fields.default_max_tokens)
     room = model.context_length - prompt_length
-    if fields.max_tokens < 1:
-        raise invalid("max_tokens", "at least 1", shown(fields.max_tokens), "raise it, or leave it out")
+    check_max_tokens(fields.max_tokens)
     if fields.max_tokens > room:
         raise ContextTooLong(
             f"max_tokens: expected at most {room}, what a prompt of {prompt_length} tokens leaves of the context of "

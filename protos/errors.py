@@ -5,6 +5,7 @@ ServingError
 │   ├── InvalidRequest      400 / INVALID_ARGUMENT
 │   ├── ContextTooLong      400 / INVALID_ARGUMENT
 │   ├── PayloadTooLarge     413 / INVALID_ARGUMENT
+│   ├── RequestTooSlow      408 / DEADLINE_EXCEEDED, retry
 │   ├── NotFound            404 / NOT_FOUND
 │   ├── Unauthenticated     401 / UNAUTHENTICATED
 │   ├── PermissionDenied    403 / PERMISSION_DENIED
@@ -117,6 +118,15 @@ class PayloadTooLarge(RequestError):
     http_status = 413
     grpc_code = grpc.StatusCode.INVALID_ARGUMENT
     reason = "PAYLOAD_TOO_LARGE"
+
+
+class RequestTooSlow(RequestError):
+    """The request's bytes did not come in time."""
+
+    http_status = 408
+    grpc_code = grpc.StatusCode.DEADLINE_EXCEEDED
+    reason = "REQUEST_TOO_SLOW"
+    retryable = True
 
 
 class NotFound(RequestError):

@@ -12,8 +12,6 @@ from google.protobuf.message import DecodeError
 from protos.errors import InvalidRequest
 
 Parse = Callable[[bytes], Any]
-Check = Callable[[Callable[..., Any]], Callable[..., Any]]
-"""Wraps a method, so that it is not called with what could not be parsed."""
 
 
 class Unreadable:
@@ -37,25 +35,18 @@ def or_unreadable(parse: Parse | None) -> Parse | None:
     return parse_or_unreadable
 
 
-def with_checks(handler: Any, *, unary: Check, answers: Check, stream: Check) -> Any:
-    """Return a handler that parses more leniently and looks at what came of it; None: there is no such method.
-
-    Args:
-        handler: gRPC's own, of a server with threads or with an event loop.
-        unary: wraps a method with one request and one answer.
-        answers: wraps one with one request and many answers.
-        stream: wraps one with many of both.
-    """
+def _with_checks(handler: Any) -> Any:
+    """Return a handler that parses more leniently and looks at what came of it; None: there is no such method."""
     if handler is None:
         return None
     forms = {"request_deserializer": or_unreadable(handler.request_deserializer)}
     forms["response_serializer"] = handler.response_serializer
     if handler.unary_unary:
-        return grpc.unary_unary_rpc_method_handler(unary(handler.unary_unary), **forms)
+        return grpc.unary_unary_rpc_method_handler(_checked(handler.unary_unary), **forms)
     if handler.unary_stream:
-        return grpc.unary_stream_rpc_method_handler(answers(handler.unary_stream), **forms)
+        return grpc.unary_stream_rpc_method_handler(_checked(handler.unary_stream), **forms)
     if handler.stream_stream:
-        return grpc.stream_stream_rpc_method_handler(stream(handler.stream_stream), **forms)
+        return grpc.stream_stream_rpc_method_handler(_checked_stream(handler.stream_stream), **forms)
     return handler
 
 
@@ -84,7 +75,7 @@ class RefuseUnreadable(grpc.ServerInterceptor):  # type: ignore[type-arg]
 
     def intercept_service(self, continuation: Callable[..., Any], details: Any) -> Any:
         """Return the method's handler, which parses more leniently and looks at what came of it."""
-        return with_checks(continuation(details), unary=_checked, answers=_checked, stream=_checked_stream)
+        return _with_checks(continuation(details))
 
 
 def _checked(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -107,6 +107,7 @@ class Guard:
                 requests_per_minute=each.requests_per_minute,
                 tokens_per_minute=each.tokens_per_minute,
                 streams=each.streams,
+                best_priority=each.best_priority,
             )
             callers[each.name] = caller
         self._callers = callers

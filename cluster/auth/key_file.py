@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import secrets
+import stat
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from protos.errors import BadConfig
 
+_LOG = logging.getLogger(__name__)
 MOST_KEYS = 4096
 """Entries of one file: each presented key is compared with all of them."""
 MAX_KEY_BYTES = 512
@@ -38,7 +41,9 @@ class KeyEntry(BaseModel):
     tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
     """Tokens of prompts and answers a minute at each front door; None: no limit."""
     streams: Annotated[int, Field(ge=1)] | None = None
-    """Requests at once at each front door; None: no limit."""
+    """Sequences (prompts times `n`) at once at each front door; None: no limit."""
+    best_priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
+    """Lowest `priority` its requests may ask for: lower numbers go first, and may take the places of those that run."""
 
 
 _ENTRIES = TypeAdapter(list[KeyEntry])
@@ -58,13 +63,19 @@ def read_key_file(file: Path) -> tuple[KeyEntry, ...]:
     """Return a file's entries.
 
     Raises:
-        BadConfig: it cannot be read, an entry is wrong, or two have one name.
+        BadConfig: it cannot be read, is empty, an entry is wrong, or two have one name.
     """
     try:
+        if file.stat().st_mode & stat.S_IWOTH:
+            _LOG.warning("auth.keys_file: everybody on this machine may write %s, and so give themselves a key", file)
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadConfig(f"auth.keys_file: expected a readable file, found {file}: {error}; check the path") from error
-    return parse_keys(text, str(file))
+    entries = parse_keys(text, str(file))
+    if not entries:
+        # As when somebody writes it anew in place: for a moment, nobody would have a key.
+        raise BadConfig(f"{file}: expected a list of keys, found none; add one, or stop the server")
+    return entries
 
 
 def parse_keys(text: str, source: str) -> tuple[KeyEntry, ...]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from protos.errors import RateLimited
+from protos.errors import InvalidRequest, PermissionDenied, RateLimited
 
 _MINUTE_S = 60.0
 _STREAM_RETRY_MS = 1000
@@ -69,7 +69,8 @@ class Caller:
         is_admin: may see the operator's surfaces.
         requests_per_minute: None: no limit.
         tokens_per_minute: None: no limit.
-        streams: requests at once; None: no limit.
+        streams: sequences at once; None: no limit.
+        best_priority: lowest number that requests may ask for; None: any.
         clock: monotonic seconds.
     """
 
@@ -81,6 +82,7 @@ class Caller:
         requests_per_minute: int | None = None,
         tokens_per_minute: int | None = None,
         streams: int | None = None,
+        best_priority: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
@@ -89,6 +91,7 @@ class Caller:
         self._requests = Bucket(requests_per_minute, clock())
         self._tokens = Bucket(tokens_per_minute, clock())
         self._streams = streams
+        self._best_priority = best_priority
         self._num_streams = 0
 
     def allow(
@@ -98,22 +101,23 @@ class Caller:
         requests_per_minute: int | None,
         tokens_per_minute: int | None,
         streams: int | None,
+        best_priority: int | None,
     ) -> None:
         """Change what this caller may do; what was used stays used."""
         self.is_admin = is_admin
         self._requests.resize(requests_per_minute, self._clock())
         self._tokens.resize(tokens_per_minute, self._clock())
         self._streams = streams
+        self._best_priority = best_priority
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """Count a request, from entering the context to leaving it.
+        """Count a request, from entering the context to leaving it; it stands for one sequence until `sequences`.
 
         Raises:
             RateLimited: this caller has made as many as they may, or has as many at once.
         """
-        if self._streams is not None and self._num_streams >= self._streams:
-            raise _refused(self.name, f"{self._streams} requests at once", "as many", _STREAM_RETRY_MS)
+        self._check_streams(1)
         _check(self.name, self._requests, 1, "requests", self._clock())
         self._requests.take(1, self._clock())
         self._num_streams += 1
@@ -121,6 +125,43 @@ class Caller:
             yield
         finally:
             self._num_streams -= 1
+
+    @contextmanager
+    def sequences(self, num_sequences: int, priority: int) -> Iterator[None]:
+        """Count the other sequences of a request that counts as one already, in the context.
+
+        Args:
+            num_sequences: prompts times choices.
+            priority: what the request asks for.
+
+        Raises:
+            PermissionDenied: the priority is better than this caller may have.
+            InvalidRequest: this caller may never have as many at once.
+            RateLimited: this caller has others.
+        """
+        if self._best_priority is not None and priority < self._best_priority:
+            raise PermissionDenied(
+                f"priority: expected at least {self._best_priority} with key {self.name!r}, found {priority}; raise "
+                "it, or leave it out",
+                metadata={"param": "priority"},
+            )
+        if self._streams is not None and num_sequences > self._streams:
+            raise InvalidRequest(
+                f"n: expected at most {self._streams} prompts times n with key {self.name!r}, found {num_sequences}; "
+                "send them in several requests",
+                metadata={"param": "n"},
+            )
+        others = num_sequences - 1
+        self._check_streams(others)
+        self._num_streams += others
+        try:
+            yield
+        finally:
+            self._num_streams -= others
+
+    def _check_streams(self, num_more: int) -> None:
+        if self._streams is not None and self._num_streams + num_more > self._streams:
+            raise _refused(self.name, f"{self._streams} sequences at once", f"{num_more} more", _STREAM_RETRY_MS)
 
     def take_prompt(self, num_tokens: int) -> None:
         """Count a prompt's tokens before they are computed.

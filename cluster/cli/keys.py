@@ -30,7 +30,8 @@ def new(
     tokens_per_minute: Annotated[
         int | None, typer.Option(help="Most tokens a minute, prompts and answers.", min=1)
     ] = None,
-    streams: Annotated[int | None, typer.Option(help="Most requests at once.", min=1)] = None,
+    streams: Annotated[int | None, typer.Option(help="Most sequences at once.", min=1)] = None,
+    best_priority: Annotated[int, typer.Option(help="Lowest priority to ask for: lower numbers go first.")] = 0,
 ) -> None:
     """Make a key, print it once and add its hash to a file.
 
@@ -51,6 +52,7 @@ def new(
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
             streams=streams,
+            best_priority=best_priority,
         )
         add_key(file, entry)
     typer.echo(key)

@@ -30,10 +30,12 @@ class Authentication(Interceptor):
 
     Args:
         guard: knows the keys.
+        on_refusal: told the name of the status that a call ends with here.
     """
 
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, guard: Guard, on_refusal: Callable[[str], None]) -> None:
         self._guard = guard
+        self._on_refusal = on_refusal
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]], details: grpc.HandlerCallDetails
@@ -43,6 +45,7 @@ class Authentication(Interceptor):
             try:
                 find_caller(self._guard, details.invocation_metadata, for_admin=details.method in _FOR_ADMINS)
             except ServingError as error:
+                self._on_refusal(error.grpc_code.name)
                 return _refusal(error)
         return await continuation(details)
 

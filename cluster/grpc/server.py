@@ -27,6 +27,8 @@ from protos.inference.v1 import inference_pb2 as pb
 from protos.inference.v1.inference_pb2_grpc import InferenceServiceServicer, add_InferenceServiceServicer_to_server
 
 _LOG = logging.getLogger(__name__)
+MAX_STREAMS = 256
+"""Most calls of one connection at once; clients hold more back until one has ended."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Response = TypeVar("Response")
@@ -36,6 +38,17 @@ _SERVICES = (
     pb.DESCRIPTOR.services_by_name["InferenceService"].full_name,
     health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
     reflection.SERVICE_NAME,
+)
+_CONNECTION_OPTIONS = (
+    ("grpc.max_concurrent_streams", MAX_STREAMS),
+    ("grpc.server_handshake_timeout_ms", 10_000),  # TLS, and HTTP/2's first frames; two minutes if nothing is said
+    ("grpc.max_connection_idle_ms", 300_000),  # clients connect anew by themselves
+    # Whether clients that say nothing are still there; two hours if nothing is said.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # How often clients may ask the same of this server, calls or none: gRPC's own answer is five minutes.
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
 )
 
 
@@ -48,10 +61,15 @@ def build_server(service: InferenceService, max_message_bytes: int, guard: Guard
         guard: knows who may call; None: everybody may.
     """
     guard = guard or Guard(None)
-    interceptors: list[Any] = [RefuseUnreadable()]
+    interceptors: list[Any] = [RefuseUnreadable(service.limits.body_timeout_s)]
     if not guard.is_open:
-        interceptors.insert(0, Authentication(guard))
-    options = [("grpc.max_receive_message_length", max_message_bytes), ("grpc.max_send_message_length", -1)]
+        interceptors.insert(0, Authentication(guard, lambda code: service.metrics.count_request("grpc", code)))
+    options = [
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_allowed_incoming_connections", service.limits.max_connections),
+        *_CONNECTION_OPTIONS,
+    ]
     server = grpc.aio.server(options=options, interceptors=interceptors)
     add_InferenceServiceServicer_to_server(_Servicer(GrpcApi(service), guard), server)
     add_HealthServicer_to_server(_Health(GrpcHealth(service)), server)
@@ -113,9 +131,12 @@ class _Health(HealthServicer):  # type: ignore[misc]  # it has no types
     async def Watch(
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        async with aclosing(self._health.watch(request)) as statuses:
-            async for status in statuses:
-                yield status
+        try:
+            async with aclosing(self._health.watch(request)) as statuses:
+                async for status in statuses:
+                    yield status
+        except Exception as error:  # noqa: BLE001  a process boundary
+            await _abort(error, context)
 
 
 async def _answer(answer: Awaitable[Response], context: Context) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Callable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -13,9 +14,9 @@ from cluster.openai.error_object import error_response
 from protos.errors import ServingError, Unauthenticated
 
 _CALLER = "herd.caller"
-_OPEN = frozenset({"/health"})
+OPEN_PATHS = frozenset({"/health"})
 """What probes ask, which have no key."""
-_FOR_ALL = ("/v1/", "/openapi.json")
+_FOR_ALL, _PAGE = "/v1/", "/openapi.json"
 """Where any key will do; everything else is the operator's."""
 _SAME_SITE = (b"same-origin", b"none")
 
@@ -29,23 +30,26 @@ class Authentication:
     Args:
         app: the application.
         guard: knows the keys.
+        on_refusal: told the path and the status of a request that ends here.
     """
 
-    def __init__(self, app: ASGIApp, guard: Guard) -> None:
+    def __init__(self, app: ASGIApp, guard: Guard, on_refusal: Callable[[str, int], None]) -> None:
         self._app = app
         self._guard = guard
+        self._on_refusal = on_refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         path = scope.get("path", "")
-        if scope["type"] != "http" or self._guard.is_open or path in _OPEN:
+        if scope["type"] != "http" or self._guard.is_open or path in OPEN_PATHS:
             await self._app(scope, receive, send)
             return
-        for_admin = not path.startswith(_FOR_ALL)
+        for_admin = not path.startswith(_FOR_ALL) and path != _PAGE
         headers = dict(scope["headers"])
         try:
             caller = self._guard.caller(_authorization(headers, for_admin), for_admin=for_admin)
         except ServingError as error:
+            self._on_refusal(path, error.http_status)
             response = error_response(error)
             if isinstance(error, Unauthenticated):
                 response.headers["www-authenticate"] = 'Basic realm="herd"' if for_admin else "Bearer"

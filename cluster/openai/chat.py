@@ -11,11 +11,15 @@ from cluster.prompt import chat_prompt, check_role
 from cluster.request_id import RequestId
 from cluster.served_model import ServedModel
 from cluster.service_events import Delta, Finished, ScoredToken, ServiceEvent, Started
-from cluster.validation import check_model_name, check_request, invalid, shown
-from models.chat_message import ChatMessage, Text
+from cluster.validation import check_max_tokens, check_model_name, check_request, invalid, shown
+from models.chat_message import ROLES, ChatMessage, Text
 
 KIND = "chat.completion"
 CHUNK_KIND = "chat.completion.chunk"
+_DEVELOPER = "developer"
+"""OpenAI's newer word for the system."""
+CHAT_ROLES = (*ROLES, _DEVELOPER)
+"""Who can speak."""
 
 
 class ChatEndpoint:
@@ -44,6 +48,8 @@ class ChatAnswer:
 
     def __init__(self, body: ChatBody, model: ServedModel, request_id: RequestId) -> None:
         if body.max_completion_tokens is not None:
+            if body.max_tokens is not None:
+                check_max_tokens(body.max_tokens)
             body = body.model_copy(update={"max_tokens": body.max_completion_tokens})
         prompt = chat_prompt([read_message(index, each) for index, each in enumerate(body.messages)], model)
         self._envelope = Envelope(body, model, request_id.unique("chatcmpl"))
@@ -123,9 +129,9 @@ def read_message(index: int, message: Mapping[str, Any]) -> ChatMessage:
     """
     name = f"messages.{index}"
     role = message.get("role")
-    if role == "developer":
-        role = "system"  # OpenAI's newer word
-    if message.get("tool_calls"):
+    if role == _DEVELOPER:
+        role = "system"
+    if message.get("tool_calls") not in (None, []):
         raise invalid(f"{name}.tool_calls", "nothing, as tools are not supported", "some", "leave them out")
     return ChatMessage(role=check_role(f"{name}.role", role), content=_content(f"{name}.content", message))
 

@@ -69,12 +69,7 @@ class Exchange(Response):
             record.end(str(code))
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, record: RequestRecord) -> int:
-        data = await Request(scope, receive).body()
-        model = self._service.model
-        if len(data) > THREAD_BYTES:
-            answer = await unless_gone(receive, asyncio.to_thread(self._endpoint.parse, data, model, record.request_id))
-        else:
-            answer = self._endpoint.parse(data, model, record.request_id)
+        answer = await self._read(scope, receive, record)
         events = self._service.generate(answer.request, record, caller_of(scope))
         if answer.stream:
             # A client that reads no more holds up whoever sends to it: nobody looks at the request's deadline then.
@@ -89,6 +84,13 @@ class Exchange(Response):
         body = await unless_gone(receive, _whole(answer, events))
         await JsonResponse(body)(scope, receive, send)
         return 200
+
+    async def _read(self, scope: Scope, receive: Receive, record: RequestRecord) -> Answer:
+        """Return the request; its body, which may be long, is not kept while it is answered."""
+        data, model = await Request(scope, receive).body(), self._service.model
+        if len(data) > THREAD_BYTES:
+            return await unless_gone(receive, asyncio.to_thread(self._endpoint.parse, data, model, record.request_id))
+        return self._endpoint.parse(data, model, record.request_id)
 
 
 async def _whole(answer: Answer, events: AsyncGenerator[ServiceEvent, None]) -> dict[str, object]:

@@ -17,7 +17,7 @@ def parse_object(data: bytes) -> dict[str, Any]:
         InvalidRequest: it is not a JSON object.
     """
     try:
-        value = json.loads(data, parse_constant=_refuse_constant)
+        value = json.loads(data, parse_constant=_refuse_constant, parse_float=_number)
     except RecursionError as error:
         raise _malformed("values nested too deeply") from error
     except UnicodeDecodeError as error:
@@ -46,6 +46,12 @@ class JsonResponse(Response):
 
 
 _KINDS: dict[type, str] = {list: "array", str: "string", int: "number", float: "number", bool: "boolean"}
+
+
+def _number(text: str) -> int | float:
+    """Return a number with a fraction or an exponent; JSON Schema calls 1.0 an integer, too."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -9,7 +9,9 @@ from starlette.responses import Response
 
 from cluster.cluster_view import ClusterView
 from cluster.front_door_metrics import CONTENT_TYPE
+from cluster.openai.answer_objects import Health
 from cluster.openai.json_text import JsonResponse
+from cluster.openai.openapi_page import answers
 from cluster.router_client import PlacementInfo, RouterLoad
 from cluster.service import InferenceService
 from cluster.status_page.page import page_response
@@ -25,13 +27,14 @@ def add_operations(app: FastAPI, service: InferenceService) -> None:
     """Add the operator's paths to the front door's application."""
     view = ClusterView(service)
 
-    @app.get("/health", response_model=None)
+    @app.get("/health", response_class=Response, response_model=None, responses=answers(Health, errors=(503,)))
     async def health() -> Response:
         """Answer 200 when a router answers or the first request starts one, 503 otherwise."""
-        loads = await service.load()
-        return JsonResponse({"status": "ok", "routers": len(loads)})
+        # However many ask, without an API key, routers are asked once at a time.
+        loads = await view.load.get(max_age_s=0)
+        return JsonResponse({"status": "ok", "routers": len(loads.value)})
 
-    @app.get("/metrics", response_model=None)
+    @app.get("/metrics", response_class=Response, response_model=None, responses=answers(None, content="text/plain"))
     async def metrics() -> Response:
         """Return the metrics in Prometheus' text format."""
         loads, placement = await asyncio.gather(_load(view), _placement(service, view))
@@ -44,7 +47,12 @@ def add_operations(app: FastAPI, service: InferenceService) -> None:
         )
         return Response(text, headers={"content-type": CONTENT_TYPE})
 
-    @app.get("/status.json", response_model=None)
+    @app.get(
+        "/status.json",
+        response_class=Response,
+        response_model=None,
+        responses=answers(None, content="application/json"),
+    )
     async def status() -> Response:
         """Return what the status page shows."""
         return JsonResponse(await status_object(service, view))

@@ -12,12 +12,11 @@ from typing import Any
 
 import grpc
 import pytest
-import uvicorn
 
 from cluster.auth.guard import Guard
 from cluster.grpc.server import build_server
 from cluster.openai.app import build_app
-from cluster.openai.bounded_head import BoundedHead
+from cluster.openai.http_server import HttpServer
 from cluster.service import InferenceService
 from protos import errors
 
@@ -34,10 +33,11 @@ class LiveFrontDoor:
         self.http_address = f"127.0.0.1:{self._socket.getsockname()[1]}"
         self.url = f"http://{self.http_address}"
         self.grpc_address = ""
-        config = uvicorn.Config(
-            build_app(service, guard), http=BoundedHead, log_level="warning", timeout_graceful_shutdown=2
+        self._socket.setblocking(False)
+        self._http = HttpServer(
+            build_app(service, guard), service.metrics, max_connections=service.limits.max_connections, grace_s=2
         )
-        self._http = uvicorn.Server(config)
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="front-door")
 
@@ -47,9 +47,9 @@ class LiveFrontDoor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._http.should_exit = True
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._http.stop)
         self._thread.join()
-        self._socket.close()
 
     def post(self, path: str, body: object, **headers: str) -> tuple[int, HTTPMessage, Any]:
         """Send raw bytes or JSON, and return (status, headers, parsed body); a stream is not parsed."""
@@ -72,11 +72,12 @@ class LiveFrontDoor:
         return answer
 
     async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
         server = build_server(self.service, 4 * 1024 * 1024, self._guard)
         self.grpc_address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         await server.start()
         self._ready.set()
-        await self._http.serve(sockets=[self._socket])
+        await self._http.serve(self._socket)
         await server.stop(grace=0)
 
 

@@ -128,6 +128,24 @@ def test_grpcs_operator_calls_take_an_operators_key(guarded, channel):
         method(request, timeout=WAIT_S, metadata=metadata("r"))
 
 
+def counted(door, api: str, code: str) -> float:
+    labels = {"api": api, "code": code}
+    return door.service.metrics.registry.get_sample_value("herd_requests_total", labels) or 0.0
+
+
+def test_refused_requests_are_counted_each_once(guarded, channel):
+    guarded.post("/v1/completions", BODY)
+    guarded.post("/v1/chat/completions", BODY, **bearer("wrong"))
+    for path in ("/v1/models", "/metrics", "/what/ever"):
+        guarded.get(path)
+    guarded.get("/metrics", **bearer("a"))
+    guarded.post("/v1/completions", b"x" * 200_000, **bearer("a"))
+    refusal(lambda: list(InferenceServiceStub(channel).Generate(REQUEST, timeout=WAIT_S)))
+    expected = {("completions", "401"): 1, ("chat", "401"): 1, ("other", "401"): 3, ("other", "403"): 1}
+    expected |= {("completions", "413"): 1, ("grpc", "UNAUTHENTICATED"): 1}
+    assert {each: counted(guarded, *each) for each in expected} == expected
+
+
 def test_a_request_beyond_the_quota_is_told_when_to_come_again(guarded, channel):
     assert guarded.post("/v1/completions", BODY, **bearer("o"))[0] == 200
     status, answered, body = guarded.post("/v1/completions", BODY, **bearer("o"))
@@ -181,3 +199,22 @@ def test_a_key_has_no_more_streams_at_once_than_it_may_though_nobody_reads_them(
         assert guarded.post("/v1/completions", BODY, **bearer("a"))[0] == 200
     wait_until(lambda: guarded.service.num_sequences == 0)
     assert guarded.post("/v1/completions", BODY, **bearer("t"))[0] == 200
+
+
+def test_choices_count_as_streams_and_priorities_are_the_keys(guarded):
+    status, _, body = guarded.post("/v1/completions", BODY | {"n": 3}, **bearer("t"))
+    assert (status, body["error"]["param"]) == (400, "n")
+    assert guarded.post("/v1/completions", BODY | {"n": 2}, **bearer("t"))[0] == 200
+    status, _, body = guarded.post("/v1/completions", BODY | {"priority": -1}, **bearer("a"))
+    assert (status, body["error"]["param"]) == (403, "priority")
+    assert guarded.post("/v1/completions", BODY | {"priority": 1}, **bearer("a"))[0] == 200
+
+
+@pytest.mark.parametrize("path", ["//v1/models", "/V1/models", "/metrics/", "/v1/../metrics", "/v1/%2e%2e/metrics"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "POST"])
+def test_no_spelling_of_a_path_shows_more_than_its_key_may_see(guarded, path, method):
+    for headers in ({}, bearer("a")):
+        status, answered, text = guarded._call(method, path, None, headers)
+        assert status in (401, 403, 404, 405)
+        assert "herd_info" not in text
+        assert "location" not in answered

@@ -9,17 +9,27 @@ import grpc
 import pytest
 
 from benchmarks.malformed import failures, send_grpc, send_http
+from benchmarks.page_requests import send_by_page
 from protos import errors
 from protos.inference.v1.inference_pb2_grpc import InferenceServiceStub
 from tests.cluster.test_grpc_api import generate
 
 NUM = 60
+PAGE_NUM = 25
 
 
 def test_malformed_http_is_refused_and_good_requests_are_answered_after_it(door):
     counts = send_http(urlsplit(door.url).port, NUM, random.Random(1))
     assert failures(counts) == 0, counts
     assert counts["HTTP 400"] > NUM // 3
+    assert door.post("/v1/completions", {"prompt": "Hello", "max_tokens": 2})[0] == 200
+
+
+def test_requests_by_the_openapi_page_are_answered_as_it_says(door):
+    report = send_by_page(door.url, most_per_operation=PAGE_NUM, seed=1, has_boundaries=False)
+    assert not report.failures, report.output
+    assert report.num_operations == 7
+    assert report.num_requests > 2 * PAGE_NUM
     assert door.post("/v1/completions", {"prompt": "Hello", "max_tokens": 2})[0] == 200
 
 

@@ -19,7 +19,8 @@ from tests.conftest import ROOT
 
 # Other people's dashboards and scalers read these: a change here is a decision.
 PROMISED = """
-herd_info herd_requests_total herd_request_seconds herd_request_prompt_tokens herd_request_generation_tokens
+herd_info herd_requests_total herd_refused_connections_total
+herd_request_seconds herd_request_prompt_tokens herd_request_generation_tokens
 herd_sequences_total herd_prompt_tokens_total herd_generation_tokens_total herd_time_to_first_token_seconds
 herd_inter_token_seconds herd_replayed_sequences_total herd_sequences_in_flight herd_sequences_in_line
 herd_admitted_prompt_tokens herd_front_door_draining

@@ -49,6 +49,8 @@ WRONG_CHATS = {
     "content number": ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content", "found 3"),
     "an image": ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages.0.content.0", "image_url"),
     "tool calls": ({"messages": [{"role": "user", "tool_calls": [1]}]}, "messages.0.tool_calls", "not supported"),
+    "tool calls of zero": ({"messages": [{"role": "user", "tool_calls": 0}]}, "messages.0.tool_calls", "not supported"),
+    "no max_tokens beside another": ({"max_tokens": 0, "max_completion_tokens": 1}, "max_tokens", "at least 1"),
     "max_tokens 0": ({"max_tokens": 0}, "max_tokens", "at least 1, found 0"),
     "max_tokens negative": ({"max_tokens": -3}, "max_tokens", "found -3"),
     "max_tokens text": ({"max_tokens": "3"}, "max_tokens", "found '3'"),

@@ -38,7 +38,7 @@ def test_a_changed_file_counts_within_a_second_and_quotas_stay_used(file, clock)
         pass
 
 
-@pytest.mark.parametrize("text", ["{", "- name: alice", None])
+@pytest.mark.parametrize("text", ["{", "- name: alice", "", "# keys\n", None])
 def test_a_file_gone_wrong_changes_nothing(file, clock, text):
     guard = Guard(file, clock)
     if text is None:

@@ -64,3 +64,13 @@ def test_no_two_keys_are_alike_and_their_hash_is_not_them():
     assert first != second
     assert len(first) > 40
     assert first not in key_hash(first)
+
+
+def test_a_file_that_everybody_may_write_is_warned_of(tmp_path, caplog):
+    file = tmp_path / "keys.yaml"
+    add_key(file, ALICE)
+    read_key_file(file)
+    assert not caplog.records
+    file.chmod(0o666)
+    read_key_file(file)
+    assert "everybody on this machine may write" in caplog.text

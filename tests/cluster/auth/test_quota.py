@@ -3,7 +3,7 @@ from contextlib import ExitStack
 import pytest
 
 from cluster.auth.quota import ANYBODY, Bucket, Caller
-from protos.errors import RateLimited
+from protos.errors import InvalidRequest, PermissionDenied, RateLimited
 
 
 def test_a_bucket_fills_up_with_time_and_no_further():
@@ -60,7 +60,7 @@ def test_requests_at_once_are_counted_until_they_end(clock):
     with ExitStack() as stack:
         for _ in range(2):
             stack.enter_context(caller.request())
-        with pytest.raises(RateLimited, match="2 requests at once"), caller.request():
+        with pytest.raises(RateLimited, match="2 sequences at once"), caller.request():
             pass
     with caller.request():
         pass
@@ -71,3 +71,26 @@ def test_anybody_is_never_refused():
         with ANYBODY.request():
             ANYBODY.take_prompt(10**9)
             ANYBODY.take_answer(10**9)
+
+
+def test_every_choice_of_every_prompt_is_a_stream(clock):
+    caller = Caller("alice", streams=4, clock=clock)
+    with caller.request(), caller.sequences(3, 0):
+        with pytest.raises(RateLimited, match="4 sequences at once"), caller.request(), caller.sequences(2, 0):
+            pass
+        with caller.request(), pytest.raises(RateLimited), caller.request():
+            pass
+    with caller.request(), caller.sequences(4, 0):
+        pass
+    with pytest.raises(InvalidRequest, match="n: expected at most 4"), caller.request(), caller.sequences(5, 0):
+        pass
+
+
+def test_nobody_goes_before_others_whose_key_does_not_say_so(clock):
+    caller = Caller("alice", best_priority=-1, clock=clock)
+    with caller.sequences(1, -1):
+        pass
+    with pytest.raises(PermissionDenied, match="priority: expected at least -1"), caller.sequences(1, -2):
+        pass
+    with ANYBODY.sequences(128, -(2**31)):
+        pass

@@ -1,0 +1,125 @@
+"""uvicorn behind an accept loop with bounds: its own takes any number of connections, and handshakes of a minute."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import functools
+import logging
+import socket
+import ssl
+from contextlib import suppress
+from typing import Any
+
+import uvicorn
+
+from cluster.front_door_metrics import FrontDoorMetrics
+from cluster.openai.bounded_connection import BoundedConnection
+
+HANDSHAKE_S = 10.0
+"""Seconds from a connection to the end of its TLS handshake."""
+_OUT_OF_FILES_S = 1.0
+_LOG = logging.getLogger(__name__)
+
+
+class HttpServer:
+    """Serves an application from `serve` to `stop`. Belongs to one event loop.
+
+    Args:
+        app: ASGI.
+        metrics: count connections that are refused.
+        max_connections: most that are open at once, those in a handshake included; more are closed at once, so that
+            whoever asks can ask another front door.
+        context: TLS; None: no encryption.
+        grace_s: seconds that requests may take once it is stopped; None: as long as they do.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        metrics: FrontDoorMetrics,
+        *,
+        max_connections: int,
+        context: ssl.SSLContext | None = None,
+        grace_s: int | None = None,
+    ) -> None:
+        # Nothing here speaks WebSocket.
+        config = uvicorn.Config(
+            app, ws="none", access_log=False, log_config=None, lifespan="off", timeout_graceful_shutdown=grace_s
+        )
+        self._metrics = metrics
+        self._max_connections = max_connections
+        self._context = context
+        self._config = config
+        self._server = uvicorn.Server(config)
+        self._accepting: asyncio.Task[None] | None = None
+        self._opening: set[asyncio.Task[None]] = set()
+
+    @property
+    def started(self) -> bool:
+        """Tell whether it takes requests."""
+        return self._server.started
+
+    async def serve(self, listening: socket.socket) -> None:
+        """Serve until it is stopped, and close the socket.
+
+        Args:
+            listening: bound, listening, not blocking.
+        """
+        self._accepting = asyncio.create_task(self._accept(listening))
+        self._accepting.add_done_callback(lambda _: self.stop())
+        try:
+            await self._server.serve(sockets=[])
+        finally:
+            self.stop()
+            await asyncio.gather(self._accepting, *self._opening, return_exceptions=True)
+
+    def stop(self) -> None:
+        """Take no more connections; requests that run go on."""
+        self._server.should_exit = True
+        if self._accepting is not None:
+            self._accepting.cancel()
+        for each in self._opening:
+            each.cancel()
+
+    async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        with listening:
+            while True:
+                try:
+                    connection, _ = await loop.sock_accept(listening)
+                except OSError as error:
+                    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                        _LOG.error("no connection can be taken: %s; waiting", error)
+                        await asyncio.sleep(_OUT_OF_FILES_S)
+                    continue  # else the client has gone again
+                if len(self._server.server_state.connections) + len(self._opening) >= self._max_connections:
+                    self._metrics.count_refused_connection("full")
+                    connection.close()
+                else:
+                    opening = loop.create_task(self._open(connection))
+                    self._opening.add(opening)
+                    opening.add_done_callback(self._opening.discard)
+                # One at a time: a flood of connections must not hold up everybody's streams.
+                await asyncio.sleep(0)
+
+    async def _open(self, connection: socket.socket) -> None:
+        protocol = functools.partial(
+            BoundedConnection,
+            config=self._config,
+            server_state=self._server.server_state,
+            app_state={},
+            on_fault=self._metrics.count_refused_connection,
+        )
+        limit = {} if self._context is None else {"ssl_handshake_timeout": HANDSHAKE_S}
+        connection.setblocking(False)
+        try:
+            with suppress(OSError):
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await asyncio.get_running_loop().connect_accepted_socket(protocol, connection, ssl=self._context, **limit)
+        except OSError:  # ssl.SSLError and TimeoutError are
+            self._metrics.count_refused_connection("handshake")
+            connection.close()
+        except BaseException:
+            connection.close()
+            raise
