@@ -32,8 +32,15 @@ class LocalRelease:
     """Where its pods can be seen."""
     operator: LocalOperator
     """Who makes them."""
+    http_port: int
+    """Of its OpenAI API, on this machine."""
     grpc_port: int
-    """Of its gRPC API, on this machine."""
+    """Of its gRPC API."""
+
+    @property
+    def base_url(self) -> str:
+        """Return where its HTTP port is."""
+        return f"http://localhost:{self.http_port}"
 
     def pods(self, *groups: str) -> list[str]:
         """Return the pods of some worker groups, those that end too."""
@@ -64,13 +71,13 @@ def local_release(values: Mapping[str, Any]) -> Iterator[LocalRelease]:
     Args:
         values: of the chart.
     """
-    grpc_port = find_free_port()
+    http_port, grpc_port = find_free_port(), find_free_port()
     # Short names: there will be sockets below.
     with tempfile.TemporaryDirectory(prefix="k") as name:
         folder = Path(name)
         file = folder / "values.yaml"
         file.write_text(yaml.safe_dump(dict(values)))
-        ports = (f"--set=settings.http.port={find_free_port()}", f"--set=settings.grpc.port={grpc_port}")
+        ports = (f"--set=settings.http.port={http_port}", f"--set=settings.grpc.port={grpc_port}")
         objects = render(f"--values={profile('demo-cpu')}", f"--values={file}", *ports)
         service = only(objects, "RayService")
         (folder / "herd.yaml").write_text(only(objects, "ConfigMap")["data"]["herd.yaml"])
@@ -84,4 +91,4 @@ def local_release(values: Mapping[str, Any]) -> Iterator[LocalRelease]:
             access = Access(identity=identity, ca=authority.ca, kubeconfig=kubeconfig)
             with LocalOperator(api=api, cluster=CLUSTER, namespace=NAMESPACE, folder=folder, access=access) as operator:
                 operator.deploy(serve_config)
-                yield LocalRelease(api=api, operator=operator, grpc_port=grpc_port)
+                yield LocalRelease(api=api, operator=operator, http_port=http_port, grpc_port=grpc_port)
