@@ -13,16 +13,13 @@ from typing import Any
 
 from cluster.disruption import KubeObject
 from cluster.doctor import Finding, Verdict
-from cluster.drain_times import ROUTER_SHUTDOWN_S, DrainTimes
+from cluster.drain_times import DRAIN_VARIABLE, RAYS_DRAIN_S, ROUTER_SHUTDOWN_S, DrainTimes
 from cluster.kubernetes import FORBIDDEN, ask, ask_items, status_of
 from protos.errors import BadConfig, ReplicaUnavailable
 
 OLDEST_KUBERAY = (1, 7, 0)
 _GPU, _PRODUCT = "nvidia.com/gpu", "nvidia.com/gpu.product"
 _OPERATOR = "app.kubernetes.io/name=kuberay-operator"
-_DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
-_RAYS_DRAIN_S = 30.0
-"""Ray's own default."""
 _MOST_NAMES = 5
 _RAY_PODS = "ray.io/is-ray-node=yes"
 _RIGHTS = (
@@ -184,7 +181,8 @@ def drain_finding(pods: Iterable[KubeObject]) -> Finding:
         num_pods += 1
         spec = pod["spec"]
         times = DrainTimes(
-            longest_s=0.0,  # the settings say that, and they are not read here
+            longest_s=0.0,  # the settings say these two, and they are not read here
+            lame_duck_s=0.0,
             shutdown_s=ROUTER_SHUTDOWN_S,
             drain_s=_drain_s(spec["containers"]),
             grace_s=float(spec.get("terminationGracePeriodSeconds", 30)),
@@ -202,10 +200,10 @@ def _drain_s(containers: Iterable[KubeObject]) -> float:
     """Return what a pod's environment tells Ray, or what Ray takes without."""
     for container in containers:
         for variable in container.get("env") or ():
-            if variable["name"] == _DRAIN:
+            if variable["name"] == DRAIN_VARIABLE:
                 with suppress(ValueError, KeyError):  # no number, or one from elsewhere
                     return float(variable["value"])
-    return _RAYS_DRAIN_S
+    return RAYS_DRAIN_S
 
 
 def _right(authorization: Any, namespace: str, group: str, resource: str, verbs: tuple[str, ...], loss: str) -> Finding:

@@ -88,6 +88,7 @@ KNOBS = [
     "limits.max_queued_prompt_tokens",
     "limits.request_timeout_s",
     "limits.drain_s",
+    "limits.lame_duck_s",
     "limits.health_timeout_s",
     "log.format",
     "log.level",
