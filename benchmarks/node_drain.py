@@ -1,10 +1,13 @@
-"""A node's end is foretold under load: is it left in time, and does any request fail?
+"""A pod of each kind is ended under load: does any request fail?
 
-    python -m benchmarks.node_drain [--streams 16] [--notice-s 20] [--untold] [--replicas 2]
+    python -m benchmarks.node_drain                                           the demo's defaults: one pod of a kind
+    python -m benchmarks.node_drain --two                                     two of each
+    python -m benchmarks.node_drain --two --end router --notice-s 20          its node gets a taint 20 s before
+    python -m benchmarks.node_drain --set workers.routers.replicas=2 --end router        a spare pod
 
-Ray's head and two workers on this machine, each with an address of its own, and a Kubernetes API server of the tests'
-that says they are pods. The demo model is served; then the node of the worker with most replicas gets the taint of the
-cluster's autoscaler, and `notice-s` later its Ray gets SIGTERM; untold, it gets only that. To be run by hand with each
+Runs what the chart renders, in pods on this machine (`benchmarks/pods`): Ray as KubeRay starts it, the application as
+it deploys it, each pod ended as a kubelet does and replaced when it is gone. Streams go through connections that stay,
+by gRPC; newcomers come by HTTP, each on a connection of its own, without a second attempt. To be run by hand with each
 new version of Ray: how a node drains is no promise of Ray's.
 """
 
@@ -12,161 +15,133 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.chaos.comparison import compare
 from benchmarks.chaos.load import Load
+from benchmarks.chaos.record import StreamRecord
 from benchmarks.chaos.requests import make_requests
-from benchmarks.free_port import find_free_port
-from cluster.config_source import load_config
-from cluster.drain_times import drain_times
-from cluster.launch.endpoints import Endpoints
-from cluster.launch.processes import adopt_orphans, kill_descendants
-from cluster.launch.ray_session import RaySession
-from cluster.launch.start_checks import plan_start
+from benchmarks.pods.cluster import PodCluster, wait
+from benchmarks.pods.newcomers import Newcomers, visit
+from benchmarks.pods.pod import HOST, Pod, make_network
+from benchmarks.pods.rendered import render_release
 from tests.kube.api_server import FakeApiServer
-from tests.kube.kubeconfig import write_kubeconfig
-from tests.kube.objects import CLUSTER, node, pod
 
-_WORKERS = {"127.0.0.2": "worker-2", "127.0.0.3": "worker-3"}
-_WAIT_S = 120.0
+_INSIDE = "HERD_NODE_DRAIN_INSIDE"
+_TWO = (
+    "settings.scaling.front_door_min_replicas=2",
+    "settings.scaling.front_door_max_replicas=2",
+    "settings.router.replicas=2",
+    "settings.experts.replicas_per_group=2",
+    "settings.experts.groups=1",
+)
+_TAINT = "ToBeDeletedByClusterAutoscaler=1"
+_NOTICED_S = 2.0
+"""Seconds from a taint to the beginning of a drain, at most."""
 _REQUESTS = make_requests(20, max_tokens=48)
+_COLUMNS = ("ended", "pods", "notice", "streams", "failed", "tokens that differ", "newcomers", "turned away", "after")
 
 
 def main() -> None:
-    """Run it and print what happened; exit with 1 if a request failed."""
+    """Run it and print a table; exit with 1 if a request failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--end", nargs="+", default=["front-door", "router", "experts"], help="groups, in turn")
+    parser.add_argument("--two", action="store_true", help="two front doors, routers, copies of one expert group")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for helm")
     parser.add_argument("--streams", type=int, default=16)
-    parser.add_argument("--notice-s", type=float, default=20.0, help="seconds from the taint to SIGTERM")
-    parser.add_argument("--untold", action="store_true", help="SIGTERM without a taint before it")
-    parser.add_argument("--replicas", type=int, default=2, help="routers, and replicas of each expert group")
+    parser.add_argument("--notice-s", type=float, help="seconds from a taint of the node to SIGTERM")
+    parser.add_argument("--folder", type=Path, help="keeps the pods' files")
     options = parser.parse_args()
-    notice_s = None if options.untold else options.notice_s
-    adopt_orphans()
-    try:
-        with tempfile.TemporaryDirectory(prefix="drain") as folder, FakeApiServer() as api:
-            sys.exit(_run(Path(folder), api, options.streams, notice_s, options.replicas))
-    finally:
-        kill_descendants()
+    if _INSIDE not in os.environ:
+        sys.exit(_run_inside())
+    make_network()
+    with tempfile.TemporaryDirectory(prefix="drain") as folder:
+        sys.exit(_run(options, options.folder or Path(folder)))
 
 
-def _run(folder: Path, api: FakeApiServer, streams: int, notice_s: float | None, replicas: int) -> int:
-    settings = load_config(
-        assignments=[
-            f"http.port={find_free_port()}",
-            f"grpc.port={find_free_port()}",
-            f"router.replicas={replicas}",
-            f"experts.replicas_per_group={replicas}",
-            "experts.host=null",
-            "experts.warm_spares=0",
-            "model.context_length=256",
-        ]
-    )
-    os.environ |= {
-        "KUBECONFIG": str(write_kubeconfig(folder, api.url)),
-        "KUBERNETES_SERVICE_HOST": "127.0.0.1",
-        "RAY_CLUSTER_NAME": CLUSTER,
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(drain_times(settings.limits.drain_s).drain_s),
-    }
-    endpoints = Endpoints(http_host=settings.http.host, http_port=settings.http.port, grpc_port=settings.grpc.port)
-    for address, name in _WORKERS.items():
-        api.put("nodes", node(f"node-of-{name}"))
-        api.put("pods", pod(name, f"node-of-{name}", address))
-    session = RaySession(folder, keeps_spares=False)
-    session.start_ray()
-    try:
-        with _workers() as processes:
-            session.start_serve()
-            session.deploy(plan_start(settings))
-            _wait(lambda: session.is_deployed() and endpoints.answer())
-            return _drain_under_load(api, settings.grpc.port, processes, streams, notice_s)
-    finally:
-        session.stop()
+def _run_inside() -> int:
+    """Run this program again where only it and its pods are: whatever happens, nothing is left of them."""
+    spaces = ["--net", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]
+    command = ["unshare", *spaces, sys.executable, "-m", "benchmarks.node_drain", *sys.argv[1:]]
+    return subprocess.run(command, env=os.environ | {_INSIDE: "1"}, check=False).returncode
 
 
-@contextmanager
-def _workers() -> Iterator[dict[str, subprocess.Popen[bytes]]]:
-    """Start the workers; yield their processes by address."""
-    import ray
-
-    head = ray.get_runtime_context().gcs_address
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=2", f"--address={head}"]
-    store = f"--object-store-memory={100 * 1024**2}"
-    processes: dict[str, subprocess.Popen[bytes]] = {}
-    for address in _WORKERS:  # one after the other: both at once, on one machine, get in each other's way
-        processes[address] = subprocess.Popen(
-            [*command, store, f"--node-ip-address={address}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        _wait(lambda: sum(each["Alive"] for each in ray.nodes()) == 1 + len(processes))
-    yield processes
+def _run(options: argparse.Namespace, folder: Path) -> int:
+    release = render_release([*(_TWO if options.two else ()), *options.set])
+    with FakeApiServer(HOST) as api, PodCluster(release, api, folder) as cluster:
+        reference = Load(release.grpc_port, _REQUESTS, options.streams).run_each_once()
+        answer = visit(HOST, release.http_port).answer
+        rows = []
+        for group in options.end:
+            trial = _Trial(cluster, group, options.streams, release.grpc_port, release.http_port)
+            rows.append(trial.run(reference, answer, options.notice_s))
+    for row in (_COLUMNS, ["---"] * len(_COLUMNS), *rows):
+        print("| " + " | ".join(map(str, row)) + " |")
+    return int(any(row[4] or row[7] for row in rows))
 
 
-def _drain_under_load(
-    api: FakeApiServer, port: int, processes: dict[str, subprocess.Popen[bytes]], streams: int, notice_s: float | None
-) -> int:
-    from cluster.ray_nodes import draining_nodes
+class _Trial:
+    """The end of one pod."""
 
-    reference = Load(port, _REQUESTS, streams).run_each_once()
-    address = max(_WORKERS, key=lambda each: len(_replicas_at(each)))
-    print(f"replicas: { {each: _replicas_at(each) for each in ('head', *_WORKERS)} }")
-    load = Load(port, _REQUESTS, streams)
-    load.start()
-    _wait(lambda: sum(len(record.token_ids) for record in list(load.records)) > 200)
-    if notice_s is not None:
+    def __init__(self, cluster: PodCluster, group: str, streams: int, grpc_port: int, http_port: int) -> None:
+        self._cluster = cluster
+        self._group = group
+        self._num_pods = len(cluster.pods(group))
+        self._load = Load(grpc_port, _REQUESTS, streams)
+        self._newcomers = Newcomers(HOST, http_port)
+
+    def run(self, reference: Sequence[StreamRecord], answer: str, notice_s: float | None) -> Sequence[object]:
+        """Return a row of the table."""
+        pod = next(each for each in self._cluster.pods(self._group) if self._cluster.replicas_of(each))
+        self._load.start()
+        with self._newcomers:
+            self._wait_for_tokens(200)
+            if notice_s is not None:
+                self._notify(pod, notice_s)
+            began = time.monotonic()
+            took_s = self._cluster.delete(pod)
+            print(f"{pod.name} ended {took_s:.1f} s after SIGTERM", flush=True)
+            wait(lambda: self._cluster.is_whole)
+            print(f"everything runs again {time.monotonic() - began:.1f} s after SIGTERM", flush=True)
+            self._wait_for_tokens(200)
+        self._load.stop()
+        found = compare(self._load.records, reference)
+        print(found.describe())
+        visits, away = self._newcomers.visits, self._newcomers.turned_away
+        others = [each for each in visits if not each.problem and each.answer != answer]
+        for each in [*away[:3], *away[-2:], *others[:2]]:
+            said = each.problem or each.answer
+            print(f"newcomer {each.at_s - began:+.1f} s after SIGTERM, for {each.took_s:.1f} s: {said}")
+        print(f"the longest visit took {max(each.took_s for each in visits):.1f} s", flush=True)
+        notice = "none" if notice_s is None else f"{notice_s:g} s"
+        differ = found.lost + found.duplicated + found.changed + len(others)
+        counts = [found.streams, found.failed, differ, len(visits), len(away)]
+        return [self._group, self._num_pods, notice, *counts, f"{took_s:.1f} s"]
+
+    def _notify(self, pod: Pod, notice_s: float) -> None:
+        """Taint a pod's node, and wait."""
         began = time.monotonic()
-        api.put("nodes", node(f"node-of-{_WORKERS[address]}", "ToBeDeletedByClusterAutoscaler=1"))
-        _wait(lambda: bool(draining_nodes()))
-        drain_began_s = time.monotonic() - began
-        print(f"taint to drain begun: {drain_began_s:.2f} s")
-        assert drain_began_s < 2, "expected the drain to begin within 2 s"
-        while (waited_s := time.monotonic() - began) < notice_s and _replicas_at(address):
+        self._cluster.taint(pod, _TAINT)
+        wait(lambda: self._cluster.drains(pod))
+        drains_after_s = time.monotonic() - began
+        print(f"taint to drain begun: {drains_after_s:.2f} s", flush=True)
+        assert drains_after_s < _NOTICED_S, f"expected the drain to begin within {_NOTICED_S:g} s"
+        while (waited_s := time.monotonic() - began) < notice_s and self._cluster.replicas_of(pod):
             time.sleep(0.1)
-        print(f"{len(_replicas_at(address))} replicas left there {waited_s:.1f} s after the taint")
+        print(f"{len(self._cluster.replicas_of(pod))} replicas left there {waited_s:.1f} s after the taint", flush=True)
         time.sleep(max(notice_s - waited_s, 0))
-    processes[address].send_signal(signal.SIGTERM)
-    told_at = time.monotonic()
-    processes[address].wait(_WAIT_S)
-    print(f"the worker ended {time.monotonic() - told_at:.1f} s after SIGTERM")
-    _wait(lambda: all(each.endswith(":RUNNING") for host in ("head", *_WORKERS) for each in _replicas_at(host)))
-    print(f"everything runs again {time.monotonic() - told_at:.1f} s after SIGTERM")
-    load.stop()
-    differences = compare(load.records, reference)
-    failed = [record.error for record in load.records if record.error]
-    print(f"requests: {len(load.records)}, failed: {len(failed)} {failed[:3]}, {differences}")
-    print(f"replicas: { {each: _replicas_at(each) for each in ('head', *_WORKERS)} }")
-    return int(bool(failed))
 
+    def _wait_for_tokens(self, num_tokens: int) -> None:
+        goal = self._num_tokens() + num_tokens
+        wait(lambda: self._num_tokens() >= goal)
 
-def _replicas_at(address: str) -> list[str]:
-    """Return the deployments that have a process there; `head`: at none of the workers."""
-    import ray
-    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
-
-    from cluster.names import APP
-    from cluster.replica_roster import read_details
-
-    controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-    replicas = read_details(ray.get(controller.get_serve_instance_details.remote(), timeout=10), APP)
-    return [
-        f"{each.deployment}:{each.state}"
-        for each in replicas
-        if (each.host not in _WORKERS if address == "head" else each.host == address)
-    ]
-
-
-def _wait(holds: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + _WAIT_S
-    while not holds():
-        if time.monotonic() > give_up_at:
-            sys.exit(f"it did not come to that within {_WAIT_S:g} s")
-        time.sleep(0.05)
+    def _num_tokens(self) -> int:
+        return sum(len(record.token_ids) for record in list(self._load.records))
 
 
 if __name__ == "__main__":

@@ -91,12 +91,13 @@ def build_application(plan: DeploymentPlan) -> Application:
                 **common,
             ).bind(plan)
         )
+    limits = plan.settings.limits
     front_door = serve.deployment(
         FrontDoor,
         name=FRONT_DOOR,
         ray_actor_options=actor | _place(plan, FRONT_DOOR) | {"runtime_env": {"env_vars": _FRONT_DOOR_ENVIRONMENT}},
         **front_door_replicas(plan),
-        **common | {"graceful_shutdown_timeout_s": drain_times(plan.settings.limits.drain_s).shutdown_s},
+        **common | {"graceful_shutdown_timeout_s": drain_times(limits.drain_s, limits.lame_duck_s).shutdown_s},
     )
     # The front door never calls the last. It takes their handles because that makes them part of the application.
     return front_door.bind(plan, *routers, *called_by_address)

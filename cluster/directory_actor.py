@@ -20,7 +20,7 @@ from cluster.events import ClusterEvent
 from cluster.names import APP
 from cluster.own_location import domains_of
 from cluster.placement_load import ReplicaReport
-from cluster.ray_nodes import ON_HEAD, DrainingNodes
+from cluster.ray_nodes import ON_HEAD, follow_draining_nodes
 from cluster.rebalancer import Rebalancer
 from cluster.replica_roster import ReplicaInfo, replica_roster
 from cluster.serve_replicas import ServeReplicas
@@ -144,7 +144,7 @@ class DirectoryActor:
 
     def _look_after_nodes(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the threads that know which nodes are about to go; they end with this process."""
-        DrainingNodes(lambda node_ids: _from_thread(loop, self._directory.drain, node_ids)).start()
+        follow_draining_nodes(lambda node_ids: _from_thread(loop, self._directory.drain, node_ids))
         if self._watches_kubernetes:
             EarlyDrain(
                 lambda name, text: _from_thread(loop, self._directory.events.note, name, text),

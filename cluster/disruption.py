@@ -11,6 +11,8 @@ Source: kubernetes.io "Taints and Tolerations", "Disruptions"; cluster-autoscale
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 KubeObject = Mapping[str, Any]
@@ -29,6 +31,18 @@ _ENDING_TAINTS = {
 }
 """By key, why. Not DeletionCandidateOfClusterAutoscaler nor a rebalance recommendation: these may pass, and a Ray node
 that drains cannot be called back. Nor those that spot nodes have all their life."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PodEnd:
+    """A pod is about to go. Times are seconds since 1970, by the API server's clock."""
+
+    why: str
+    """For people."""
+    told_at_s: float | None = None
+    """When its deletion was asked for, and with it SIGTERM; None: it was not yet."""
+    killed_at_s: float | None = None
+    """When what is left of it is killed; None likewise."""
 
 
 def node_ends(node: KubeObject) -> str:
@@ -53,8 +67,8 @@ def pod_ends(pod: KubeObject) -> str:
     return ""
 
 
-def foretold_ends(pods: Iterable[KubeObject], nodes: Iterable[KubeObject]) -> dict[str, str]:
-    """Return the addresses of the pods that are about to go, and why.
+def foretold_ends(pods: Iterable[KubeObject], nodes: Iterable[KubeObject]) -> dict[str, PodEnd]:
+    """Return the ends of the pods that are about to go, by their addresses.
 
     Args:
         pods: all of Herd's; those without an address have not begun to run, and the address of one that has ended may
@@ -68,5 +82,13 @@ def foretold_ends(pods: Iterable[KubeObject], nodes: Iterable[KubeObject]) -> di
         ip = None if status.get("phase") in ("Succeeded", "Failed") else status.get("podIP")
         why = pod_ends(pod) or nodes_that_end.get((pod.get("spec") or {}).get("nodeName", ""), "")
         if ip and why:
-            ends[ip] = why
+            ends[ip] = PodEnd(why=why, **_deletion_times(pod["metadata"]))
     return ends
+
+
+def _deletion_times(meta: KubeObject) -> dict[str, float]:
+    """Return when a pod was told to end and when it is killed: Kubernetes notes the latter, and the time between."""
+    if not (deletion := meta.get("deletionTimestamp")):
+        return {}
+    killed_at_s = datetime.fromisoformat(deletion).timestamp()
+    return {"told_at_s": killed_at_s - meta.get("deletionGracePeriodSeconds", 0), "killed_at_s": killed_at_s}

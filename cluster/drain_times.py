@@ -3,18 +3,24 @@
     SIGTERM                                                                     SIGKILL
     |---- grace: terminationGracePeriodSeconds -----------------------------------|
     |---- drain: RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S ------------|
-              |---- shutdown: Serve's graceful_shutdown_timeout_s --|
-              |---- longest: limits.drain_s ----------------|
+         |---- shutdown: Serve's graceful_shutdown_timeout_s -------|
+         |---- lame duck -----|---- longest: limits.drain_s ----|
 
-Each must hold the next, or what is below is cut off. The chart computes the same numbers from `limits.drain_s`.
+Each must hold the next, or what is below is cut off. Lame duck is `limits.lame_duck_s`. The chart computes the same
+numbers from the same settings (`helm/templates/_drain.tpl`).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from protos.errors import BadConfig
 
+DRAIN_VARIABLE = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+"""Of a pod's environment: what Ray gives the replicas of its node when it is told to end."""
+RAYS_DRAIN_S = 30.0
+"""What it takes without."""
 ROUTER_SHUTDOWN_S = 10.0
 """Seconds that a replica's calls have to end when it is stopped, by a redeploy or with fewer replicas; then Ray kills
 the process. That is also how long a router's sequences stay: what is unfinished then goes on at another router, which
@@ -33,6 +39,8 @@ class DrainTimes:
 
     longest_s: float
     """What the longest request that must finish takes: `limits.drain_s`."""
+    lame_duck_s: float
+    """How long a front door that is stopped takes requests before: `limits.lame_duck_s`."""
     shutdown_s: float
     """What Ray Serve gives a front door it stops."""
     drain_s: float
@@ -58,15 +66,27 @@ class DrainTimes:
                 f"doors (shutdown), {self.shutdown_s:g} s, found {self.drain_s:g} s: Ray would end the node while its "
                 f"requests finish; set drain to {self.shutdown_s + _NOTICE_S:g}, or lower limits.drain_s"
             )
-        if not self.longest_s <= self.shutdown_s:
+        if not self.lame_duck_s + self.longest_s <= self.shutdown_s:
             raise BadConfig(
-                "graceful_shutdown_timeout_s (shutdown): expected at least the longest request that must finish, "
-                f"limits.drain_s, {self.longest_s:g} s, found {self.shutdown_s:g} s; raise it or lower limits.drain_s"
+                "graceful_shutdown_timeout_s (shutdown): expected at least limits.lame_duck_s, "
+                f"{self.lame_duck_s:g} s, and the longest request that must finish after it, limits.drain_s, "
+                f"{self.longest_s:g} s, found {self.shutdown_s:g} s; raise it or lower the others"
             )
 
 
-def drain_times(longest_s: float) -> DrainTimes:
-    """Return the times that let a request of `longest_s` seconds finish wherever its front door runs."""
-    shutdown_s = max(longest_s + _CLOSING_S, ROUTER_SHUTDOWN_S)
+def drain_times(longest_s: float, lame_duck_s: float) -> DrainTimes:
+    """Return the times, in whole seconds, that let a request of `longest_s` finish wherever its front door runs.
+
+    Args:
+        longest_s: see DrainTimes.
+        lame_duck_s: likewise.
+    """
+    shutdown_s = float(math.ceil(max(lame_duck_s + longest_s + _CLOSING_S, ROUTER_SHUTDOWN_S)))
     drain_s = shutdown_s + _NOTICE_S
-    return DrainTimes(longest_s=longest_s, shutdown_s=shutdown_s, drain_s=drain_s, grace_s=drain_s + _MARGIN_S)
+    return DrainTimes(
+        longest_s=longest_s,
+        lame_duck_s=lame_duck_s,
+        shutdown_s=shutdown_s,
+        drain_s=drain_s,
+        grace_s=drain_s + _MARGIN_S,
+    )

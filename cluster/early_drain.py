@@ -8,13 +8,15 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 from ray.exceptions import RayError
 
-from cluster.disruption import KubeObject, foretold_ends
+from cluster.disruption import KubeObject, PodEnd, foretold_ends
+from cluster.drain_times import DRAIN_VARIABLE, RAYS_DRAIN_S
 from cluster.kubernetes import Mirror, connect, own_namespace
 from cluster.ray_nodes import RayNode, drain_node, live_nodes
 from protos.errors import BadConfig
@@ -22,6 +24,7 @@ from protos.errors import BadConfig
 _LOG = logging.getLogger(__name__)
 _PERIOD_S = 1.0
 """Seconds between two looks at Ray's nodes while an end is foretold: a pod's node may join Ray after that."""
+_META = ("name", "deletionTimestamp", "deletionGracePeriodSeconds")
 _CLUSTER_NAME = "RAY_CLUSTER_NAME"
 """KubeRay sets it in every pod of a RayCluster."""
 
@@ -32,21 +35,38 @@ def is_in_kubernetes() -> bool:
 
 
 def nodes_to_drain(
-    ends: Mapping[str, str], nodes: Iterable[RayNode], drained: Collection[str]
-) -> list[tuple[RayNode, str]]:
-    """Return the Ray nodes to mark, and why.
+    ends: Mapping[str, PodEnd], nodes: Iterable[RayNode], drained: Mapping[str, PodEnd]
+) -> list[tuple[RayNode, PodEnd]]:
+    """Return the Ray nodes to mark, each with its pod's end.
+
+    One that was marked before its pod was told to end is marked again then: now there is a deadline. Its own Ray says
+    so too when it gets SIGTERM; but the last word counts, and that may be one without, said at the same moment.
 
     Args:
-        ends: why, by the address of each pod that is about to go.
+        ends: by the address of each pod that is about to go.
         nodes: that live.
-        drained: ids of those marked already.
+        drained: what those marked already were marked for, by their ids.
     """
     # The head cannot be moved: what drains it is its own end.
+    found = [(node, ends[node.address]) for node in nodes if node.address in ends and not node.is_head]
     return [
-        (node, ends[node.address])
-        for node in nodes
-        if node.address in ends and node.node_id not in drained and not node.is_head
+        (node, end)
+        for node, end in found
+        if node.node_id not in drained or (end.told_at_s is not None and drained[node.node_id].told_at_s is None)
     ]
+
+
+def deadline_s(end: PodEnd, drain_s: float, now_s: float) -> float | None:
+    """Return when the Ray node of a pod that was told to end is ended, in seconds since 1970; None: it was not.
+
+    Args:
+        end: of the pod.
+        drain_s: seconds that its Ray takes at most.
+        now_s: in seconds since 1970: the API server's clock may be ahead of this one.
+    """
+    if end.told_at_s is None or end.killed_at_s is None:
+        return None
+    return min(min(end.told_at_s, now_s) + drain_s, end.killed_at_s)
 
 
 class EarlyDrain:
@@ -71,7 +91,8 @@ class EarlyDrain:
         self._labels, self._on_labels = labels, on_labels
         self._known_labels: Mapping[str, Mapping[str, str]] = {}
         self._connect = connect_to
-        self._drained: set[str] = set()
+        self._drained: dict[str, PodEnd] = {}
+        self._drain_s = float(os.environ.get(DRAIN_VARIABLE, RAYS_DRAIN_S))
         self._changed = threading.Event()
         self._stopping = threading.Event()
         self._mirrors: list[Mirror] = []
@@ -95,7 +116,7 @@ class EarlyDrain:
         except BadConfig as error:
             _LOG.warning("nodes are not drained before their end: %s", error.message)
             return
-        ends: dict[str, str] = {}
+        ends: dict[str, PodEnd] = {}
         while not self._stopping.is_set():
             # While nothing is foretold there is nothing to look after.
             self._changed.wait(_PERIOD_S if ends else None)
@@ -135,13 +156,13 @@ class EarlyDrain:
             self._known_labels = found
             self._on_labels(found)
 
-    def _drain(self, ends: Mapping[str, str]) -> None:
+    def _drain(self, ends: Mapping[str, PodEnd]) -> None:
         try:
-            for node, why in nodes_to_drain(ends, live_nodes(), self._drained):
-                drain_node(node.node_id, why)
-                self._drained.add(node.node_id)
-                _LOG.warning("Ray node %s at %s drains: %s", node.node_id, node.address, why)
-                self._note(node.address, f"drains: {why}")
+            for node, end in nodes_to_drain(ends, live_nodes(), self._drained):
+                drain_node(node.node_id, end.why, deadline_s(end, self._drain_s, time.time()))
+                self._drained[node.node_id] = end
+                _LOG.warning("Ray node %s at %s drains: %s", node.node_id, node.address, end.why)
+                self._note(node.address, f"drains: {end.why}")
         except RayError as error:
             _LOG.warning("could not drain a node, the next look does: %s", error)
 
@@ -149,7 +170,7 @@ class EarlyDrain:
 def _pod_in_short(pod: KubeObject) -> KubeObject:
     meta, status = pod["metadata"], pod.get("status") or {}
     return {
-        "metadata": {name: meta[name] for name in ("name", "deletionTimestamp") if name in meta},
+        "metadata": {name: meta[name] for name in _META if name in meta},
         "spec": {"nodeName": pod["spec"].get("nodeName")},
         "status": {name: status[name] for name in ("phase", "podIP", "conditions") if name in status},
     }

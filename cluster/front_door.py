@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
+
+import ray
 from ray.serve.handle import DeploymentHandle
 
 from cluster.directory_client import DirectoryClient
 from cluster.first_tokens import FirstTokenMeter
 from cluster.given_up import end_when_given_up
+from cluster.lame_duck import LameDuck
 from cluster.listeners import Listeners
 from cluster.logs import configure_logs
-from cluster.names import APP, LONG_ROUTER, ROUTER
+from cluster.names import APP, FRONT_DOOR, LONG_ROUTER, ROUTER
 from cluster.plan import DeploymentPlan
 from cluster.planned_model import load_planned_model
 from cluster.pool import PoolAccess
+from cluster.ray_nodes import follow_draining_nodes
+from cluster.serve_replicas import ServeReplicas
 from cluster.serve_router_client import ServeRouterClient
 from cluster.service import InferenceService
 from cluster.trace_start import start_tracing
@@ -58,6 +65,7 @@ class FrontDoor:
         )
         self._first_tokens = FirstTokenMeter(self._service.metrics)
         self._drain_s = settings.limits.drain_s
+        self._lame_duck = _lame_duck(self._service, settings.limits.lame_duck_s)
         self._listeners = Listeners(self._service, plan.settings)
         await self._listeners.start()
 
@@ -86,6 +94,31 @@ class FrontDoor:
         self._listeners.check()
 
     async def __del__(self) -> None:
-        """Stop listening, let requests that run finish: Ray Serve calls this when the replica is stopped."""
-        if hasattr(self, "_listeners"):
-            await self._listeners.stop(_GRACE_S if self._service.is_draining else self._drain_s)
+        """Send others elsewhere, stop listening, let requests that run finish: Ray Serve calls this at the end."""
+        if not hasattr(self, "_listeners"):
+            return
+        if self._service.is_draining:
+            await self._listeners.stop(_GRACE_S)
+        else:
+            await self._lame_duck.end()
+            await self._listeners.stop(self._drain_s)
+
+
+def _lame_duck(service: InferenceService, lame_duck_s: float) -> LameDuck:
+    """Return a LameDuck that knows Ray's nodes."""
+    replicas = ServeReplicas(APP)
+
+    async def find_nodes() -> frozenset[str]:
+        found, problem = await replicas.get()
+        running = [each for each in found if each.deployment == FRONT_DOOR and each.state == "RUNNING"]
+        return frozenset() if problem else frozenset(each.node_id for each in running)
+
+    loop = asyncio.get_running_loop()
+    made = LameDuck(service, lame_duck_s, ray.get_runtime_context().get_node_id(), find_nodes)
+
+    def note(node_ids: frozenset[str]) -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(made.note_draining, node_ids)
+
+    follow_draining_nodes(note)
+    return made

@@ -13,16 +13,14 @@ from typing import Any
 
 from cluster.disruption import KubeObject
 from cluster.doctor import Finding, Verdict
-from cluster.drain_times import ROUTER_SHUTDOWN_S, DrainTimes
-from cluster.kubernetes import FORBIDDEN, ask, status_of
+from cluster.drain_times import DRAIN_VARIABLE, RAYS_DRAIN_S, ROUTER_SHUTDOWN_S, DrainTimes
+from cluster.kubernetes import FORBIDDEN, ask, ask_items, status_of
 from protos.errors import BadConfig, ReplicaUnavailable
 
 OLDEST_KUBERAY = (1, 7, 0)
 _GPU, _PRODUCT = "nvidia.com/gpu", "nvidia.com/gpu.product"
 _OPERATOR = "app.kubernetes.io/name=kuberay-operator"
-_DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
-_RAYS_DRAIN_S = 30.0
-"""Ray's own default."""
+_MOST_NAMES = 5
 _RAY_PODS = "ray.io/is-ray-node=yes"
 _RIGHTS = (
     ("", "pods", ("get", "list", "watch"), "pods that are deleted or evicted are left only when they are told to end"),
@@ -30,6 +28,7 @@ _RIGHTS = (
     ("ray.io", "rayservices", ("get", "list"), "`herd status --kube` cannot show them"),
 )
 """Group, resource, verbs, and what is lost without."""
+_OF_NO_NAMESPACE = ("nodes",)
 
 
 def examine_kubernetes(api: Any, namespace: str) -> list[Finding]:
@@ -50,12 +49,12 @@ def examine_kubernetes(api: Any, namespace: str) -> list[Finding]:
         reachable,
         _ask("RayService", lambda: _custom_resources(custom)),
         _ask("KubeRay", lambda: kuberay_finding(_operators(client.AppsV1Api(api)))),
-        _ask("GPU nodes", lambda: gpu_nodes_finding(ask(core.list_node)["items"])),
-        _ask("volumes", lambda: volumes_finding(ask(claims, namespace=namespace)["items"])),
+        _ask("GPU nodes", lambda: gpu_nodes_finding(ask_items(core.list_node))),
+        _ask("volumes", lambda: volumes_finding(ask_items(claims, namespace=namespace))),
         *(_right(client.AuthorizationV1Api(api), namespace, *each) for each in _RIGHTS),
         _ask(
             "drain times",
-            lambda: drain_finding(ask(pods, namespace=namespace, label_selector=_RAY_PODS)["items"]),
+            lambda: drain_finding(ask_items(pods, namespace=namespace, label_selector=_RAY_PODS)),
         ),
     ]
 
@@ -147,7 +146,7 @@ def gpu_nodes_finding(nodes: Iterable[KubeObject]) -> Finding:
         return Finding("GPU nodes", Verdict.WARN, text)
     text = ", ".join(f"{count} x {product}" for product, count in sorted(num_gpus.items()))
     if unnamed:
-        text += f"; expected the label {_PRODUCT}, found none at {', '.join(unnamed)}: install gpu-feature-discovery"
+        text += f"; expected the label {_PRODUCT}, found none at {_some(unnamed)}: install gpu-feature-discovery"
         return Finding("GPU nodes", Verdict.WARN, text)
     return Finding("GPU nodes", Verdict.OK, text)
 
@@ -162,11 +161,17 @@ def volumes_finding(claims: Iterable[KubeObject]) -> Finding:
     ]
     if waiting:
         text = (
-            f"expected every PersistentVolumeClaim to be bound, found {', '.join(waiting)}: `kubectl describe pvc` "
+            f"expected every PersistentVolumeClaim to be bound, found {_some(waiting)}: `kubectl describe pvc` "
             "says why; one whose class waits for its first consumer is bound when a pod uses it"
         )
         return Finding("volumes", Verdict.WARN, text)
     return Finding("volumes", Verdict.OK, f"{len(found)} PersistentVolumeClaims, all bound")
+
+
+def _some(names: list[str]) -> str:
+    """Return names for people, not thousands of them."""
+    rest = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def drain_finding(pods: Iterable[KubeObject]) -> Finding:
@@ -176,7 +181,8 @@ def drain_finding(pods: Iterable[KubeObject]) -> Finding:
         num_pods += 1
         spec = pod["spec"]
         times = DrainTimes(
-            longest_s=0.0,  # the settings say that, and they are not read here
+            longest_s=0.0,  # the settings say these two, and they are not read here
+            lame_duck_s=0.0,
             shutdown_s=ROUTER_SHUTDOWN_S,
             drain_s=_drain_s(spec["containers"]),
             grace_s=float(spec.get("terminationGracePeriodSeconds", 30)),
@@ -194,10 +200,10 @@ def _drain_s(containers: Iterable[KubeObject]) -> float:
     """Return what a pod's environment tells Ray, or what Ray takes without."""
     for container in containers:
         for variable in container.get("env") or ():
-            if variable["name"] == _DRAIN:
+            if variable["name"] == DRAIN_VARIABLE:
                 with suppress(ValueError, KeyError):  # no number, or one from elsewhere
                     return float(variable["value"])
-    return _RAYS_DRAIN_S
+    return RAYS_DRAIN_S
 
 
 def _right(authorization: Any, namespace: str, group: str, resource: str, verbs: tuple[str, ...], loss: str) -> Finding:
@@ -206,6 +212,8 @@ def _right(authorization: Any, namespace: str, group: str, resource: str, verbs:
     missing = []
     for verb in verbs:
         attributes = {"group": group, "resource": resource, "verb": verb, "namespace": namespace}
+        if resource in _OF_NO_NAMESPACE:
+            del attributes["namespace"]  # a right in one namespace would be told as one to all of them
         body = {
             "apiVersion": "authorization.k8s.io/v1",
             "kind": "SelfSubjectAccessReview",

@@ -27,6 +27,8 @@ _FORBIDDEN_PAUSE_S = 60.0
 _WATCH_S = 30
 """Seconds that one watch lasts: a connection that died silently is noticed that late."""
 _CONNECT_S, _READ_S = 3.0, 10.0
+_PAGE = 500
+"""Objects in one answer to a list, as kubectl asks for: nodes are 10 kB and more each, and there may be thousands."""
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _GONE = 410
 FORBIDDEN = (401, 403)
@@ -89,6 +91,29 @@ def ask(list_: List, **options: Any) -> Any:
         raise _cut_short("an answer", error) from error
     finally:
         response.release_conn()
+
+
+def ask_pages(list_: List, **options: Any) -> Iterator[dict[str, Any]]:
+    """Yield the pages of a list, each with its `items`, all of one `resourceVersion`.
+
+    Raises:
+        ReplicaUnavailable: as `ask`; 410: the list took so long that its next page is forgotten.
+    """
+    page = ask(list_, limit=_PAGE, **options)
+    yield page
+    while after := page["metadata"].get("continue"):
+        page = ask(list_, limit=_PAGE, _continue=after, **options)
+        yield page
+
+
+def ask_items(list_: List, **options: Any) -> Iterator[KubeObject]:
+    """Yield the objects of a list.
+
+    Raises:
+        ReplicaUnavailable: as `ask_pages`.
+    """
+    for page in ask_pages(list_, **options):
+        yield from page["items"]
 
 
 def _open(list_: List, read_s: float, **options: Any) -> Any:
@@ -157,7 +182,7 @@ class Mirror:
         kind: plural, for messages: nodes, pods.
         list_: lists and watches them.
         keep: returns what to remember of an object; must keep `metadata.name`.
-        on_change: called from the thread after every change.
+        on_change: called from the thread after every change of what is kept.
         options: for `list_`, a label selector for instance.
     """
 
@@ -211,6 +236,7 @@ class Mirror:
                 if self._version is None:
                     self._relist()
                 self._watch()
+                self._stopping.wait(_FIRST_PAUSE_S)  # a server may end watches as soon as they begin
             except ReplicaUnavailable as error:
                 if self._stopping.is_set():
                     return
@@ -222,9 +248,11 @@ class Mirror:
                 self._stopping.wait(pause_s(self._num_failures, error))
 
     def _relist(self) -> None:
-        found = ask(self._list, **self._options)
-        self._objects = {each["metadata"]["name"]: self._keep(each) for each in found["items"]}
-        self._version = found["metadata"]["resourceVersion"]
+        found: dict[str, KubeObject] = {}
+        for page in ask_pages(self._list, **self._options):
+            found |= {each["metadata"]["name"]: self._keep(each) for each in page["items"]}
+            version = page["metadata"]["resourceVersion"]
+        self._objects, self._version = found, version
         self._is_well()
         self._on_change()
 
@@ -252,11 +280,15 @@ class Mirror:
         self._version = found["metadata"]["resourceVersion"]
         if type_ == "BOOKMARK":
             return
-        if type_ == "DELETED":
-            self._objects.pop(found["metadata"]["name"], None)
-        else:
-            self._objects[found["metadata"]["name"]] = self._keep(found)
         self._is_well()
+        name = found["metadata"]["name"]
+        known, kept = self._objects.get(name), None if type_ == "DELETED" else self._keep(found)
+        if kept == known:
+            return  # nodes of a large cluster report all the time what nobody here wants to know
+        if kept is None:
+            del self._objects[name]
+        else:
+            self._objects[name] = kept
         self._on_change()
 
     def _is_well(self) -> None:

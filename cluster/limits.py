@@ -37,6 +37,9 @@ class FrontDoorLimits:
     """Seconds a request's body, or a gRPC call's message, may take to come; positive."""
     drain_s: float = 10.0
     """Seconds that requests which run have to finish when Herd is told to end, or one of its front doors; positive."""
+    lame_duck_s: float = 6.0
+    """Seconds for which a front door that is stopped still takes requests, while its health checks say that nobody
+    should come any more: load balancers must have noticed by then. At least 0."""
     health_timeout_s: float = 2.0
     """Seconds `/health`, `/metrics` and the status page wait for the routers; positive."""
 
@@ -55,6 +58,8 @@ class FrontDoorLimits:
         for name, (value, floor) in floors.items():
             if value < floor:
                 raise BadConfig(f"{name}: expected at least {floor}, found {value}; raise it")
+        if not 0 <= self.lame_duck_s < float("inf"):
+            raise BadConfig(f"lame_duck_s: expected a number of seconds, at least 0, found {self.lame_duck_s}; set one")
         for name, seconds in {
             "request_timeout_s": self.request_timeout_s,
             "body_timeout_s": self.body_timeout_s,

@@ -62,10 +62,14 @@ def draining_nodes() -> frozenset[str]:
     return frozenset(_client().get_draining_nodes(timeout=_CALL_TIMEOUT_S))
 
 
-def drain_node(node_id: str, why: str) -> None:
-    """Mark a node as draining, until it ends. Idempotent.
+def drain_node(node_id: str, why: str, deadline_s: float | None = None) -> None:
+    """Mark a node as draining, until it ends. Idempotent, but that the last call's deadline holds.
 
-    There is no deadline: when the pod is told to end, its own Ray sets one.
+    Args:
+        node_id: Ray's name for it.
+        why: for people.
+        deadline_s: when it will be ended, in seconds since 1970: Ray Serve stops replicas there in time, whether or not
+            others have taken their places. None: that is not known.
 
     Raises:
         RayError: Ray does not answer in time, or refuses.
@@ -73,7 +77,9 @@ def drain_node(node_id: str, why: str) -> None:
     from ray.core.generated import autoscaler_pb2
 
     reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # the only one that is never refused
-    is_accepted, message = _client().drain_node(node_id, reason, why, 0, timeout=_CALL_TIMEOUT_S)
+    is_accepted, message = _client().drain_node(
+        node_id, reason, why, int((deadline_s or 0) * 1000), timeout=_CALL_TIMEOUT_S
+    )
     if not is_accepted:
         raise RayError(message)
 
@@ -89,37 +95,51 @@ def _client_of(address: str) -> Any:
     return GcsClient(address=address)
 
 
-class DrainingNodes:
-    """A thread that knows which nodes drain.
+class _DrainingNodes:
+    """A thread that asks which nodes drain, one for all in this process who want to know."""
 
-    Args:
-        on_change: called with their ids, from the thread, whenever there are others; it must not block for long.
-    """
-
-    def __init__(self, on_change: Callable[[frozenset[str]], None]) -> None:
-        self._on_change = on_change
-        self._stopping = threading.Event()
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._followers: list[Callable[[frozenset[str]], None]] = []
+        self._known: frozenset[str] = frozenset()
         self._thread = threading.Thread(target=self._run, name="draining-nodes", daemon=True)
 
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End. Blocks for some seconds at most. Idempotent."""
-        self._stopping.set()
-        self._thread.join(2 * _CALL_TIMEOUT_S)
+    def add(self, on_change: Callable[[frozenset[str]], None]) -> None:
+        with self._lock:
+            self._followers.append(on_change)
+            if self._known:
+                on_change(self._known)
+            if len(self._followers) == 1:
+                self._thread.start()
 
     def _run(self) -> None:
-        known: frozenset[str] = frozenset()
         heard_at = time.monotonic()
-        while not self._stopping.wait(_PERIOD_S):
+        while True:
             try:
                 found = draining_nodes()
             except RayError as error:
                 _LOG.info("could not ask which nodes drain, for %.0f s: %s", time.monotonic() - heard_at, error)
-                continue
-            heard_at = time.monotonic()
-            if found != known:
-                known = found
-                self._on_change(found)
+            else:
+                heard_at = time.monotonic()
+                self._tell(found)
+            time.sleep(_PERIOD_S)
+
+    def _tell(self, found: frozenset[str]) -> None:
+        with self._lock:
+            if found == self._known:
+                return
+            self._known = found
+            for on_change in self._followers:
+                on_change(found)
+
+
+_draining_nodes = _DrainingNodes()
+
+
+def follow_draining_nodes(on_change: Callable[[frozenset[str]], None]) -> None:
+    """Have a function called with the ids of the nodes that drain, whenever there are others, until this process ends.
+
+    Args:
+        on_change: called from a thread, at first when one drains; it must not block, nor raise.
+    """
+    _draining_nodes.add(on_change)

@@ -44,6 +44,8 @@ class ServeReplica:
     """Address of its machine; empty before it has a process."""
     pid: int = 0
     """Process id on its host; 0 before it has one."""
+    node_id: str = ""
+    """Ray's name for its node; empty before it has a process."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +92,7 @@ def read_details(details: Mapping[str, Any], app: str) -> tuple[ServeReplica, ..
             started_at_s=replica.get("start_time_s") or 0.0,
             host=replica.get("node_ip") or "",
             pid=replica.get("pid") or 0,
+            node_id=replica.get("node_id") or "",
         )
         for name, deployment in deployments.items()
         for replica in deployment["replicas"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
-from cluster.ray_nodes import DrainingNodes
+from cluster.ray_nodes import follow_draining_nodes
 
 CARRY = "carry"
 """The one method whose calls name their router, in the first argument: its unique id."""
@@ -36,7 +36,7 @@ class RouterChoice(RequestRouter):  # type: ignore[misc]  # Ray has no types her
         def note(node_ids: frozenset[str]) -> None:
             self._draining_nodes = node_ids
 
-        DrainingNodes(note).start()
+        follow_draining_nodes(note)
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None

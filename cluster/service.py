@@ -73,7 +73,7 @@ class InferenceService:
         self._progress_s = progress_s
         self._tracing = tracing
         self._refused_lines = RefusedLines()
-        self._is_draining = False
+        self._is_draining = self._is_leaving = False
 
     @property
     def admission(self) -> Admission:
@@ -96,6 +96,11 @@ class InferenceService:
         return self._is_draining
 
     @property
+    def is_leaving(self) -> bool:
+        """Tell whether nobody should come here any more, though new requests may still be taken."""
+        return self._is_leaving
+
+    @property
     def _pools(self) -> list[Pool]:
         return [self._standard] if self.long is None else [self._standard, self.long]
 
@@ -113,7 +118,11 @@ class InferenceService:
 
     def drain(self) -> None:
         """Refuse new requests; those that run go on, wherever their routers go."""
-        self._is_draining = True
+        self._is_draining = self._is_leaving = True
+
+    def leave(self) -> None:
+        """Tell whoever asks that nobody should come here any more; who comes all the same is served."""
+        self._is_leaving = True
 
     def record(self, api: str, request_id: RequestId, headers: Mapping[str, str]) -> RequestRecord:
         """Begin to take note of a request.
@@ -228,7 +237,7 @@ class InferenceService:
         Raises:
             NoReplica: none answers in time, or nobody should come here as this front door is about to stop.
         """
-        if self._is_draining:
+        if self._is_leaving:
             raise NoReplica("expected a server that stays, found one that is stopping; send requests elsewhere")
         return await self._ask(self._loads())
 

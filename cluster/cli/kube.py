@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from rich.console import Console
 from rich.table import Table
 
 from cluster.cli.status import make_console
 from cluster.disruption import KubeObject
 from cluster.kube_status import pod_infos, service_info
-from cluster.kubernetes import FORBIDDEN, ask, connect, own_namespace, status_of
+from cluster.kubernetes import FORBIDDEN, ask, ask_items, connect, own_namespace, status_of
 from protos.errors import NoReplica, ReplicaUnavailable
 
 _STYLES = {"running": "green", "pending": "yellow", "not ready": "yellow", "ending": "magenta"}
@@ -37,8 +39,9 @@ def show_kubernetes(namespace: str | None) -> None:
                 f"expected a RayService in namespace {namespace}, found none; name another with --namespace, or "
                 "install the chart"
             )
-        pods = ask(core.list_namespaced_pod, namespace=namespace, label_selector="ray.io/is-ray-node=yes")["items"]
-        nodes = _nodes(core, console)
+        selector = "ray.io/is-ray-node=yes"
+        pods = list(ask_items(core.list_namespaced_pod, namespace=namespace, label_selector=selector))
+        nodes = _nodes(core, {each["spec"].get("nodeName") for each in pods}, console)
     services = [service_info(each) for each in found]
     for service in services:
         console.print(f"RayService {service.name}, namespace {namespace}", style="bold")
@@ -63,15 +66,16 @@ def _services(custom: object, namespace: str) -> list[KubeObject]:
     return items
 
 
-def _nodes(core: object, console: Console) -> list[KubeObject]:
+def _nodes(core: object, names: Collection[str | None], console: Console) -> list[KubeObject]:
+    """Return the nodes of these names, as far as they may be read."""
     try:
-        items: list[KubeObject] = ask(core.list_node)["items"]  # type: ignore[attr-defined]
+        found = ask_items(core.list_node)  # type: ignore[attr-defined]
+        return [each for each in found if each["metadata"]["name"] in names]
     except ReplicaUnavailable as error:
         if status_of(error) not in FORBIDDEN:
             raise
         console.print("nodes may not be read: which of them are about to go is not shown", style="dim")
         return []
-    return items
 
 
 def _print_pods(console: Console, pods: list[KubeObject], nodes: list[KubeObject]) -> None:

@@ -19,6 +19,7 @@ from cluster.openai.bodies import ChatBody, CommonBody, CompletionsBody
 from cluster.openai.body_limit import BodyLimit
 from cluster.openai.chat import ChatEndpoint
 from cluster.openai.completions import CompletionsEndpoint
+from cluster.openai.connection_end import ConnectionEnd
 from cluster.openai.error_object import add_error_handlers
 from cluster.openai.exchange import Exchange
 from cluster.openai.json_text import JsonResponse
@@ -48,6 +49,7 @@ def build_app(service: InferenceService, guard: Guard | None = None) -> FastAPI:
         app.add_middleware(Authentication, guard=guard, on_refusal=_refusal_counter(service))
     # Around the guard: whoever is refused while they send gets to read why.
     app.add_middleware(BodyLimit, limits=service.limits)
+    app.add_middleware(ConnectionEnd, service=service)
     app.add_middleware(RequestIds)  # around all others: their answers say the name, too
     add_error_handlers(app)
     _add_generation(app, _COMPLETIONS, service, CompletionsEndpoint(), CompletionsBody, Completion)

@@ -32,8 +32,8 @@ readinessProbe:
   httpGet: {path: /health, port: http, scheme: {{ ternary "HTTPS" "HTTP" (eq (include "herd.hasTls" .root) "true") }}}
   {{- end }}
   timeoutSeconds: 5
-  periodSeconds: 5
-  failureThreshold: 2
+  periodSeconds: {{ include "herd.readinessPeriod" . }}
+  failureThreshold: {{ include "herd.readinessFailures" . }}
 ports:
   - {name: http, containerPort: {{ include "herd.httpPort" .root }}}
   - {name: grpc, containerPort: {{ include "herd.grpcPort" .root }}}

@@ -16,7 +16,9 @@ import yaml
 from cluster import roles
 from cluster.cli import server_address
 from cluster.config_source import load_config
+from cluster.drain_times import drain_times
 from cluster.launch.ray_session import _environment
+from cluster.limits import FrontDoorLimits
 from cluster.names import experts_deployment
 from tests.chart import write
 from tests.chart.chart import CHART, GOLDENS, PLANNED, PROFILES, SCHEMA, essence, groups, helm, only, profile, render
@@ -158,11 +160,33 @@ def test_the_schema_knows_every_setting_there_is():
     assert SCHEMA.read_text() == write.schema_text(), "python -m tests.chart.write"
 
 
-def test_everything_ends_in_turn_when_a_pod_is_told_to_end(rendered, everything):
-    for objects, drain in ((rendered["demo-cpu"], 17), (everything, 60)):
-        for group in groups(objects).values():
-            assert environment(group["template"])["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] == str(drain)
-            assert group["template"]["spec"]["terminationGracePeriodSeconds"] == drain + 15
+def ends(objects):
+    """Return the drain and the grace of all pods of workers."""
+    templates = [group["template"] for group in groups(objects).values()]
+    drains = [float(environment(each)["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]) for each in templates]
+    return set(zip(drains, (each["spec"]["terminationGracePeriodSeconds"] for each in templates), strict=True))
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{}, {"drain_s": 0.5}, {"drain_s": 20.5}, {"drain_s": 300, "lame_duck_s": 7.25}, {"lame_duck_s": 30}],
+    ids=lambda limits: ", ".join(f"{name}={value}" for name, value in limits.items()) or "defaults",
+)
+def test_pods_have_the_time_to_end_that_herd_derives_from_the_same_settings(limits):
+    made = FrontDoorLimits(**limits)
+    times = drain_times(made.drain_s, made.lame_duck_s)
+    found = ends(render(*(f"--set-json=settings.limits.{name}={value}" for name, value in limits.items())))
+    assert found == {(times.drain_s, times.grace_s)}
+
+
+def test_pods_have_the_time_to_end_that_values_say(everything):
+    assert ends(everything) == {(60.0, 75)}
+
+
+def test_a_front_door_that_leaves_is_found_not_ready_before_it_closes_its_ports(rendered):
+    pod = groups(rendered["demo-cpu"])["front-door"]["template"]["spec"]["containers"][0]
+    noticed_s = pod["readinessProbe"]["periodSeconds"] * pod["readinessProbe"]["failureThreshold"]
+    assert noticed_s < FrontDoorLimits().lame_duck_s
 
 
 def test_processes_have_the_environment_that_herd_serve_gives_them(rendered):

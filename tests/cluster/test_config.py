@@ -90,6 +90,7 @@ KNOBS = [
     "limits.request_timeout_s",
     "limits.body_timeout_s",
     "limits.drain_s",
+    "limits.lame_duck_s",
     "limits.health_timeout_s",
     "log.format",
     "log.level",

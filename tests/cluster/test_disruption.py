@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 
 from cluster.disruption import foretold_ends, node_ends, pod_ends
-from tests.kube.objects import node, pod
+from tests.kube.objects import deletion, node, pod
 
 
 @pytest.mark.parametrize(
@@ -58,6 +60,17 @@ def test_pods_end_with_their_nodes_and_the_others_stay():
     ]
     ends = foretold_ends(pods, [node("n1", "karpenter.sh/disrupted"), node("n2")])
     assert sorted(ends) == ["10.0.0.1", "10.0.0.3"]
+
+
+def test_a_pod_that_was_told_to_end_says_when_and_when_it_is_killed():
+    told_at = datetime(2026, 11, 22, 2, 0, tzinfo=UTC)
+    told = pod("a", "n1", "10.0.0.1")
+    told["metadata"] |= deletion(38, told_at)
+    foretold = pod("b", "n2", "10.0.0.2")
+    ends = foretold_ends([told, foretold], [node("n2", "karpenter.sh/disrupted")])
+    told_at_s = told_at.timestamp()
+    assert (ends["10.0.0.1"].told_at_s, ends["10.0.0.1"].killed_at_s) == (told_at_s, told_at_s + 38)
+    assert (ends["10.0.0.2"].told_at_s, ends["10.0.0.2"].killed_at_s) == (None, None)
 
 
 @pytest.mark.parametrize("phase", ["Succeeded", "Failed"])

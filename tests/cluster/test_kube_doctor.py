@@ -78,6 +78,12 @@ def test_gpus_without_a_label_of_their_kind_are_named():
     assert "n1" in finding.text
 
 
+def test_a_few_of_thousands_of_nodes_are_named():
+    finding = gpu_nodes_finding([node(f"n{number}", gpus=8) for number in range(2000)])
+    assert "16000 x of unknown kind" in finding.text
+    assert "n4 and 1995 more" in finding.text
+
+
 def test_a_claim_that_waits_is_named():
     finding = volumes_finding([claim("weights", "Pending"), claim("cache", "Bound")])
     assert finding.verdict is Verdict.WARN

@@ -5,9 +5,10 @@ import pytest
 from cluster.cli.kube import show_kubernetes
 from cluster.kube_status import pod_infos, service_info
 from protos.errors import NoReplica
-from tests.kube.api_server import FakeApiServer
 from tests.kube.kubeconfig import write_kubeconfig
 from tests.kube.objects import NAMESPACE, node, pod, ray_service
+
+pytest_plugins = ("tests.kube.fixtures",)
 
 
 def why(found: dict, **status: object) -> str:
@@ -63,10 +64,10 @@ def test_a_service_of_which_nothing_was_said_yet_is_told_too():
 
 
 @pytest.fixture
-def server(tmp_path, monkeypatch):
-    with FakeApiServer() as server:
-        monkeypatch.setenv("KUBECONFIG", str(write_kubeconfig(tmp_path, server.url)))
-        yield server
+def server(server, tmp_path, monkeypatch):
+    """The API server that $KUBECONFIG names."""
+    monkeypatch.setenv("KUBECONFIG", str(write_kubeconfig(tmp_path, server.url)))
+    return server
 
 
 def test_the_command_shows_services_and_their_own_pods_only(server, capsys):

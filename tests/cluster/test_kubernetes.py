@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator
 import pytest
 from kubernetes import client
 
+from cluster import kubernetes
 from cluster.kubernetes import Mirror, ask, connect, own_namespace, pause_s, status_of
 from protos.errors import ReplicaUnavailable
 from tests.kube.api_server import FakeApiServer
 from tests.kube.kubeconfig import write_kubeconfig
 from tests.kube.objects import CLUSTER, NAMESPACE, node, pod
+
+pytest_plugins = ("tests.kube.fixtures",)
 
 _WAIT_S = 20.0
 
@@ -40,18 +43,6 @@ class Followed:
 
 
 @pytest.fixture
-def server() -> Iterator[FakeApiServer]:
-    with FakeApiServer() as server:
-        yield server
-
-
-@pytest.fixture
-def core(server) -> Iterator[client.CoreV1Api]:
-    with client.ApiClient(client.Configuration(host=server.url, retries=False)) as api:
-        yield client.CoreV1Api(api)
-
-
-@pytest.fixture
 def nodes(server, core) -> Iterator[Followed]:
     """Follows the nodes, of which there is one."""
     server.put("nodes", node("n1"))
@@ -62,11 +53,15 @@ def nodes(server, core) -> Iterator[Followed]:
     followed.mirror.stop()
 
 
-def wait_for_watch(server: FakeApiServer, num_watches: int = 1) -> None:
+def wait_until(holds: Callable[[], bool]) -> None:
     give_up_at = time.monotonic() + _WAIT_S
-    while sum("watch=" in each for each in server.requests) < num_watches:
+    while not holds():
         assert time.monotonic() < give_up_at
         time.sleep(0.01)
+
+
+def wait_for_watch(server: FakeApiServer, num_watches: int = 1) -> None:
+    wait_until(lambda: sum("watch=" in each for each in server.requests) >= num_watches)
 
 
 def test_follows_what_comes_changes_and_goes(server, nodes):
@@ -98,6 +93,49 @@ def test_lists_anew_when_its_version_is_forgotten(server, nodes):
     server.compact()
     server.drop_streams()
     nodes.wait_names("n2")
+
+
+def test_lists_thousands_page_by_page(server, core, monkeypatch):
+    monkeypatch.setattr(kubernetes, "_PAGE", 2)
+    names = [f"n{number}" for number in range(5)]
+    for name in names:
+        server.put("nodes", node(name))
+    nodes = Followed("nodes", core.list_node)
+    nodes.mirror.start()
+    nodes.wait_names(*names)
+    nodes.mirror.stop()
+    assert sum("limit=2" in each for each in server.requests) == 3
+
+
+def test_a_list_whose_next_page_is_forgotten_begins_anew(server, core, monkeypatch):
+    monkeypatch.setattr(kubernetes, "_PAGE", 1)
+    server.put("nodes", node("n1"))
+    server.put("nodes", node("n2"))
+    pages = kubernetes.ask_pages(core.list_node)
+    next(pages)
+    server.compact()
+    with pytest.raises(ReplicaUnavailable) as refused:
+        next(pages)
+    assert status_of(refused.value) == 410
+    assert [each["metadata"]["name"] for each in kubernetes.ask_items(core.list_node)] == ["n1", "n2"]
+
+
+def test_what_is_not_kept_of_an_object_may_change_unheard(server, core):
+    server.put("nodes", node("n1"))
+    heard = []
+    mirror = Mirror(
+        "nodes",
+        core.list_node,
+        keep=lambda each: {"metadata": {"name": each["metadata"]["name"]}, "spec": each["spec"]},
+        on_change=lambda: heard.append(mirror.objects),
+    )
+    mirror.start()
+    wait_for_watch(server)
+    server.put("nodes", node("n1", gpus=8))
+    server.put("nodes", node("n1", "karpenter.sh/disrupted"))
+    wait_until(lambda: any(each["spec"].get("taints") for each in mirror.objects))
+    mirror.stop()
+    assert len(heard) == 2
 
 
 def test_goes_on_after_a_dropped_stream_without_listing_anew(server, nodes):

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 _SCRIPT = """
 import sys, time
 import ray
-from cluster.ray_nodes import drain_node, draining_nodes, live_nodes
+from cluster.ray_nodes import _client, drain_node, draining_nodes, follow_draining_nodes, live_nodes
 
 ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=80 * 1024**2, log_to_driver=False,
          _temp_dir=sys.argv[1])
@@ -28,12 +28,27 @@ node = ray.get(replica.node.remote())
 (live,) = live_nodes()
 assert (live.node_id, live.is_head) == (node, True), live
 assert draining_nodes() == frozenset()
+heard = []
+follow_draining_nodes(heard.append)
 drain_node(node, "a test says so")
 drain_node(node, "a test says so twice")
-give_up_at = time.monotonic() + 20
-while draining_nodes() != {node}:
-    assert time.monotonic() < give_up_at
-    time.sleep(0.01)
+
+def wait(holds):
+    give_up_at = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.01)
+
+wait(lambda: draining_nodes() == {node})
+wait(lambda: heard == [{node}])
+late = []
+follow_draining_nodes(late.append)
+assert late == [{node}], "who asks later is told at once"
+in_a_day_s = int(time.time()) + 86_400
+drain_node(node, "a test knows when", in_a_day_s)
+wait(lambda: _client().get_draining_nodes(timeout=2) == {node: 1000 * in_a_day_s})
+drain_node(node, "a test has forgotten when")
+wait(lambda: _client().get_draining_nodes(timeout=2) == {node: 0})  # the last word counts
 assert ray.get(replica.node.remote()) == node, "what runs there goes on"
 ray.shutdown()
 """

@@ -1,6 +1,6 @@
 """A Kubernetes API server as far as Herd's and Ray's clients need one: real HTTP on a free port, objects in memory.
 
-It lists and watches with resource versions and label selectors, says 410 Gone to a watch that is too far behind,
+It lists, page by page, and watches with resource versions and label selectors, says 410 Gone to who is too far behind,
 replaces parts of objects by JSON Patch, answers SelfSubjectAccessReviews by what was forbidden, and fails as told:
 refusals, dropped streams, being away.
 """
@@ -40,10 +40,12 @@ class FakeApiServer:
 
     Args:
         identity: its certificate, for 127.0.0.1; None: it does not encrypt.
+        host: address to listen on.
     """
 
-    def __init__(self, identity: Signed | None = None) -> None:
+    def __init__(self, identity: Signed | None = None, *, host: str = "127.0.0.1") -> None:
         self._identity = identity
+        self._host = host
         self.requests: list[str] = []
         """Paths with their queries, in the order they came."""
         self._changed = threading.Condition()
@@ -59,7 +61,7 @@ class FakeApiServer:
     @property
     def url(self) -> str:
         """Return where it answers."""
-        return f"{'https' if self._identity else 'http'}://127.0.0.1:{self.port}"
+        return f"{'https' if self._identity else 'http'}://{self._host}:{self.port}"
 
     @property
     def port(self) -> int:
@@ -136,7 +138,7 @@ class FakeApiServer:
         self._server = self._thread = None
 
     def __enter__(self) -> FakeApiServer:
-        self._server = _Server(("127.0.0.1", self._port), _handler(self))
+        self._server = _Server((self._host, self._port), _handler(self))
         self._port = self._server.server_address[1]
         if self._identity is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -227,10 +229,7 @@ def _handler(api: FakeApiServer) -> type[BaseHTTPRequestHandler]:
             elif query.get("watch") in ("true", "True", "1"):
                 self._watch(found["kind"], found["namespace"], query)
             else:
-                objects, version = api._select(found["kind"], found["namespace"], query.get("labelSelector", ""))
-                items = [with_kind(found["kind"], each, crds) for each in objects]
-                listed = {"metadata": {"resourceVersion": str(version)}, "items": items}
-                self._answer(200, list_with_kind(found["kind"], listed, crds))
+                self._list(found["kind"], found["namespace"], query, crds)
 
         def do_POST(self) -> None:
             api.requests.append(self.path)
@@ -250,6 +249,22 @@ def _handler(api: FakeApiServer) -> type[BaseHTTPRequestHandler]:
                 self._answer(200, api.patch(found["kind"], found["name"], found["namespace"] or "", operations))
             except (KeyError, IndexError, ValueError) as error:
                 self._answer(422, _status(422, f"{type(error).__name__}: {error}"))
+
+        def _list(self, kind: str, namespace: str | None, query: dict[str, str], crds: list[Object]) -> None:
+            """Answer with a page: a `continue` names the list's version and the last object before it."""
+            objects, version = api._select(kind, namespace, query.get("labelSelector", ""))
+            begun, _, last = query.get("continue", "").partition(" ")
+            version = int(begun or version)
+            if version < api._oldest:
+                self._answer(410, _status(410, "the provided continue parameter is too old"))
+                return
+            left = sorted((each for each in objects if _key(each) > last), key=_key)
+            page = left[: int(query.get("limit") or 0) or None]
+            meta = {"resourceVersion": str(version)}
+            if len(page) < len(left):
+                meta["continue"] = f"{version} {_key(page[-1])}"
+            listed = {"metadata": meta, "items": [with_kind(kind, each, crds) for each in page]}
+            self._answer(200, list_with_kind(kind, listed, crds))
 
         def _watch(self, kind: str, namespace: str | None, query: dict[str, str]) -> None:
             version, epoch = int(query.get("resourceVersion") or 0), api._epoch
@@ -315,6 +330,10 @@ def _patched(found: Object, operations: Sequence[Mapping[str, Any]]) -> Object:
             raise KeyError(each["path"])
         place[last] = each["value"]
     return patched
+
+
+def _key(found: Object) -> str:
+    return f"{found['metadata'].get('namespace', '')}/{found['metadata']['name']}"
 
 
 def _matches(found: Object, selector: str) -> bool:

@@ -28,6 +28,7 @@ from benchmarks.free_port import find_free_port
 from benchmarks.marked_processes import MarkedProcesses
 from tests.certificates import Signed
 from tests.kube.api_server import FakeApiServer, Object
+from tests.kube.objects import deletion
 
 _RAY = str(Path(sys.executable).with_name("ray"))
 _ADDRESS = "127.77.0.{}"
@@ -243,7 +244,7 @@ class LocalOperator:
             return
         found = self.api.get("pods", pod.name, self.namespace)
         assert found is not None
-        found["metadata"]["deletionTimestamp"] = "2026-11-22T02:00:00Z"
+        found["metadata"] |= deletion(pod.grace_s)
         self.api.put("pods", found)
         pod.kill_at = time.monotonic() + pod.grace_s
         pod.process.terminate()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 NAMESPACE = "ai"
 CLUSTER = "herd-abcde"
 """The RayCluster of `pod`."""
+_GRACE_S = 60
 
 
 def node(name: str, *taints: str, labels: dict[str, str] | None = None, gpus: int = 0) -> dict[str, Any]:
@@ -24,7 +26,12 @@ def node(name: str, *taints: str, labels: dict[str, str] | None = None, gpus: in
 
 
 def pod(
-    name: str, node_name: str | None, ip: str | None, *, deleted: bool = False, disruption: str | None = None
+    name: str,
+    node_name: str | None,
+    ip: str | None,
+    *,
+    deleted: bool = False,
+    disruption: str | None = None,
 ) -> dict[str, Any]:
     """Return a running worker pod of the RayCluster.
 
@@ -32,7 +39,7 @@ def pod(
         name: of the pod.
         node_name: where it runs; None: nowhere yet.
         ip: its address.
-        deleted: whether it has a deletion timestamp.
+        deleted: whether it was told to end.
         disruption: the reason of a condition DisruptionTarget; None: it has none.
     """
     meta: dict[str, Any] = {
@@ -41,15 +48,26 @@ def pod(
         "labels": {"ray.io/cluster": CLUSTER, "ray.io/is-ray-node": "yes", "ray.io/group": "experts"},
     }
     if deleted:
-        meta["deletionTimestamp"] = "2026-11-22T02:00:00Z"
+        meta |= deletion(_GRACE_S)
     conditions = []
     if disruption:
         conditions.append({"type": "DisruptionTarget", "status": "True", "reason": disruption})
     return {
         "metadata": meta,
-        "spec": {"nodeName": node_name, "terminationGracePeriodSeconds": 60, "containers": []},
+        "spec": {"nodeName": node_name, "terminationGracePeriodSeconds": _GRACE_S, "containers": []},
         "status": {"phase": "Running" if node_name else "Pending", "podIP": ip, "conditions": conditions},
     }
+
+
+def deletion(grace_s: float, told_at: datetime | None = None) -> dict[str, Any]:
+    """Return what the metadata of a pod say that was told to end.
+
+    Args:
+        grace_s: seconds it has, whole ones.
+        told_at: when that was; None: now.
+    """
+    killed_at = (told_at or datetime.now(UTC)) + timedelta(seconds=grace_s)
+    return {"deletionTimestamp": f"{killed_at:%Y-%m-%dT%H:%M:%SZ}", "deletionGracePeriodSeconds": int(grace_s)}
 
 
 def operator(tag: str, ready: int = 1) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ssl
 import urllib.request
-from collections.abc import Iterator
 
 import pytest
 from kubernetes import client, watch
@@ -13,17 +12,7 @@ from tests.certificates import Authority
 from tests.kube.api_server import FakeApiServer
 from tests.kube.objects import CLUSTER, NAMESPACE, node, pod
 
-
-@pytest.fixture
-def server() -> Iterator[FakeApiServer]:
-    with FakeApiServer() as server:
-        yield server
-
-
-@pytest.fixture
-def core(server) -> Iterator[client.CoreV1Api]:
-    with client.ApiClient(client.Configuration(host=server.url)) as api:
-        yield client.CoreV1Api(api)
+pytest_plugins = ("tests.kube.fixtures",)
 
 
 def test_lists_what_a_selector_names(server, core):
@@ -32,6 +21,17 @@ def test_lists_what_a_selector_names(server, core):
     assert [each.metadata.name for each in found.items] == ["a"]
     assert core.list_namespaced_pod(NAMESPACE, label_selector="ray.io/cluster=another").items == []
     assert core.list_namespaced_pod("elsewhere").items == []
+
+
+def test_lists_a_page_at_a_time(server, core):
+    for name in ("n1", "n2", "n3"):
+        server.put("nodes", node(name))
+    first = core.list_node(limit=2)
+    server.put("nodes", node("n4"))
+    rest = core.list_node(limit=2, _continue=first.metadata._continue)
+    assert [each.metadata.name for each in (*first.items, *rest.items)] == ["n1", "n2", "n3", "n4"]
+    assert rest.metadata.resource_version == first.metadata.resource_version
+    assert rest.metadata._continue is None
 
 
 def test_a_watch_begins_after_its_version(server, core):
