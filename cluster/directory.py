@@ -71,8 +71,8 @@ class DirectorySnapshot:
     """Context shards, likewise."""
     draining_nodes: frozenset[str] = frozenset()
     """Ray's names for the nodes that are about to go."""
-    routers: Mapping[str, Location] = field(default_factory=dict)
-    """Where the routers are that follow the directory."""
+    routers: Mapping[tuple[str, str], Location] = field(default_factory=dict)
+    """Where the routers are that follow the directory, by deployment and name."""
 
     def placement(self) -> Placement:
         """Return the part a router needs: replicas about to go with their nodes are left what nobody else holds."""
@@ -84,9 +84,11 @@ class DirectorySnapshot:
             for each in going
         ]
         holders = [*(each.holder for each in stay), *(each for each in left if each.expert_ids)]
-        # Some of the routers alone would seem to have the replicas beside them to themselves.
-        routers = self.routers if self.is_settled else {}
-        return Placement(version=self.version, holders=tuple(holders), routers=routers)
+        return Placement(version=self.version, holders=tuple(holders))
+
+    def routers_of(self, deployment: str) -> dict[str, Location]:
+        """Return where a deployment's routers are, by name."""
+        return {name: location for (of, name), location in self.routers.items() if of == deployment}
 
     def holder_of(self, expert: int, asker: str) -> str | None:
         """Return the address of a replica to copy an expert from, None where nobody else holds it.
@@ -128,8 +130,8 @@ class Directory:
         self._shards: dict[str, ContextReplica] = {}
         self._expires_at: dict[str, float] = {}
         self._draining_nodes: frozenset[str] = frozenset()
-        self._routers: dict[str, Location] = {}
-        self._followed_until: dict[str, float] = {}
+        self._routers: dict[tuple[str, str], Location] = {}
+        self._followed_until: dict[tuple[str, str], float] = {}
         self._domains: Mapping[str, tuple[str, ...]] = {}
         self._changed = asyncio.Event()
         self.events = Events()
@@ -184,12 +186,13 @@ class Directory:
             self._draining_nodes = node_ids
             self._bump()
 
-    def followed(self, router_id: str, location: Location, now: float) -> None:
-        """Take note of a router that asks for changes, for as long as a lease."""
-        self._followed_until[router_id] = now + self._lease_s
+    def followed(self, deployment: str, router_id: str, location: Location, now: float) -> None:
+        """Take note of a deployment's router that asks for changes, for as long as a lease."""
+        router = (deployment, router_id)
+        self._followed_until[router] = now + self._lease_s
         location = self._with_domains(location)
-        if self._routers.get(router_id) != location:
-            self._routers = {**self._routers, router_id: location}
+        if self._routers.get(router) != location:
+            self._routers = {**self._routers, router: location}
             self._bump()
 
     def know_machines(self, domains: Mapping[str, tuple[str, ...]]) -> None:
@@ -274,11 +277,18 @@ class Directory:
         self._changed = asyncio.Event()
 
 
-def merge_placements(known: Placement, found: DirectorySnapshot) -> Placement:
-    """Return what a router should use: what the directory says, and what it does not say while it has not settled."""
+def merge_placements(known: Placement, found: DirectorySnapshot, deployment: str) -> Placement:
+    """Return what a router should use: what the directory says, and what it does not say while it has not settled.
+
+    Args:
+        known: what it used so far.
+        found: what the directory says.
+        deployment: the router's. Its routers have the same load; another one's may have none, and leave a replica idle.
+    """
     placement = found.placement()
     if found.is_settled:
-        return placement
+        return replace(placement, routers=found.routers_of(deployment))
+    # Some of the routers alone would seem to have the replicas beside them to themselves: none are named.
     listed = {holder.replica_id for holder in placement.holders}
     kept = tuple(holder for holder in known.holders if holder.replica_id not in listed)
     return Placement(version=placement.version, holders=placement.holders + kept)

@@ -119,11 +119,13 @@ class DirectoryActor:
         """Take a replica out."""
         self._directory.deregister(replica_id)
 
-    async def follow(self, router_id: str, location: Location, version: int, timeout_s: float) -> DirectorySnapshot:
-        """Return the state to a router once it is not that version, at the latest after `timeout_s`."""
+    async def follow(
+        self, deployment: str, router_id: str, location: Location, version: int, timeout_s: float
+    ) -> DirectorySnapshot:
+        """Return the state to a deployment's router once it is not that version, at the latest after `timeout_s`."""
         now = self._now()
         self._directory.advance(now)
-        self._directory.followed(router_id, location, now)
+        self._directory.followed(deployment, router_id, location, now)
         await self._directory.wait_for_change(version, timeout_s)
         self._directory.advance(self._now())
         return self._directory.snapshot()

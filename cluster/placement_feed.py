@@ -29,7 +29,8 @@ class PlacementFeed:
     Args:
         on_change: called with each new placement, from the thread.
         on_shards: called with the context shards there are, likewise.
-        router_id: who follows.
+        deployment: of the router that follows.
+        router_id: who that is.
         location: where that is.
     """
 
@@ -38,9 +39,11 @@ class PlacementFeed:
         on_change: Callable[[Placement], None],
         on_shards: Callable[[tuple[ShardHolder, ...]], None],
         *,
+        deployment: str,
         router_id: str,
         location: Location,
     ) -> None:
+        self._deployment = deployment
         self._router_id = router_id
         self._location = location
         self._on_change = on_change
@@ -72,7 +75,7 @@ class PlacementFeed:
                 if self._directory is None:
                     self._directory = find_directories(APP, ROUTER)[-1]
                 question = self._directory.follow.remote(
-                    self._router_id, self._location, self._snapshot.version, _POLL_S
+                    self._deployment, self._router_id, self._location, self._snapshot.version, _POLL_S
                 )
                 found = ray.get(question, timeout=_POLL_S * 5)
             except (RayError, TimeoutError, IndexError) as error:  # IndexError: it is being restarted
@@ -82,7 +85,7 @@ class PlacementFeed:
                 continue
             if found.version != self._snapshot.version:
                 self._snapshot = found
-                self._placement = merge_placements(self._placement, found)
+                self._placement = merge_placements(self._placement, found, self._deployment)
                 self._on_change(self._placement)
                 self._shards = merge_shards(self._shards, found)
                 self._on_shards(self._shards)

@@ -81,6 +81,7 @@ class Router:
         self._feed = PlacementFeed(
             self._streams.update if self._streams else lambda placement: None,
             self._shards.update if self._shards else lambda shards: None,
+            deployment=self._deployment,
             router_id=self._replica_id,
             location=own_location(plan.settings.kubernetes.domains),
         )

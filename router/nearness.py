@@ -26,7 +26,7 @@ def orders(router_id: str, routers: Mapping[str, Location], holders: Mapping[str
 
     Args:
         router_id: whose.
-        routers: all there are; without this one, distances do not count.
+        routers: all there are with the same load; without this one, distances do not count.
         holders: of one expert, at least one.
     """
     names, own = tuple(holders), routers.get(router_id)
