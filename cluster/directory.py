@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from cluster.events import Events
 from router.context_shards.stream import ShardHolder
@@ -58,6 +58,22 @@ class ContextReplica:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Follower:
+    """A router that follows the directory."""
+
+    router_id: str
+    """Unique in the cluster."""
+    deployment: str
+    """The deployment it belongs to, whose routers have the same load."""
+    location: Location
+    """Where it runs."""
+    node_id: str = ""
+    """Ray's name for its node; empty: not known."""
+    is_serving: bool = False
+    """Whether it has started, and takes requests."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DirectorySnapshot:
     """The directory at one version."""
 
@@ -71,8 +87,8 @@ class DirectorySnapshot:
     """Context shards, likewise."""
     draining_nodes: frozenset[str] = frozenset()
     """Ray's names for the nodes that are about to go."""
-    routers: Mapping[str, Location] = field(default_factory=dict)
-    """Where the routers are that follow the directory."""
+    followers: tuple[Follower, ...] = ()
+    """Routers."""
 
     def placement(self) -> Placement:
         """Return the part a router needs: replicas about to go with their nodes are left what nobody else holds."""
@@ -84,9 +100,15 @@ class DirectorySnapshot:
             for each in going
         ]
         holders = [*(each.holder for each in stay), *(each for each in left if each.expert_ids)]
-        # Some of the routers alone would seem to have the replicas beside them to themselves.
-        routers = self.routers if self.is_settled else {}
-        return Placement(version=self.version, holders=tuple(holders), routers=routers)
+        return Placement(version=self.version, holders=tuple(holders))
+
+    def routers_of(self, deployment: str) -> dict[str, Location]:
+        """Return where a deployment's routers with load are, by name: not those that start, or are about to go."""
+        return {
+            each.router_id: each.location
+            for each in self.followers
+            if each.deployment == deployment and each.is_serving and each.node_id not in self.draining_nodes
+        }
 
     def holder_of(self, expert: int, asker: str) -> str | None:
         """Return the address of a replica to copy an expert from, None where nobody else holds it.
@@ -128,7 +150,7 @@ class Directory:
         self._shards: dict[str, ContextReplica] = {}
         self._expires_at: dict[str, float] = {}
         self._draining_nodes: frozenset[str] = frozenset()
-        self._routers: dict[str, Location] = {}
+        self._followers: dict[str, Follower] = {}
         self._followed_until: dict[str, float] = {}
         self._domains: Mapping[str, tuple[str, ...]] = {}
         self._changed = asyncio.Event()
@@ -184,12 +206,12 @@ class Directory:
             self._draining_nodes = node_ids
             self._bump()
 
-    def followed(self, router_id: str, location: Location, now: float) -> None:
+    def followed(self, follower: Follower, now: float) -> None:
         """Take note of a router that asks for changes, for as long as a lease."""
-        self._followed_until[router_id] = now + self._lease_s
-        location = self._with_domains(location)
-        if self._routers.get(router_id) != location:
-            self._routers = {**self._routers, router_id: location}
+        self._followed_until[follower.router_id] = now + self._lease_s
+        follower = replace(follower, location=self._with_domains(follower.location))
+        if self._followers.get(follower.router_id) != follower:
+            self._followers[follower.router_id] = follower
             self._bump()
 
     def know_machines(self, domains: Mapping[str, tuple[str, ...]]) -> None:
@@ -198,9 +220,12 @@ class Directory:
             return
         self._domains = domains
         replicas = {each: self._located(replica) for each, replica in self._replicas.items()}
-        routers = {each: self._with_domains(location) for each, location in self._routers.items()}
-        if (replicas, routers) != (self._replicas, self._routers):
-            self._replicas, self._routers = replicas, routers
+        followers = {
+            each: replace(follower, location=self._with_domains(follower.location))
+            for each, follower in self._followers.items()
+        }
+        if (replicas, followers) != (self._replicas, self._followers):
+            self._replicas, self._followers = replicas, followers
             self._bump()
 
     def _located(self, replica: ExpertReplica) -> ExpertReplica:
@@ -219,7 +244,7 @@ class Directory:
         gone = {each for each, until in self._followed_until.items() if now >= until}
         if gone:
             self._followed_until = {each: until for each, until in self._followed_until.items() if each not in gone}
-            self._routers = {each: location for each, location in self._routers.items() if each not in gone}
+            self._followers = {each: follower for each, follower in self._followers.items() if each not in gone}
             self._bump()
         for replica_id in [each for each, expires_at in self._expires_at.items() if now >= expires_at]:
             self.departures.lost += 1
@@ -242,7 +267,7 @@ class Directory:
             replicas=tuple(self._replicas.values()),
             shards=tuple(self._shards.values()),
             draining_nodes=self._draining_nodes,
-            routers=self._routers,
+            followers=tuple(self._followers.values()),
         )
 
     async def wait_for_change(self, version: int, timeout_s: float) -> DirectorySnapshot:
@@ -274,11 +299,18 @@ class Directory:
         self._changed = asyncio.Event()
 
 
-def merge_placements(known: Placement, found: DirectorySnapshot) -> Placement:
-    """Return what a router should use: what the directory says, and what it does not say while it has not settled."""
+def merge_placements(known: Placement, found: DirectorySnapshot, deployment: str) -> Placement:
+    """Return what a router should use: what the directory says, and what it does not say while it has not settled.
+
+    Args:
+        known: what it used so far.
+        found: what the directory says.
+        deployment: the router's. Routers of others may have no load, and would leave the replicas beside them idle.
+    """
     placement = found.placement()
     if found.is_settled:
-        return placement
+        return replace(placement, routers=found.routers_of(deployment))
+    # Some of the routers alone would seem to have the replicas beside them to themselves: none are named.
     listed = {holder.replica_id for holder in placement.holders}
     kept = tuple(holder for holder in known.holders if holder.replica_id not in listed)
     return Placement(version=placement.version, holders=placement.holders + kept)

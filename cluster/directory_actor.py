@@ -14,7 +14,7 @@ from ray.serve._private.constants import SERVE_DEPLOYMENT_ACTOR_PREFIX, SERVE_NA
 from ray.serve.config import DeploymentActorConfig
 
 from cluster.config import ClusterConfig
-from cluster.directory import ContextReplica, Departures, Directory, DirectorySnapshot, ExpertReplica
+from cluster.directory import ContextReplica, Departures, Directory, DirectorySnapshot, ExpertReplica, Follower
 from cluster.early_drain import EarlyDrain, is_in_kubernetes
 from cluster.events import ClusterEvent
 from cluster.names import APP
@@ -25,7 +25,6 @@ from cluster.rebalancer import Rebalancer
 from cluster.replica_roster import ReplicaInfo, replica_roster
 from cluster.serve_replicas import ServeReplicas
 from cluster.startup_board import ReplicaProgress, StartupBoard
-from router.location import Location
 
 NAME = "directory"
 """Name of the actor within its deployment."""
@@ -119,11 +118,11 @@ class DirectoryActor:
         """Take a replica out."""
         self._directory.deregister(replica_id)
 
-    async def follow(self, router_id: str, location: Location, version: int, timeout_s: float) -> DirectorySnapshot:
+    async def follow(self, follower: Follower, version: int, timeout_s: float) -> DirectorySnapshot:
         """Return the state to a router once it is not that version, at the latest after `timeout_s`."""
         now = self._now()
         self._directory.advance(now)
-        self._directory.followed(router_id, location, now)
+        self._directory.followed(follower, now)
         await self._directory.wait_for_change(version, timeout_s)
         self._directory.advance(self._now())
         return self._directory.snapshot()

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from cluster.directory import DirectorySnapshot, merge_placements, merge_shards
+from cluster.directory import DirectorySnapshot, Follower, merge_placements, merge_shards
 from cluster.directory_actor import find_directories
 from cluster.names import APP, ROUTER
 from router.context_shards.stream import ShardHolder
-from router.location import Location
 from router.placement import Placement
 
 _LOG = logging.getLogger(__name__)
@@ -29,20 +29,16 @@ class PlacementFeed:
     Args:
         on_change: called with each new placement, from the thread.
         on_shards: called with the context shards there are, likewise.
-        router_id: who follows.
-        location: where that is.
+        follower: the router, which does not serve yet.
     """
 
     def __init__(
         self,
         on_change: Callable[[Placement], None],
         on_shards: Callable[[tuple[ShardHolder, ...]], None],
-        *,
-        router_id: str,
-        location: Location,
+        follower: Follower,
     ) -> None:
-        self._router_id = router_id
-        self._location = location
+        self._follower = follower
         self._on_change = on_change
         self._on_shards = on_shards
         self._shards: tuple[ShardHolder, ...] = ()
@@ -61,6 +57,10 @@ class PlacementFeed:
         """Start following."""
         self._thread.start()
 
+    def serving(self) -> None:
+        """Let the directory know that the router takes requests now: the others reckon with its load from then on."""
+        self._follower = replace(self._follower, is_serving=True)
+
     def stop(self) -> None:
         """Stop following. Blocks for up to a poll. Idempotent."""
         self._stopping.set()
@@ -71,9 +71,7 @@ class PlacementFeed:
             try:
                 if self._directory is None:
                     self._directory = find_directories(APP, ROUTER)[-1]
-                question = self._directory.follow.remote(
-                    self._router_id, self._location, self._snapshot.version, _POLL_S
-                )
+                question = self._directory.follow.remote(self._follower, self._snapshot.version, _POLL_S)
                 found = ray.get(question, timeout=_POLL_S * 5)
             except (RayError, TimeoutError, IndexError) as error:  # IndexError: it is being restarted
                 self._directory = None
@@ -82,7 +80,7 @@ class PlacementFeed:
                 continue
             if found.version != self._snapshot.version:
                 self._snapshot = found
-                self._placement = merge_placements(self._placement, found)
+                self._placement = merge_placements(self._placement, found, self._follower.deployment)
                 self._on_change(self._placement)
                 self._shards = merge_shards(self._shards, found)
                 self._on_shards(self._shards)

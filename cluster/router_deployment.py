@@ -11,12 +11,14 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+import ray
 import torch
 from ray import serve
 
 from cluster.carrier import Packed
 from cluster.carrier_sender import CarrierSender
 from cluster.devices import device_of
+from cluster.directory import Follower
 from cluster.directory_actor import DirectoryOverview
 from cluster.given_up import end_when_given_up
 from cluster.gpu_room import check_room, workspace_bytes
@@ -81,8 +83,12 @@ class Router:
         self._feed = PlacementFeed(
             self._streams.update if self._streams else lambda placement: None,
             self._shards.update if self._shards else lambda shards: None,
-            router_id=self._replica_id,
-            location=own_location(plan.settings.kubernetes.domains),
+            Follower(
+                router_id=self._replica_id,
+                deployment=self._deployment,
+                location=own_location(plan.settings.kubernetes.domains),
+                node_id=ray.get_runtime_context().get_node_id(),
+            ),
         )
         self._feed.start()
         checkpoint = open_planned_checkpoint(plan)
@@ -98,6 +104,7 @@ class Router:
         transport = self._streams or model.local_transport()
         self._engine = Engine(model.decoder, transport, pool.engine_limits, self._shards, model=name)
         self._engine.start()
+        self._feed.serving()
         self._watch = StepWatch(self._engine, settings.stuck_after_s)
         self._sender = CarrierSender(
             self._engine,

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from router.location import Location
 from router.spread import Order
 
-_TURNS = 24
-"""Turns over which unequal shares are kept: a multiple of many numbers of holders."""
+_TURNS = 60
+"""Turns over which unequal shares are kept: a multiple of many numbers of holders, and none loses much to rounding."""
 _NEAR_TOKENS = 64
 """What a hop to a machine nearby costs, in tokens an expert could run meanwhile: some 50 us on a GPU."""
 _FAR_TOKENS = 1024
@@ -26,17 +26,19 @@ def orders(router_id: str, routers: Mapping[str, Location], holders: Mapping[str
 
     Args:
         router_id: whose.
-        routers: all there are; without this one, distances do not count.
+        routers: all there are with the same load; without this one, distances do not count.
         holders: of one expert, at least one.
     """
     names, own = tuple(holders), routers.get(router_id)
-    if own is None or len({own.distance_to(each) for each in holders.values()}) == 1:
+    if own is None:
         return equal_orders(names)
     places = tuple(holders.values())
     shares = fair_shares(tuple(routers.values()), places)[tuple(routers).index(router_id)]
-    behind = [_FAR_TOKENS if own.is_far_from(each) else _NEAR_TOKENS for each in places]
     by_share = sorted(range(len(names)), key=lambda holder: -shares[holder])
     sets = _nested_sets([shares[holder] for holder in by_share])
+    if sets.keys() == {len(names)}:
+        return equal_orders(names)
+    behind = [_FAR_TOKENS if own.is_far_from(each) else _NEAR_TOKENS for each in places]
     taken = dict.fromkeys(sets, 0)
     found: list[Order] = []
     for turn in range(1, _TURNS + 1):

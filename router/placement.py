@@ -36,7 +36,7 @@ class Placement:
     holders: tuple[ExpertHolder, ...]
     """Every replica that takes dispatches."""
     routers: Mapping[str, Location] = field(default_factory=dict)
-    """Where all routers are, by name; empty: not known, and then nobody prefers holders nearby."""
+    """Where all routers with as much load are, by name; empty: not known, and nobody prefers holders nearby."""
 
     @cached_property
     def replicas_by_expert(self) -> dict[int, tuple[str, ...]]:

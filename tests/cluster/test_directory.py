@@ -1,7 +1,8 @@
 import asyncio
 from dataclasses import replace
 
-from cluster.directory import Departures, Directory, DirectorySnapshot, ExpertReplica, merge_placements
+from cluster.directory import Departures, Directory, DirectorySnapshot, ExpertReplica, Follower, merge_placements
+from cluster.names import LONG_ROUTER, ROUTER
 from router.location import Location
 from router.placement import ExpertHolder, Placement
 
@@ -11,6 +12,10 @@ LEASE_S = 6.0
 def replica(name: str, *experts: int, home: tuple[int, ...] = (0,)) -> ExpertReplica:
     holder = ExpertHolder(replica_id=name, address=f"{name}:1", expert_ids=experts)
     return ExpertReplica(holder=holder, group="Experts-0", home_ids=home, weight_bytes=1, pid=1)
+
+
+def router(name: str, location: Location, deployment: str = ROUTER) -> Follower:
+    return Follower(router_id=name, deployment=deployment, location=location, node_id=f"node-{name}", is_serving=True)
 
 
 def directory(now: float = 0.0, first_version: int = 100) -> Directory:
@@ -134,7 +139,7 @@ def test_waiting_for_an_old_version_returns_at_once_and_for_this_one_in_time():
 def test_what_an_unsettled_directory_lacks_is_kept():
     known = Placement(version=5, holders=(replica("a", 0).holder, replica("b", 1).holder))
     found = DirectorySnapshot(version=9, is_settled=False, replicas=(replica("b", 1), replica("c", 2)))
-    merged = merge_placements(known, found)
+    merged = merge_placements(known, found, ROUTER)
     assert merged.version == 9
     assert {holder.replica_id for holder in merged.holders} == {"a", "b", "c"}
 
@@ -142,7 +147,7 @@ def test_what_an_unsettled_directory_lacks_is_kept():
 def test_what_a_settled_directory_lacks_is_gone():
     known = Placement(version=5, holders=(replica("a", 0).holder,))
     found = DirectorySnapshot(version=9, is_settled=True, replicas=())
-    assert merge_placements(known, found).holders == ()
+    assert merge_placements(known, found, ROUTER).holders == ()
 
 
 def test_replicas_on_a_node_that_drains_keep_what_nobody_else_holds():
@@ -181,19 +186,42 @@ def test_who_left_who_was_lost_and_what_drained_is_counted():
 def test_routers_are_told_of_each_other_while_they_follow():
     it = directory()
     place = Location(machine="m", domains=("a",))
-    it.followed("r0", place, now=0)
-    it.followed("r1", place, now=4)
+    it.followed(router("r0", place), now=0)
+    it.followed(router("r1", place), now=4)
     it.advance(now=LEASE_S)
-    assert it.snapshot().placement().routers == {"r1": place}
+    assert it.snapshot().routers_of(ROUTER) == {"r1": place}
     version = it.snapshot().version
-    it.followed("r1", place, now=LEASE_S)
+    it.followed(router("r1", place), now=LEASE_S)
     assert it.snapshot().version == version
 
 
 def test_a_directory_that_may_not_know_all_routers_names_none():
     it = directory()
-    it.followed("r0", Location(machine="m"), now=0)
-    assert it.snapshot().placement().routers == {}
+    it.followed(router("r0", Location(machine="m")), now=0)
+    assert merge_placements(Placement(version=0, holders=()), it.snapshot(), ROUTER).routers == {}
+
+
+def test_a_router_is_told_of_those_that_share_its_load_and_no_others():
+    it = directory()
+    place = Location(machine="m")
+    it.followed(router("r0", place), now=4)
+    it.followed(router("r1", place, LONG_ROUTER), now=4)
+    it.advance(now=LEASE_S)
+    known = Placement(version=0, holders=())
+    named = [merge_placements(known, it.snapshot(), each).routers for each in (ROUTER, LONG_ROUTER)]
+    assert named == [{"r0": place}, {"r1": place}]
+
+
+def test_routers_that_start_or_are_about_to_go_do_not_count_as_routers_with_load():
+    it = directory()
+    starts, goes, stays = (router(name, Location(machine=name)) for name in ("starts", "goes", "stays"))
+    for each in (replace(starts, is_serving=False), goes, stays):
+        it.followed(each, now=4)
+    it.drain(frozenset({"node-goes"}))
+    it.advance(now=LEASE_S)
+    assert it.snapshot().routers_of(ROUTER).keys() == {"stays"}
+    it.followed(starts, now=LEASE_S)
+    assert it.snapshot().routers_of(ROUTER).keys() == {"starts", "stays"}
 
 
 def test_what_kubernetes_says_of_a_machine_completes_what_its_replicas_and_routers_know():
@@ -202,11 +230,11 @@ def test_what_kubernetes_says_of_a_machine_completes_what_its_replicas_and_route
     machine = Location(machine="m", domains=("own", ""))
     it.register(replace(held, holder=replace(held.holder, location=machine)), now=0)
     it.know_machines({"m": ("rack", "zone"), "n": ("", "zone")})
-    it.followed("r0", Location(machine="n", domains=("", "")), now=0)
+    it.followed(router("r0", Location(machine="n", domains=("", ""))), now=0)
     it.advance(now=5)
     it.register(replace(held, holder=replace(held.holder, location=machine)), now=5)
     found = it.snapshot()
     assert found.replicas[0].holder.location.domains == ("own", "zone")
-    assert found.routers["r0"].domains == ("", "zone")
+    assert found.routers_of(ROUTER)["r0"].domains == ("", "zone")
     it.know_machines({"m": ("rack", "zone"), "n": ("", "zone")})
     assert it.snapshot().version == found.version
