@@ -96,7 +96,8 @@ class RequestRecord:
         if not _LOG.isEnabledFor(logging.INFO):
             return
         left_out = 0
-        if self._refused is not None and choices is None and isinstance(error, RequestError):
+        # Without an error, the client left before it was known what it wants.
+        if self._refused is not None and choices is None and (error is None or isinstance(error, RequestError)):
             found = self._refused.next()
             if found is None:
                 return

@@ -20,7 +20,7 @@ MAX_DRAINS = 4
 _DRAIN_REST_S = 0.002
 """Seconds between two pieces, of about 100 KB: what is thrown away must not take the time of what is answered."""
 MAX_LONGEST_BODIES = 16
-"""How many bodies of the longest length there is room for at once, while they arrive."""
+"""How many bodies of the longest length there is room for at once, until they are parsed."""
 _RETRY_AFTER_MS = 1000
 
 

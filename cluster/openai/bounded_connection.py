@@ -96,8 +96,10 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Look for the next request, unless the body of this one is still coming: nobody would wait for its end."""
+        # A request that waits for this answer's end is the one whose body is coming.
+        is_cut_short = not self._awaits_head and not self.pipeline
         super().on_response_complete()
-        if not self._awaits_head and not self.pipeline:
+        if is_cut_short:
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
@@ -127,4 +129,4 @@ class BoundedConnection(HttpToolsProtocol):
             # One that has sent nothing may be a browser's, opened ahead.
             if self._head_bytes:
                 self._on_fault("head")
-            self.transport.close()
+            self.shutdown()  # once the answer that runs, if one does, has come to its end

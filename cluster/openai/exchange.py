@@ -89,7 +89,8 @@ class Exchange(Response):
         """Return the request; its body, which may be long, is not kept while it is answered."""
         data, model = await Request(scope, receive).body(), self._service.model
         if len(data) > THREAD_BYTES:
-            return await unless_gone(receive, asyncio.to_thread(self._endpoint.parse, data, model, record.request_id))
+            # Not `unless_gone`: a thread goes on anyway, and to listen for the end gives the body's room to another.
+            return await asyncio.to_thread(self._endpoint.parse, data, model, record.request_id)
         return self._endpoint.parse(data, model, record.request_id)
 
 

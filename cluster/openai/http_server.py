@@ -18,6 +18,9 @@ from cluster.openai.bounded_connection import BoundedConnection
 
 HANDSHAKE_S = 10.0
 """Seconds from a connection to the end of its TLS handshake."""
+UNREAD_S = 600.0
+"""Seconds in which a client may take nothing of what is sent to it: then the kernel ends the connection, which would
+otherwise be counted as long as the client's machine answers."""
 _OUT_OF_FILES_S = 1.0
 _LOG = logging.getLogger(__name__)
 
@@ -45,7 +48,13 @@ class HttpServer:
     ) -> None:
         # Nothing here speaks WebSocket.
         config = uvicorn.Config(
-            app, ws="none", access_log=False, log_config=None, lifespan="off", timeout_graceful_shutdown=grace_s
+            app,
+            ws="none",
+            access_log=False,
+            log_config=None,
+            log_level="error",  # it warns of every malformed request: whoever sends them would fill the log
+            lifespan="off",
+            timeout_graceful_shutdown=grace_s,
         )
         self._metrics = metrics
         self._max_connections = max_connections
@@ -89,10 +98,12 @@ class HttpServer:
                 try:
                     connection, _ = await loop.sock_accept(listening)
                 except OSError as error:
-                    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    is_full = error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+                    if is_full:
                         _LOG.error("no connection can be taken: %s; waiting", error)
-                        await asyncio.sleep(_OUT_OF_FILES_S)
-                    continue  # else the client has gone again
+                    # Else the client has gone again; so may many, and sock_accept does not rest before it fails.
+                    await asyncio.sleep(_OUT_OF_FILES_S if is_full else 0)
+                    continue
                 if len(self._server.server_state.connections) + len(self._opening) >= self._max_connections:
                     self._metrics.count_refused_connection("full")
                     connection.close()
@@ -116,8 +127,11 @@ class HttpServer:
         try:
             with suppress(OSError):
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD_S * 1000))
             await asyncio.get_running_loop().connect_accepted_socket(protocol, connection, ssl=self._context, **limit)
-        except OSError:  # ssl.SSLError and TimeoutError are
+        except ConnectionResetError:
+            connection.close()  # by the client, as probes do that only connect
+        except OSError:  # ssl.SSLError, and ConnectionAbortedError when the time is over
             self._metrics.count_refused_connection("handshake")
             connection.close()
         except BaseException:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 
 import pytest
 
 from cluster.openai import bounded_connection
+from router.request import Ended, PromptDone, TokenChosen
+from tests.experts.replica_client import wait_until
 
 
 def connect(door) -> socket.socket:
@@ -107,6 +110,40 @@ def test_some_requests_in_advance_are_answered_in_order(door):
     answer = answer_to(door, b"".join(requests) + b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
     statuses = [int(each[:3]) for each in answer.split(b"HTTP/1.1 ")[1:]]
     assert statuses == [200, 200, 404, 200]
+
+
+def test_a_body_may_come_after_the_answer_to_the_request_before(door):
+    body = b'{"prompt": "Hello", "max_tokens": 1}'
+    post = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with connect(door) as connection:
+        connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n" + post)
+        answer = b""
+        while not answer.endswith(b"}]}"):
+            answer += connection.recv(65_536)
+        connection.sendall(body)
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 200")
+
+
+def test_the_beginning_of_another_request_does_not_cut_an_answer_short(door, router, monkeypatch):
+    monkeypatch.setattr(bounded_connection, "HEAD_S", 0.05)
+    may_end = threading.Event()
+
+    def waits(request):
+        yield from ([], [PromptDone()], [TokenChosen(token_id=72)])
+        while not may_end.is_set():
+            yield []
+        yield [Ended(reason="length")]
+
+    router.script = waits
+    body = b'{"prompt": "Hello", "stream": true}'
+    with connect(door) as connection, connection.makefile("rb") as answer:
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body)
+        connection.sendall(head + body)
+        assert answer.readline().startswith(b"HTTP/1.1 200")
+        connection.sendall(b"GET")
+        wait_until(lambda: faults(door, "head") == 1)
+        may_end.set()
+        assert b"[DONE]" in answer.read()  # and then it is closed
 
 
 def test_a_connection_does_not_become_a_web_socket(door):

@@ -17,6 +17,8 @@ from protos.errors import NoReplica
 from protos.inference.v1 import inference_pb2 as pb
 from protos.inference.v1.inference_pb2_grpc import InferenceServiceStub
 from tests.cluster.scripted_router import fails, then_holds
+from tests.cluster.test_bounded_connection import answer_to, connect, faults
+from tests.experts.replica_client import wait_until
 
 _LOG = logging.getLogger("cluster.of_this_test")
 
@@ -151,6 +153,24 @@ def test_lines_of_refused_requests_are_bounded_and_say_what_was_left_out(door, c
     assert [line["request_id"] for line in lines] == [f"mine-{number}" for number in range(60)]
     assert (good["request_id"], later["request_id"], later["left_out"]) == ("good", "later", 4)
     assert 'herd_requests_total{api="completions",code="400"} 65.0' in door.get("/metrics")[2]
+
+
+def test_lines_of_clients_that_leave_before_their_body_came_are_bounded_too(door, caplog):
+    caplog.set_level(logging.INFO, "cluster")
+    door.service._refused_lines = RefusedLines(per_minute=2, clock=lambda: 0.0)
+    for _ in range(5):
+        with connect(door) as connection:
+            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{")
+    wait_until(lambda: 'herd_requests_total{api="completions",code="499"} 5.0' in door.get("/metrics")[2])
+    door.post("/v1/completions", {"prompt": [5]}, x_request_id="good")
+    assert [each["code"] for each in ends(caplog, 3)] == ["499", "499", "200"]
+
+
+def test_bytes_that_are_no_request_are_counted_and_not_logged(door, caplog):
+    answer_to(door, b"no HTTP\r\n\r\n")
+    answer_to(door, b"GET /v1/models HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, close\r\nUpgrade: h2c\r\n\r\n")
+    assert faults(door, "malformed") == 1
+    assert [each.message for each in caplog.records if each.name.startswith("uvicorn")] == []
 
 
 def test_a_failure_is_logged_with_its_reason_and_the_tokens_that_came(door, router, caplog):

@@ -13,7 +13,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cluster.grpc import health
 from cluster.limits import FrontDoorLimits
-from cluster.openai import http_server
+from cluster.openai import body_limit, http_server
+from cluster.openai.completions import CompletionsEndpoint
+from cluster.openai.exchange import THREAD_BYTES
 from cluster.service import InferenceService
 from protos import errors
 from protos.inference.v1.inference_pb2_grpc import InferenceServiceStub
@@ -87,6 +89,27 @@ def test_bodies_that_arrive_have_room_for_so_many_bytes_together(limited):
     wait_until(lambda: door.post("/v1/completions", json.dumps(BODY).encode() + b" " * 900)[0] == 200)
 
 
+def test_bodies_have_their_room_until_they_are_parsed(limited, monkeypatch):
+    parse, parsing, may_parse = CompletionsEndpoint.parse, threading.Semaphore(0), threading.Event()
+
+    def parse_later(endpoint, data, *rest):
+        parsing.release()
+        assert len(data) <= THREAD_BYTES or may_parse.wait(WAIT_S)
+        return parse(endpoint, data, *rest)
+
+    monkeypatch.setattr(body_limit, "MAX_LONGEST_BODIES", 2)
+    monkeypatch.setattr(CompletionsEndpoint, "parse", parse_later)
+    door = limited(max_body_bytes=THREAD_BYTES + 1)
+    with ExitStack() as stack:
+        stack.callback(may_parse.set)
+        for _ in range(2):
+            body = b" " * (THREAD_BYTES + 1)
+            stack.enter_context(connect(door)).sendall(post_head(len(body)) + body)
+            assert parsing.acquire(timeout=WAIT_S)
+        assert door.post("/v1/completions", BODY)[0] == 429
+    wait_until(lambda: door.post("/v1/completions", BODY)[0] == 200)
+
+
 def test_more_connections_than_may_be_are_closed_at_once(limited):
     door = limited(max_connections=3)
     with ExitStack() as stack:
@@ -120,6 +143,32 @@ def test_a_handshake_that_does_not_end_is_cut_off_and_others_are_answered_meanwh
             # Counted when the loop hears of it, which is after the client.
             refused = service.metrics.registry.get_sample_value
             wait_until(lambda: refused("herd_refused_connections_total", {"reason": "handshake"}) == 1)
+
+
+def test_a_client_that_connects_and_leaves_is_no_failed_handshake(router, text_model, tmp_path):
+    authority = Authority(tmp_path)
+    service = InferenceService(text_model, router)
+    refused = service.metrics.registry.get_sample_value
+    with Door(service, authority.sign("door")).open() as door:
+        socket.create_connection(("127.0.0.1", door.http_port), timeout=WAIT_S).close()
+        with socket.create_connection(("127.0.0.1", door.http_port), timeout=WAIT_S) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\n\r\n")  # not encrypted
+            wait_until(lambda: refused("herd_refused_connections_total", {"reason": "handshake"}))
+    assert refused("herd_refused_connections_total", {"reason": "handshake"}) == 1
+
+
+def test_a_client_that_takes_nothing_of_its_answers_loses_its_connection(limited, monkeypatch):
+    monkeypatch.setattr(http_server, "UNREAD_S", 0.1)
+    door = limited(max_connections=1)
+    for each in (door._socket, connection := socket.socket()):
+        for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            each.setsockopt(socket.SOL_SOCKET, buffer, 4096)  # less than the answer takes
+    with connection:
+        host, port = door.http_address.split(":")
+        connection.connect((host, int(port)))
+        connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        assert connection.recv(1) == b"H"
+        wait_until(lambda: answers(door))
 
 
 def test_a_grpc_call_whose_message_does_not_come_in_time_ends(limited):
