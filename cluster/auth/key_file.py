@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from protos.errors import BadConfig
 
 _LOG = logging.getLogger(__name__)
+# libyaml's where PyYAML was built with it: a long file would stall streams for a second otherwise.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MOST_KEYS = 4096
 """Entries of one file: each presented key is compared with all of them."""
 MAX_KEY_BYTES = 512
@@ -85,7 +87,7 @@ def parse_keys(text: str, source: str) -> tuple[KeyEntry, ...]:
         BadConfig: an entry is wrong, two have one name, or there are too many. No value is repeated: it may be a key.
     """
     try:
-        found = yaml.safe_load(text)
+        found = yaml.load(text, _LOADER)
         entries = _ENTRIES.validate_python([] if found is None else found)
     except yaml.YAMLError as error:
         raise BadConfig(f"{source}: expected YAML or JSON, found neither; correct it") from error

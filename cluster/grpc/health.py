@@ -14,7 +14,7 @@ from protos.inference.v1 import inference_pb2
 
 _SERVICES = ("", inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name)
 _WATCH_PERIOD_S = 1.0
-MAX_WATCHES = 64
+MAX_WATCHES = 1024
 """Most callers that watch at once: it takes no API key."""
 
 Status = health_pb2.HealthCheckResponse

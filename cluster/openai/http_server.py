@@ -21,6 +21,9 @@ HANDSHAKE_S = 10.0
 UNREAD_S = 600.0
 """Seconds in which a client may take nothing of what is sent to it: then the kernel ends the connection, which would
 otherwise be counted as long as the client's machine answers."""
+_IDLE_S = 75
+"""Seconds that a connection is kept for a next request: longer than load balancers keep theirs (60 s), as what they
+send while it is being closed would fail."""
 _OUT_OF_FILES_S = 1.0
 _LOG = logging.getLogger(__name__)
 
@@ -54,6 +57,7 @@ class HttpServer:
             log_config=None,
             log_level="error",  # it warns of every malformed request: whoever sends them would fill the log
             lifespan="off",
+            timeout_keep_alive=_IDLE_S,
             timeout_graceful_shutdown=grace_s,
         )
         self._metrics = metrics
@@ -61,7 +65,7 @@ class HttpServer:
         self._context = context
         self._config = config
         self._server = uvicorn.Server(config)
-        self._accepting: asyncio.Task[None] | None = None
+        self._listening: socket.socket | None = None
         self._opening: set[asyncio.Task[None]] = set()
 
     @property
@@ -75,44 +79,59 @@ class HttpServer:
         Args:
             listening: bound, listening, not blocking.
         """
-        self._accepting = asyncio.create_task(self._accept(listening))
-        self._accepting.add_done_callback(lambda _: self.stop())
+        self._listening = listening
+        # Not sock_accept: a connection that comes while the task that waits there is cancelled would stay open.
+        asyncio.get_running_loop().add_reader(listening, self._accept)
         try:
             await self._server.serve(sockets=[])
         finally:
             self.stop()
-            await asyncio.gather(self._accepting, *self._opening, return_exceptions=True)
+            await asyncio.gather(*self._opening, return_exceptions=True)
 
     def stop(self) -> None:
         """Take no more connections; requests that run go on."""
         self._server.should_exit = True
-        if self._accepting is not None:
-            self._accepting.cancel()
+        if self._listening is not None:
+            asyncio.get_running_loop().remove_reader(self._listening)
+            self._listening.close()
+            self._listening = None
         for each in self._opening:
             each.cancel()
 
-    async def _accept(self, listening: socket.socket) -> None:
+    def _accept(self) -> None:
+        """Take one connection: a flood of them must not hold up everybody's streams."""
+        if self._listening is None:
+            return
+        try:
+            connection, _ = self._listening.accept()
+        except OSError as error:
+            # Else there is none: the client has gone again.
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                _LOG.error("no connection can be taken: %s; waiting", error)
+                self._rest(self._listening)
+            return
+        if len(self._server.server_state.connections) + len(self._opening) >= self._max_connections:
+            self._metrics.count_refused_connection("full")
+            connection.close()
+            return
+        opening = asyncio.get_running_loop().create_task(self._open(connection))
+        self._opening.add(opening)
+        opening.add_done_callback(functools.partial(self._opened, connection))
+
+    def _rest(self, listening: socket.socket) -> None:
+        """Look for no connections for a while."""
         loop = asyncio.get_running_loop()
-        with listening:
-            while True:
-                try:
-                    connection, _ = await loop.sock_accept(listening)
-                except OSError as error:
-                    is_full = error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-                    if is_full:
-                        _LOG.error("no connection can be taken: %s; waiting", error)
-                    # Else the client has gone again; so may many, and sock_accept does not rest before it fails.
-                    await asyncio.sleep(_OUT_OF_FILES_S if is_full else 0)
-                    continue
-                if len(self._server.server_state.connections) + len(self._opening) >= self._max_connections:
-                    self._metrics.count_refused_connection("full")
-                    connection.close()
-                else:
-                    opening = loop.create_task(self._open(connection))
-                    self._opening.add(opening)
-                    opening.add_done_callback(self._opening.discard)
-                # One at a time: a flood of connections must not hold up everybody's streams.
-                await asyncio.sleep(0)
+        loop.remove_reader(listening)
+        loop.call_later(_OUT_OF_FILES_S, self._go_on)
+
+    def _go_on(self) -> None:
+        if self._listening is not None:
+            asyncio.get_running_loop().add_reader(self._listening, self._accept)
+
+    def _opened(self, connection: socket.socket, opening: asyncio.Task[None]) -> None:
+        self._opening.discard(opening)
+        if opening.cancelled():
+            connection.close()  # a task that is cancelled before it begins runs none of its lines
 
     async def _open(self, connection: socket.socket) -> None:
         protocol = functools.partial(
