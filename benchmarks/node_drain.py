@@ -73,9 +73,10 @@ def _run_inside() -> int:
 
 def _run(options: argparse.Namespace, folder: Path) -> int:
     release = render_release([*(_TWO if options.two else ()), *options.set])
-    with FakeApiServer(HOST) as api, PodCluster(release, api, folder) as cluster:
+    with FakeApiServer(host=HOST) as api, PodCluster(release, api, folder) as cluster:
         reference = Load(release.grpc_port, _REQUESTS, options.streams).run_each_once()
         answer = visit(HOST, release.http_port).answer
+        assert answer, "expected an answer to compare others with"
         rows = []
         for group in options.end:
             trial = _Trial(cluster, group, options.streams, release.grpc_port, release.http_port)

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 _PERIOD_S = 0.2
 _TIMEOUT_S = 120.0
-_ASKED = json.dumps({"prompt": "What does str.join do?", "max_tokens": 6, "temperature": 0}).encode()
+_ASKED = json.dumps(
+    {"prompt": "What does str.join do?", "max_tokens": 12, "temperature": 0, "ignore_eos": True}
+).encode()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
