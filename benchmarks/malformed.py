@@ -4,9 +4,9 @@
 
 A third each: HTTP (two thirds of it by schemathesis from our OpenAPI page, right and wrong, the rest bodies and
 connections that are no HTTP), gRPC (bytes of requests changed), and what routers send expert replicas (bytes of frames
-changed). Before that, good requests of every length and some malformed ones let caches and allocators grow to what
-they keep. Memory is read by process at several points. Exits with 1 where a server failed, an answer was other than the
-page says, or a process of Herd's grew by more than so much per 1,000 requests in the second half.
+changed). Before that, good requests of every length, several at once, and malformed ones let caches and allocators grow
+to what they keep. Memory is read by process at several points. Exits with 1 where a server failed, an answer was other
+than the page says, or a process of Herd's surely grew by more than so much per 1,000 requests in the second half.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -44,7 +45,14 @@ _GENERATION_S = 120.0
 _CONTEXT_LENGTH, _ANSWER_TOKENS = 32, 8
 _BOUNDARIES = 1000
 """Requests by the page from which on the limits of every field are tried as well: those are about so many."""
-_SETTINGS = (f"model.context_length={_CONTEXT_LENGTH}", "http.host=127.0.0.1")
+_AT_ONCE = 6
+_SETTINGS = (
+    f"model.context_length={_CONTEXT_LENGTH}",
+    "http.host=127.0.0.1",
+    # Libraries keep what they made for each number of tokens that a step had: here those are soon all seen.
+    "router.slots=4",
+    "router.step_tokens=32",
+)
 _INFERENCE = "/herd.inference.v1.InferenceService/"
 _FAILED = ("HTTP 5", "INTERNAL", "UNKNOWN", "gone", "late", "failed")
 """How the outcomes begin that no malformed request may have."""
@@ -54,8 +62,9 @@ def main() -> int:
     """Serve, send, count, ask a good one; return the exit code."""
     options = _options()
     with Application(_SETTINGS) as application:
-        for num_tokens in range(1, _CONTEXT_LENGTH - _ANSWER_TOKENS):
-            ask(application.grpc_address, num_tokens)  # what is made anew for every length of a step
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            lengths = [index % (_CONTEXT_LENGTH - _ANSWER_TOKENS - 1) + 1 for index in range(options.good)]
+            list(pool.map(lambda length: ask(application.grpc_address, length), lengths))
         mix = Mix(application, options.seed)
         mix.send(options.warm_up)
         mix.counts.clear()
@@ -326,8 +335,9 @@ def _schemas(port: int) -> dict[str, tuple[str, ...]]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.malformed", description=__doc__)
     parser.add_argument("--requests", type=int, default=10_000, help="how many (10000)")
-    parser.add_argument("--points", type=int, default=8, help="how often memory is read meanwhile (8)")
-    parser.add_argument("--warm-up", type=int, default=3000, help="malformed ones before that (3000)")
+    parser.add_argument("--points", type=int, default=12, help="how often memory is read meanwhile (12)")
+    parser.add_argument("--good", type=int, default=1000, help="good ones of every length before that (1000)")
+    parser.add_argument("--warm-up", type=int, default=3000, help="malformed ones after those (3000)")
     parser.add_argument(
         "--flat", type=float, default=0.5, help="MB per 1,000 requests that a process may grow by (0.5)"
     )

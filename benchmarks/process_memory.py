@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,9 @@ from benchmarks.chaos.processes import find_processes
 from cluster.launch.processes import descendants
 
 _MB = 1e6
+_FEWEST = 3
+"""Points that a line and its error take."""
+_HERDS = ("FrontDoor", "Router", "LongRouter", "Experts", "Context", "DirectoryActor")
 
 
 class MemoryWatch:
@@ -42,29 +46,38 @@ class MemoryWatch:
     def table(self) -> Iterator[str]:
         """Yield the lines of a table: each process at every point, and what its second half grew by."""
         yield "MB after so many requests | " + " | ".join(map(str, self._num_requests)) + " | per 1,000 in 2nd half"
-        for name in sorted({name for point in self._points for name in point}):
-            read = [point.get(name, 0) / _MB for point in self._points]
-            yield f"{name} | " + " | ".join(f"{each:.1f}" for each in read) + f" | {self._slope(read):+.3f} MB"
-        sums = [sum(point.values()) / _MB for point in self._points]
-        yield "all | " + " | ".join(f"{each:.1f}" for each in sums) + f" | {self._slope(sums):+.3f} MB"
+        rows = {name: self._of(name) for name in sorted({name for point in self._points for name in point})}
+        rows["all"] = [sum(point.values()) / _MB for point in self._points]
+        for name, read in rows.items():
+            growth, error = self._growth(read)
+            yield f"{name} | " + " | ".join(f"{each:.1f}" for each in read) + f" | {growth:+.2f} MB, +- {error:.2f}"
 
     def growing(self, most_per_thousand_mb: float) -> dict[str, float]:
-        """Return the processes whose memory grew by more, in MB per 1,000 requests of the second half; Ray's own aside.
+        """Return the processes that surely grew by more, in MB per 1,000 requests of the second half; Ray's own aside.
 
-        Ray's keep records of time and of calls, up to bounds of its own.
+        Ray's keep records of time and of calls, up to bounds of its own. Surely: by two standard errors.
         """
-        slopes = {
-            name: self._slope([point[name] / _MB for point in self._points])
-            for name in self._points[-1]
-            if name.startswith(("FrontDoor", "Router", "LongRouter", "Experts", "Context", "DirectoryActor"))
-            and all(name in point for point in self._points)
-        }
-        return {name: slope for name, slope in slopes.items() if slope > most_per_thousand_mb}
+        found = {}
+        for name, point in self._points[-1].items():
+            if point and name.startswith(_HERDS) and all(name in each for each in self._points):
+                growth, error = self._growth(self._of(name))
+                if growth - 2 * error > most_per_thousand_mb:
+                    found[name] = growth
+        return found
 
-    def _slope(self, values: list[float]) -> float:
-        """Return the growth per 1,000 requests, by the line that fits the second half's points best."""
+    def _of(self, name: str) -> list[float]:
+        return [point.get(name, 0) / _MB for point in self._points]
+
+    def _growth(self, values: list[float]) -> tuple[float, float]:
+        """Return the growth per 1,000 requests by the line that fits the second half best, and its standard error."""
         half = len(values) // 2
-        return statistics.linear_regression(self._num_requests[half:], values[half:]).slope * 1000
+        at, read = [each / 1000 for each in self._num_requests[half:]], values[half:]
+        if len(set(at)) < _FEWEST:
+            return 0.0, math.inf
+        line = statistics.linear_regression(at, read)
+        left = sum((y - line.slope * x - line.intercept) ** 2 for x, y in zip(at, read, strict=True))
+        spread = sum((x - statistics.fmean(at)) ** 2 for x in at)
+        return line.slope, math.sqrt(left / (len(at) - 2) / spread)
 
 
 def _anonymous_bytes(pid: int) -> int:

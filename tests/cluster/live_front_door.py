@@ -7,6 +7,7 @@ import http.client
 import json
 import socket
 import threading
+from contextlib import closing
 from http.client import HTTPMessage
 from typing import Any
 
@@ -55,21 +56,20 @@ class LiveFrontDoor:
         """Send raw bytes or JSON, and return (status, headers, parsed body); a stream is not parsed."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         sent = {"Content-Type": "application/json", **{name.replace("_", "-"): each for name, each in headers.items()}}
-        status, answered, text = self._call("POST", path, data, sent)
+        status, answered, text = self.call("POST", path, data, sent)
         is_stream = (answered["content-type"] or "").startswith("text/event-stream")
         return status, answered, text if is_stream else json.loads(text)
 
     def get(self, path: str, **headers: str) -> tuple[int, HTTPMessage, str]:
         """Return (status, headers, text)."""
-        return self._call("GET", path, None, headers)
+        return self.call("GET", path, None, headers)
 
-    def _call(self, *request: object) -> tuple[int, HTTPMessage, str]:
-        connection = http.client.HTTPConnection(self.http_address, timeout=30)
-        connection.request(*request)
-        response = connection.getresponse()
-        answer = response.status, response.headers, response.read().decode()
-        connection.close()
-        return answer
+    def call(self, *request: object) -> tuple[int, HTTPMessage, str]:
+        """Send a method, a path, a body and headers, and return (status, headers, text)."""
+        with closing(http.client.HTTPConnection(self.http_address, timeout=30)) as connection:
+            connection.request(*request)
+            response = connection.getresponse()
+            return response.status, response.headers, response.read().decode()
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()

@@ -214,7 +214,7 @@ def test_choices_count_as_streams_and_priorities_are_the_keys(guarded):
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "POST"])
 def test_no_spelling_of_a_path_shows_more_than_its_key_may_see(guarded, path, method):
     for headers in ({}, bearer("a")):
-        status, answered, text = guarded._call(method, path, None, headers)
+        status, answered, text = guarded.call(method, path, None, headers)
         assert status in (401, 403, 404, 405)
         assert "herd_info" not in text
         assert "location" not in answered

@@ -15,7 +15,7 @@ from protos.inference.v1.inference_pb2_grpc import InferenceServiceStub
 from tests.cluster.test_grpc_api import generate
 
 NUM = 60
-PAGE_NUM = 25
+PAGE_NUM = 15
 
 
 def test_malformed_http_is_refused_and_good_requests_are_answered_after_it(door):
