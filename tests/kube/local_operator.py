@@ -231,7 +231,8 @@ class LocalOperator:
         for each in group["scaleStrategy"].get("workersToDelete", ()):
             if each in self._pods:
                 self._tell_to_end(self._pods[each])
-        present = sum(pod.group == name and pod.kill_at is None for pod in self._pods.values())
+        # One that is being deleted counts until it is gone (kuberay#5239).
+        present = sum(pod.group == name for pod in self._pods.values())
         for _ in range(present, group["replicas"]):
             number = next(self._numbers)
             resources = {"resources": json.dumps({key: int(value) for key, value in group["resources"].items()})}
