@@ -1,15 +1,23 @@
-"""An expert group that grows and shrinks while streams run: none fails, none says anything else."""
+"""An expert group that grows and shrinks while streams run: none fails, none says anything else.
+
+Its new replicas start in processes that were kept ready, as far as there are any, and copy their weights from those
+that serve: what they compute is in the streams.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
 from benchmarks.chaos.application import Application
+from benchmarks.chaos.processes import Part, processes_of
+from cluster.launch.processes import descendants
+from cluster.warm_process import SPARE
 from tests.e2e.reflected_client import ReflectedClient, to_dict
 from tests.e2e.served import served
 
@@ -24,6 +32,8 @@ SETTINGS = (
     "scaling.experts_max_replicas=3",
     "scaling.experts_use=0.02",
     "scaling.down_after_s=2",
+    "experts.copy_from_peers=always",
+    "experts.warm_spares=1",
     "limits.health_timeout_s=25",  # beside other tests it may take a while to say how many there are
 )
 
@@ -98,13 +108,35 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> fl
     return time.monotonic() - began
 
 
+def starts(client: ReflectedClient) -> dict[str, str]:
+    """Return what replicas said about their start, by their name."""
+    events = client.call(f"{SERVICE}/GetServerInfo")["events"]
+    return {each["subject"]: each["text"] for each in events if each["text"].startswith("started: ")}
+
+
+def spare_pids(herd: Application) -> set[int]:
+    """Return the processes that are kept ready and have imported everything."""
+    found = set()
+    for pid in descendants(herd.pid):
+        with suppress(OSError):  # it has ended
+            if Path(f"/proc/{pid}/cmdline").read_text().startswith(f"{SPARE})"):
+                found.add(pid)
+    return found
+
+
 def test_an_expert_group_grows_to_three_and_shrinks_to_one_without_a_stream_that_fails_or_differs(herd):
     with ReflectedClient(herd.grpc_address) as client:
         assert replicas(client) == 1
         expected = {prompt: tokens_of(client, prompt, 48) for prompt in PROMPTS}
+        wait_until(lambda: len(spare_pids(herd)) == 1, 120, "expected one spare")
+        time.sleep(1)  # so long it has to be idle before anybody calls it warm
+        spares, before = spare_pids(herd), starts(client).keys()
         busy = Streams(herd.grpc_address, expected)
         with busy.run(num_threads=6, pause_s=0.0):
             grown_s = wait_until(lambda: replicas(client) == 3, 120, "expected 3 replicas under load")
+            wait_until(lambda: len(starts(client).keys() - before) >= 2, 120, "expected both to report their start")
+            grown = [text for name, text in starts(client).items() if name not in before]
+            assert spares < {each.pid for each in processes_of(herd.pid, Part.EXPERT)}
             time.sleep(3)  # all three serve for a while
         quiet = Streams(herd.grpc_address, {prompt: tokens[:1] for prompt, tokens in expected.items()})
         with quiet.run(num_threads=1, pause_s=1.0):
@@ -114,3 +146,6 @@ def test_an_expert_group_grows_to_three_and_shrinks_to_one_without_a_stream_that
     assert not busy.failures + quiet.failures
     assert busy.num_done > 0
     assert quiet.num_done > 0
+    assert all("copied from live replicas" in text for text in grown), grown
+    assert any("warm process" in text for text in grown), grown
+    wait_until(lambda: len(spare_pids(herd)) == 1, 120, "expected another spare instead")

@@ -1,4 +1,4 @@
-"""A model without tokenizer, its experts in a process each: exact numbers over the whole way, and a clean end."""
+"""A model without tokenizer, its experts in two processes: exact numbers over the whole way, and a clean end."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def golden(shared_dir):
 
 @pytest.fixture(scope="module")
 def herd(shared_dir):
-    """`herd serve` with the golden model, an expert per process."""
-    with served("experts.groups=4", model=str(shared_dir / "goldens" / "scout")) as application:
+    """`herd serve` with the golden model."""
+    with served(model=str(shared_dir / "goldens" / "scout")) as application:
         yield application
 
 
