@@ -16,11 +16,11 @@ import json
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from benchmarks.chaos.application import HERD, Application
 from benchmarks.chaos.processes import Part, find_processes
 from benchmarks.environment import RESULTS, describe_environment
+from benchmarks.process_memory import memory_bytes
 from cluster.launch.processes import descendants
 from cluster.planner.advice import plan_or_refuse
 from cluster.planner.assumptions import PROCESS_BYTES
@@ -53,7 +53,10 @@ def main() -> None:
     assignments = [f"{section}.{key}={value}" for section, keys in known.items() for key, value in keys.items()]
     with Application(assignments) as herd:
         idle = _resident(herd.pid)
-        parts = {part: [_rss(each.pid) for each in find_processes(herd.pid) if each.part is part] for part in Part}
+        parts = {
+            part: [memory_bytes(each.pid, "VmRSS") for each in find_processes(herd.pid) if each.part is part]
+            for part in Part
+        }
         _load(herd.grpc_address, options.concurrency)
         loaded = _resident(herd.pid)
     rows = compare(plan, idle, parts, loaded)
@@ -107,16 +110,7 @@ def _load(address: str, concurrency: int) -> None:
 
 
 def _resident(root_pid: int) -> int:
-    return sum(_rss(pid) for pid in [root_pid, *descendants(root_pid)])
-
-
-def _rss(pid: int) -> int:
-    """Return what a process has resident, in bytes; 0: it is gone."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:")), 0)
+    return sum(memory_bytes(pid, "VmRSS") for pid in [root_pid, *descendants(root_pid)])
 
 
 def _write(name: str, environment: dict[str, str], assignments: list[str], rows: list[Row], table: str) -> None:

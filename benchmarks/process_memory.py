@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from benchmarks.chaos.processes import find_processes
 from cluster.launch.processes import descendants
@@ -38,7 +39,7 @@ class MemoryWatch:
         found: dict[str, int] = {}
         for pid in descendants(self._root_pid):
             name = f"{names[pid]} ({pid})" if pid in names else "Ray's other processes"
-            found[name] = found.get(name, 0) + _anonymous_bytes(pid)
+            found[name] = found.get(name, 0) + memory_bytes(pid, "RssAnon")
         self._points.append(found)
         self._num_requests.append(num_requests)
         return sum(found.values())
@@ -80,9 +81,11 @@ class MemoryWatch:
         return line.slope, math.sqrt(left / (len(at) - 2) / spread)
 
 
-def _anonymous_bytes(pid: int) -> int:
+def memory_bytes(pid: int, field: Literal["VmRSS", "RssAnon", "Pss"]) -> int:
+    """Return what a process has resident, in all, of its own, or in proportion to who shares it; 0: it is gone."""
+    file = "smaps_rollup" if field == "Pss" else "status"
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
+        lines = Path(f"/proc/{pid}/{file}").read_text().splitlines()
     except OSError:
         return 0
-    return sum(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon:"))
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), 0)

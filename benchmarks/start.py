@@ -13,11 +13,11 @@ import argparse
 import subprocess
 import time
 from collections import defaultdict
-from pathlib import Path
 
 from benchmarks.chaos.application import HERD, Application
-from benchmarks.chaos.processes import find_processes
+from benchmarks.chaos.processes import find_processes, title_of
 from benchmarks.environment import describe_environment
+from benchmarks.process_memory import memory_bytes
 from benchmarks.rounds import write_rounds
 from cluster.launch.processes import descendants
 from cluster.warm_process import SPARE
@@ -58,7 +58,7 @@ def memory_by_process(root_pid: int) -> dict[str, int]:
     names = {each.pid: each.name for each in find_processes(root_pid)} | {root_pid: "herd serve"}
     held: defaultdict[str, int] = defaultdict(int)
     for pid in [root_pid, *descendants(root_pid)]:
-        held[names.get(pid) or _other(pid)] += _proportional(pid)
+        held[names.get(pid) or _other(pid)] += memory_bytes(pid, "Pss")
     return dict(sorted(held.items())) | {"all": sum(held.values())}
 
 
@@ -69,20 +69,7 @@ def _ask(address: str) -> None:
 
 def _other(pid: int) -> str:
     """Name a process that is no part of the application's work."""
-    try:
-        title = Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:
-        title = ""
-    return "spare process" if title.startswith(SPARE) else "Ray's own"
-
-
-def _proportional(pid: int) -> int:
-    """Return a process' share of memory in bytes; 0: it is gone."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+    return "spare process" if title_of(pid).startswith(SPARE) else "Ray's own"
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def find_processes(root_pid: int) -> list[Process]:
     """Return the living processes of every part below a process, oldest pid first."""
     found = []
     for pid in sorted(descendants(root_pid)):
-        title = _title(pid)
+        title = title_of(pid)
         for part in Part:
             if title.startswith(part.value):
                 # After the title may follow the method that runs now.
@@ -84,7 +84,8 @@ def wait_gone(pids: Iterable[int], timeout_s: float) -> bool:
     return True
 
 
-def _title(pid: int) -> str:
+def title_of(pid: int) -> str:
+    """Return a process' command line, which Ray's processes set to say what they are; empty: it is gone."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ").strip()
     except OSError:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 
 import pytest
 
 from benchmarks.chaos.application import Application
-from benchmarks.chaos.processes import Part, processes_of
+from benchmarks.chaos.processes import Part, processes_of, title_of
 from cluster.launch.processes import descendants
 from cluster.warm_process import SPARE
 from tests.e2e.reflected_client import ReflectedClient, to_dict
@@ -116,12 +115,7 @@ def starts(client: ReflectedClient) -> dict[str, str]:
 
 def spare_pids(herd: Application) -> set[int]:
     """Return the processes that are kept ready and have imported everything."""
-    found = set()
-    for pid in descendants(herd.pid):
-        with suppress(OSError):  # it has ended
-            if Path(f"/proc/{pid}/cmdline").read_text().startswith(f"{SPARE})"):
-                found.add(pid)
-    return found
+    return {pid for pid in descendants(herd.pid) if title_of(pid).startswith(f"{SPARE})")}
 
 
 def test_an_expert_group_grows_to_three_and_shrinks_to_one_without_a_stream_that_fails_or_differs(herd):
