@@ -335,7 +335,7 @@ def _schemas(port: int) -> dict[str, tuple[str, ...]]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.malformed", description=__doc__)
     parser.add_argument("--requests", type=int, default=10_000, help="how many (10000)")
-    parser.add_argument("--points", type=int, default=12, help="how often memory is read meanwhile (12)")
+    parser.add_argument("--points", type=int, default=24, help="how often memory is read meanwhile (24)")
     parser.add_argument("--good", type=int, default=1000, help="good ones of every length before that (1000)")
     parser.add_argument("--warm-up", type=int, default=3000, help="malformed ones after those (3000)")
     parser.add_argument(

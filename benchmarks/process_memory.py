@@ -12,8 +12,10 @@ from benchmarks.chaos.processes import find_processes
 from cluster.launch.processes import descendants
 
 _MB = 1e6
-_FEWEST = 3
-"""Points that a line and its error take."""
+_FITTED = 3
+"""Numbers that a line with a jump has."""
+_FEWEST = _FITTED + 1
+"""Points that it and its error take."""
 _HERDS = ("FrontDoor", "Router", "LongRouter", "Experts", "Context", "DirectoryActor")
 
 
@@ -70,15 +72,27 @@ class MemoryWatch:
         return [point.get(name, 0) / _MB for point in self._points]
 
     def _growth(self, values: list[float]) -> tuple[float, float]:
-        """Return the growth per 1,000 requests by the line that fits the second half best, and its standard error."""
+        """Return what the second half grew by per 1,000 requests beside its largest jump, and the standard error.
+
+        The slope of the line that fits best, with another height before the jump than after it. An allocator takes some
+        MB at once, and may do so once late in a run; what leaks grows on both sides of that.
+        """
         half = len(values) // 2
         at, read = [each / 1000 for each in self._num_requests[half:]], values[half:]
         if len(set(at)) < _FEWEST:
             return 0.0, math.inf
-        line = statistics.linear_regression(at, read)
-        left = sum((y - line.slope * x - line.intercept) ** 2 for x, y in zip(at, read, strict=True))
-        spread = sum((x - statistics.fmean(at)) ** 2 for x in at)
-        return line.slope, math.sqrt(left / (len(at) - 2) / spread)
+        jump = max(range(1, len(read)), key=lambda index: abs(read[index] - read[index - 1]))
+        points = [*_centred(at[:jump], read[:jump]), *_centred(at[jump:], read[jump:])]
+        spread = sum(x * x for x, _ in points)
+        slope = sum(x * y for x, y in points) / spread
+        left = sum((y - slope * x) ** 2 for x, y in points)
+        return slope, math.sqrt(left / (len(points) - _FITTED) / spread)
+
+
+def _centred(at: list[float], values: list[float]) -> Iterator[tuple[float, float]]:
+    """Yield points as they lie around their mean."""
+    mean_at, mean = statistics.fmean(at), statistics.fmean(values)
+    return ((x - mean_at, y - mean) for x, y in zip(at, values, strict=True))
 
 
 def memory_bytes(pid: int, field: Literal["VmRSS", "RssAnon", "Pss"]) -> int:

@@ -24,11 +24,22 @@ def watch_of(sizes_mb: list[float]) -> MemoryWatch:
 
 def test_a_leak_is_found_in_noise_and_noise_is_no_leak():
     dice = random.Random(1)
-    noise = [dice.uniform(-1, 1) for _ in range(13)]
+    noise = [dice.uniform(-1, 1) for _ in range(25)]
     assert watch_of([300 + each for each in noise]).growing(0.5) == {}
     [(name, growth)] = watch_of([300 + 2 * index + each for index, each in enumerate(noise)]).growing(0.5).items()
     assert name == "Router (1)"
     assert growth == pytest.approx(2, abs=0.3)
+
+
+def test_one_jump_is_no_leak_and_hides_none():
+    jump = [0] * 17 + [5] * 8
+    assert watch_of([300 + each for each in jump]).growing(0.5) == {}
+    [growth] = watch_of([300 + index + each for index, each in enumerate(jump)]).growing(0.5).values()
+    assert growth == pytest.approx(1)
+
+
+def test_growth_by_jumps_is_a_leak():
+    assert watch_of([300 + 4 * (index // 3) for index in range(25)]).growing(0.5)
 
 
 def test_growth_that_has_ended_in_the_first_half_is_none():
