@@ -34,6 +34,9 @@ SAMPLING_FIELDS = (
     "presence_penalty",
     "frequency_penalty",
 )
+SEEDS = range(-9_223_372_036_854_776_000, 18_446_744_073_709_552_000 + 1)
+"""Those of 64 bits, signed or not, and what JavaScript, whose numbers have 53 bits, writes for the least and the largest
+of them. OpenAI's API page gives the same least one."""
 _STANDARD_SHARE = 4
 SHOWN_CHARACTERS = 80
 """How much of a wrong value a message repeats."""
@@ -53,7 +56,7 @@ class RequestFields:
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     seed: int | None = None
-    """Any 64 bits, signed or not; None: random."""
+    """Any 64 bits, signed or not, in `SEEDS`; None: random."""
     max_tokens: int | None = None
     default_max_tokens: int | None = None
     """Stands in for max_tokens as far as the context allows; None: what the context leaves."""
@@ -161,13 +164,17 @@ def check_request(fields: RequestFields, model: ServedModel, request_id: str) ->
     )
 
 
-def sequences(request: CompletionRequest, timeout_s: float, traceparent: str = "") -> list[GenerationRequest]:
+def sequences(
+    request: CompletionRequest, timeout_s: float, traceparent: str = "", tenant: str = "", even_share: bool = False
+) -> list[GenerationRequest]:
     """Cut a request into what routers generate: all choices of the first prompt, then of the next.
 
     Args:
         request: a checked request.
         timeout_s: seconds until the routers give up.
         traceparent: of the request's span; empty: it has none.
+        tenant: on whose behalf routers generate.
+        even_share: whether the tenant is held to an even share of steps.
     """
     return [
         GenerationRequest(
@@ -180,6 +187,8 @@ def sequences(request: CompletionRequest, timeout_s: float, traceparent: str = "
             # The prompt's logprobs are the same for every choice: ask once.
             prompt_logprobs=request.prompt_logprobs if choice == 0 else None,
             priority=request.priority,
+            tenant=tenant,
+            even_share=even_share,
             timeout_s=timeout_s,
             traceparent=traceparent,
         )
@@ -309,7 +318,7 @@ def _sampling(fields: RequestFields, model: ServedModel) -> SamplingParams:
         "top_k": model.defaults.top_k or 0,
     }
     seed = secrets.randbits(64) if fields.seed is None else fields.seed
-    if not -(2**63) <= seed < 2**64:
+    if seed not in SEEDS:
         raise invalid("seed", "a 64-bit integer", shown(seed), "choose a smaller one")
     sampling = SamplingParams(**{**defaults, **given, "seed": seed % 2**64})
     try:

@@ -17,6 +17,7 @@ from cluster.openai.bodies import ChatBody, CommonBody
 from cluster.openai.chat import CHAT_ROLES
 from cluster.openai.unsupported import NEUTRAL_VALUES
 from cluster.served_model import ServedModel
+from cluster.validation import SEEDS
 from router.sampling_bounds import SAMPLING_BOUNDS
 
 Schema = dict[str, Any]
@@ -68,7 +69,7 @@ def _values(model: ServedModel) -> dict[str, Schema]:
         **values,
         "model": {"anyOf": [{"enum": [model.name, ""]}, _NULL]},
         "top_k": _or_null(type="integer", minimum=-1),
-        "seed": _or_null(type="integer", minimum=-(2**63), exclusiveMaximum=2**64),
+        "seed": _or_null(type="integer", minimum=SEEDS.start, maximum=SEEDS.stop - 1),
         "max_tokens": _or_null(type="integer", minimum=1),
         "n": _or_null(type="integer", minimum=1, maximum=MAX_CHOICES),
         "stop": {"anyOf": stop},

@@ -62,7 +62,7 @@ WRONG_CHATS = {
     "top_k negative": ({"top_k": -2}, "top_k", "found -2"),
     "min_p 2": ({"min_p": 2}, "min_p", "[0, 1]"),
     "frequency_penalty 3": ({"frequency_penalty": 3}, "frequency_penalty", "[-2, 2]"),
-    "seed of 65 bits": ({"seed": 2**64}, "seed", "64-bit"),
+    "seed of 66 bits": ({"seed": 2**65}, "seed", "64-bit"),
     "1000 stop texts": ({"stop": ["a"] * 1000}, "stop", "at most 16 texts, found 1000"),
     "an empty stop text": ({"stop": ""}, "stop", "1 to 256"),
     "a long stop text": ({"stop": ["a" * 257]}, "stop", "found one of 257"),

@@ -94,7 +94,14 @@ def test_repeated_stop_texts_count_once(text_model):
     assert check_request(GOOD, text_model, "id").stop == ("a", "b")
 
 
-@pytest.mark.parametrize(("seed", "expected"), [(-1, 2**64 - 1), (-(2**63), 2**63), (0, 0), (2**64 - 1, 2**64 - 1)])
+@pytest.mark.parametrize(
+    ("seed", "expected"),
+    [
+        *((-1, 2**64 - 1), (-(2**63), 2**63), (0, 0), (2**64 - 1, 2**64 - 1)),
+        # As JavaScript writes -(2**63) and 2**64.
+        *((-9223372036854776000, 2**63 - 192), (18446744073709552000, 384)),
+    ],
+)
 def test_a_signed_seed_is_the_unsigned_one_of_the_same_bits(text_model, seed, expected):
     request = check_request(RequestFields(prompts=[(5,)], seed=seed), text_model, "id")
     assert request.sampling.seed == expected
