@@ -19,6 +19,7 @@ from cluster.expected_start import RunningSequence, expected_start_s
 from cluster.replay import Generate
 from protos.errors import Overloaded
 from router.request import EngineEvent, GenerationRequest
+from router.turns import Turns
 
 _FIRST = -(2**63)
 """A priority before all that requests may have."""
@@ -26,6 +27,8 @@ _LEAST_S = 0.001
 """Of a time that is over: whoever watches the deadline tells."""
 ASK_AGAIN_S = 0.5
 """Seconds after which full routers are asked again though no sequence of this front door has left."""
+Rank = tuple[int, int, int]
+"""Who is served first: the lower priority number, then the tenant's turn, then who came first."""
 _REMEMBER = 0.7
 """Share of a past measure in the next one."""
 
@@ -47,6 +50,7 @@ class ClassQueue:
         self._clock = clock
         self._waiting: list[Turn] = []
         self._running: list[Turn] = []
+        self._turns = Turns()
         self._num_joined = 0
         self._seconds_per_token: float | None = None
         self._changed = asyncio.Event()
@@ -54,9 +58,12 @@ class ClassQueue:
     def join(self, request: GenerationRequest) -> Turn:
         """Queue a sequence; whoever does must `leave` with what it gets."""
         self._num_joined += 1
-        turn = Turn(self, len(request.prompt_ids), (request.priority, self._num_joined), self._clock())
+        turn = Turn(self, len(request.prompt_ids), self._rank(request), self._clock())
         insort(self._waiting, turn, key=lambda each: each.rank)
         return turn
+
+    def _rank(self, request: GenerationRequest) -> Rank:
+        return request.priority, self._turns.take(request.tenant), self._num_joined
 
     @property
     def num_waiting(self) -> int:
@@ -122,6 +129,7 @@ class ClassQueue:
         if turn in self._waiting:
             self._waiting.remove(turn)
             turn.started_s = turn.started_s or self._clock()
+            self._turns.reach(turn.rank[1])
             self._running.append(turn)
             self._tell_all()
 
@@ -129,7 +137,7 @@ class ClassQueue:
         """Put one that had room at the head of the line."""
         if turn in self._running:
             self._running.remove(turn)
-            turn.rank = (_FIRST, turn.rank[1])
+            turn.rank = (_FIRST, *turn.rank[1:])
             insort(self._waiting, turn, key=lambda each: each.rank)
 
     def _measure(self, seconds_per_token: float) -> None:
@@ -164,7 +172,7 @@ class Turn:
         joined_s: when it joined.
     """
 
-    def __init__(self, queue: ClassQueue, num_prompt_tokens: int, rank: tuple[int, int], joined_s: float) -> None:
+    def __init__(self, queue: ClassQueue, num_prompt_tokens: int, rank: Rank, joined_s: float) -> None:
         self._queue = queue
         self.num_prompt_tokens = num_prompt_tokens
         self.rank = rank

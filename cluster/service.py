@@ -143,7 +143,7 @@ class InferenceService:
         Args:
             request: what to generate.
             record: takes note of it; None: nobody does.
-            caller: whose quota its tokens count against.
+            caller: whose quota its tokens count against, and whose share of the routers it takes.
 
         Raises:
             RateLimited: the caller has used as many tokens as they may, or has as many sequences.
@@ -157,7 +157,8 @@ class InferenceService:
             raise Draining("expected a server that stays, found one that is stopping; send the request elsewhere")
         pool = self._pool_of(request)
         timeout_s = min(request.timeout_s or pool.limits.request_timeout_s, pool.limits.request_timeout_s)
-        generations = sequences(request, timeout_s, record.traceparent if record else "")
+        traceparent = record.traceparent if record else ""
+        generations = sequences(request, timeout_s, traceparent, caller.name, caller.even_share)
         num_tokens = request.num_prompt_tokens * request.num_choices
         with ExitStack() as stack:
             stack.enter_context(caller.sequences(len(generations), request.priority))

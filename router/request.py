@@ -50,7 +50,11 @@ class GenerationRequest:
     prompt_logprobs: int | None = None
     """The same for the prompt's tokens."""
     priority: int = 0
-    """Lower numbers are served first; among equals, who came first."""
+    """Lower numbers are served first; among equals, tenants in turn, and a tenant's own in order of arrival."""
+    tenant: str = ""
+    """On whose behalf: where several tenants wait for slots, they get them in turn."""
+    even_share: bool = False
+    """Whether its tenant's sequences get no more tokens in a step than those of the tenant with the fewest."""
     timeout_s: float | None = None
     """Seconds from submission after which the sequence ends with DeadlineExceeded; None: no limit."""
     traceparent: str = ""

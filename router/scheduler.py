@@ -1,8 +1,8 @@
 """Which sequences hold a slot, and which of their tokens the next step computes. No tensors here.
 
-Everything goes by rank: priority first, then arrival. A sequence that finds no page takes those of the last in rank;
-one that is the last itself waits a step. So the first in rank always gets on, and every sequence becomes the first in
-rank at last.
+Everything goes by rank: priority first, then the tenant's turn, then arrival. A sequence that finds no page takes those
+of the last in rank; one that is the last itself waits a step. So the first in rank always gets on, and every sequence
+becomes the first in rank at last.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
 from router.context_shards.shards import ContextShards
+from router.even_share import EvenShare
 from router.kv_cache.layout import CacheLayout
 from router.limits import EngineLimits
 from router.paging.chunks import chunk_start
 from router.paging.paged_kv import PagedKv
 from router.sequence import Sequence
 from router.step_budget import StepBudget
+from router.turns import Turns
 
 _MOST_LOGITS = 512
 """Tokens of a step that one sequence may want logits of: a row has 0.8 MB with a vocabulary of 200,000."""
@@ -63,6 +65,8 @@ class Scheduler:
         self._budget = budget
         self._bring_back = bring_back
         self._shards = shards
+        self._turns = Turns()
+        self._even_share = EvenShare()
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
         self.num_preemptions = 0
@@ -84,8 +88,9 @@ class Scheduler:
         return tuple(self._waiting)
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence."""
-        insort(self._waiting, sequence, key=_rank)
+        """Queue a new sequence."""
+        sequence.turn = self._turns.take(sequence.request.tenant)
+        self._queue(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence, wherever it is, and give its pages back."""
@@ -134,13 +139,16 @@ class Scheduler:
                 return
 
     def next_step(self) -> list[Work]:
-        """Return the step's work: a token of every sequence that generates, then prompts within the budget."""
+        """Return the step's work: a token of every sequence that generates and has its turn, then prompts.
+
+        Prompts have a budget of their own.
+        """
         work: list[Work] = []
         sound = [sequence for sequence in self._running if not sequence.is_broken]
         generating = [sequence for sequence in sound if not sequence.is_prefilling]
-        for sequence in generating:
-            self._add(sequence, 1, work)
         prefilling = [sequence for sequence in sound if sequence.is_prefilling]
+        for sequence in self._even_share.choose(generating, prefilling):
+            self._add(sequence, 1, work)
         # A burst of prompts may stretch the steps of those that are no more urgent, and of nobody else.
         most = min((item.sequence.request.priority for item in work), default=0)
         self.num_prompts = sum(sequence.request.priority <= most for sequence in prefilling)
@@ -219,6 +227,7 @@ class Scheduler:
             self.num_cached_tokens += sequence.num_cached
         _forget_reports(sequence)
         sequence.restore = None
+        self._turns.reach(sequence.turn)
         insort(self._running, sequence, key=_rank)
 
     def _begin_chunk(self, sequence: Sequence) -> None:
@@ -251,7 +260,10 @@ class Scheduler:
         self._running.remove(sequence)
         self._free(sequence)
         self.num_preemptions += 1
-        self.add(sequence)
+        self._queue(sequence)
+
+    def _queue(self, sequence: Sequence) -> None:
+        insort(self._waiting, sequence, key=_rank)
 
     def _free(self, sequence: Sequence) -> None:
         if sequence.pages is not None:
@@ -284,7 +296,7 @@ def _held(sequence: Sequence) -> tuple[int, int]:
     return sequence.pages.global_table.num_held, sequence.pages.local_table.num_held
 
 
-def _rank(sequence: Sequence) -> tuple[int, int]:
+def _rank(sequence: Sequence) -> tuple[int, int, int]:
     return sequence.rank
 
 

@@ -58,6 +58,11 @@ class Sequence:
     """Second from which its progress may be told again; None: no step has computed a part of its prompt yet."""
     num_cached: int | None = None
     """Prompt tokens that the prefix cache had when it first got a slot; None until then."""
+    turn: int = 0
+    """Among those of equal priority, who gets a slot first: see `router.turns`."""
+    last_turn: int = 0
+    """Grows with every token that sequences take turns for, so that it tells who waits longest: see
+    `router.even_share`."""
     ids: list[int] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
 
@@ -89,9 +94,9 @@ class Sequence:
         )
 
     @property
-    def rank(self) -> tuple[int, int]:
-        """Return what decides who is served first: the lower priority number, then the earlier arrival."""
-        return self.request.priority, self.arrival
+    def rank(self) -> tuple[int, int, int]:
+        """Return what decides who is served first: the lower priority number, then the turn, then the arrival."""
+        return self.request.priority, self.turn, self.arrival
 
     @property
     def num_computed(self) -> int:

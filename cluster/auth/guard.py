@@ -108,6 +108,7 @@ class Guard:
                 tokens_per_minute=each.tokens_per_minute,
                 streams=each.streams,
                 best_priority=each.best_priority,
+                even_share=each.even_share,
             )
             callers[each.name] = caller
         self._callers = callers

@@ -46,6 +46,9 @@ class KeyEntry(BaseModel):
     """Sequences (prompts times `n`) at once at each front door; None: no limit."""
     best_priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
     """Lowest `priority` its requests may ask for: lower numbers go first, and may take the places of those that run."""
+    even_share: bool = False
+    """While other keys' requests run, get no more tokens in a step of a router than the key with the fewest sequences:
+    nobody waits for what this one asks for at once."""
 
 
 _ENTRIES = TypeAdapter(list[KeyEntry])

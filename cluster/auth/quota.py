@@ -71,6 +71,7 @@ class Caller:
         tokens_per_minute: None: no limit.
         streams: sequences at once; None: no limit.
         best_priority: lowest number that requests may ask for; None: any.
+        even_share: whether routers hold their sequences to an even share of steps.
         clock: monotonic seconds.
     """
 
@@ -83,10 +84,12 @@ class Caller:
         tokens_per_minute: int | None = None,
         streams: int | None = None,
         best_priority: int | None = None,
+        even_share: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self.is_admin = is_admin
+        self.even_share = even_share
         self._clock = clock
         self._requests = Bucket(requests_per_minute, clock())
         self._tokens = Bucket(tokens_per_minute, clock())
@@ -102,9 +105,11 @@ class Caller:
         tokens_per_minute: int | None,
         streams: int | None,
         best_priority: int | None,
+        even_share: bool,
     ) -> None:
         """Change what this caller may do; what was used stays used."""
         self.is_admin = is_admin
+        self.even_share = even_share
         self._requests.resize(requests_per_minute, self._clock())
         self._tokens.resize(tokens_per_minute, self._clock())
         self._streams = streams

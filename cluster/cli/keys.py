@@ -32,6 +32,9 @@ def new(
     ] = None,
     streams: Annotated[int | None, typer.Option(help="Most sequences at once.", min=1)] = None,
     best_priority: Annotated[int, typer.Option(help="Lowest priority to ask for: lower numbers go first.")] = 0,
+    even_share: Annotated[
+        bool, typer.Option("--even-share", help="Slow down nobody else, however much it asks for at once.")
+    ] = False,
 ) -> None:
     """Make a key, print it once and add its hash to a file.
 
@@ -53,6 +56,7 @@ def new(
             tokens_per_minute=tokens_per_minute,
             streams=streams,
             best_priority=best_priority,
+            even_share=even_share,
         )
         add_key(file, entry)
     typer.echo(key)

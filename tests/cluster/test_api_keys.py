@@ -38,6 +38,7 @@ def guarded(router, text_model, tmp_path):
     add_key(file, KeyEntry(name="once", sha256=key_hash("o"), requests_per_minute=1))
     add_key(file, KeyEntry(name="few", sha256=key_hash("f"), tokens_per_minute=2))
     add_key(file, KeyEntry(name="two", sha256=key_hash("t"), streams=2))
+    add_key(file, KeyEntry(name="held", sha256=key_hash("h"), even_share=True))
     add_key(file, KeyEntry(name="root", sha256=key_hash("r"), admin=True))
     service = InferenceService(text_model, router, FrontDoorLimits(max_body_bytes=100_000, health_timeout_s=20))
     with LiveFrontDoor(service, Guard(file)) as live:
@@ -218,3 +219,9 @@ def test_no_spelling_of_a_path_shows_more_than_its_key_may_see(guarded, path, me
         assert status in (401, 403, 404, 405)
         assert "herd_info" not in text
         assert "location" not in answered
+
+
+def test_routers_are_told_on_whose_behalf_they_generate_and_who_is_held_to_an_even_share(guarded, router):
+    for key in "ah":
+        assert guarded.post("/v1/completions", BODY, **bearer(key))[0] == 200
+    assert [(each.tenant, each.even_share) for each in router.requests] == [("alice", False), ("held", True)]

@@ -59,9 +59,9 @@ class Line:
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.turns: dict[str, Turn] = {}
 
-    def join(self, name: str, num_prompt: int = 10, priority: int = 0) -> None:
+    def join(self, name: str, num_prompt: int = 10, priority: int = 0, tenant: str = "") -> None:
         request = GenerationRequest(
-            request_id=name, prompt_ids=tuple(range(num_prompt)), max_tokens=1, priority=priority
+            request_id=name, prompt_ids=tuple(range(num_prompt)), max_tokens=1, priority=priority, tenant=tenant
         )
         self.turns[name] = self.queue.join(request)
         self.tasks[name] = asyncio.create_task(self._follow(request, self.turns[name]))
@@ -125,6 +125,19 @@ def test_a_better_priority_goes_first():
         assert line.positions() == {"a": 0, "b": 2, "c": 1}
         line.pool.end("a")
         await line.settle(["a", "c"])
+
+    run(scenario, room=1)
+
+
+def test_tenants_get_room_in_turn():
+    async def scenario(line: Line) -> None:
+        for name in "abcd":
+            line.join(name, tenant="many")
+        line.join("e", tenant="few")
+        await line.settle(["a"])
+        for number, name in enumerate("aebcd", 1):
+            await line.settle(list("aebcd"[:number]))
+            line.pool.end(name)
 
     run(scenario, room=1)
 
