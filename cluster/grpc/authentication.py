@@ -10,6 +10,7 @@ from grpc_health.v1 import health_pb2
 
 from cluster.auth.guard import Guard
 from cluster.auth.quota import Caller
+from cluster.refusal_pace import RefusalPace
 from protos.errors import ServingError
 from protos.inference.v1 import inference_pb2 as pb
 
@@ -36,6 +37,7 @@ class Authentication(Interceptor):
     def __init__(self, guard: Guard, on_refusal: Callable[[str], None]) -> None:
         self._guard = guard
         self._on_refusal = on_refusal
+        self._pace = RefusalPace()
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]], details: grpc.HandlerCallDetails
@@ -46,7 +48,7 @@ class Authentication(Interceptor):
                 find_caller(self._guard, details.invocation_metadata, for_admin=details.method in _FOR_ADMINS)
             except ServingError as error:
                 self._on_refusal(error.grpc_code.name)
-                return _refusal(error)
+                return _refusal(error, self._pace)
         return await continuation(details)
 
 
@@ -61,8 +63,9 @@ def find_caller(guard: Guard, metadata: Iterable[Any] | None, *, for_admin: bool
     return guard.caller(found if isinstance(found, str) else None, for_admin=for_admin)
 
 
-def _refusal(error: ServingError) -> Handler:
+def _refusal(error: ServingError, pace: RefusalPace) -> Handler:
     async def refuse(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> NoReturn:
+        await pace.wait()
         await context.abort(error.grpc_code, error.message, error.trailing_metadata())
         raise AssertionError("abort raises")
 

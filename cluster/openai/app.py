@@ -25,6 +25,7 @@ from cluster.openai.exchange import Exchange
 from cluster.openai.json_text import JsonResponse
 from cluster.openai.openapi_page import GENERATION_ERRORS, answers, install_page
 from cluster.openai.operations import add_operations
+from cluster.openai.paced_refusals import PacedRefusals
 from cluster.openai.request_id import RequestIds
 from cluster.openai.request_schema import request_schema
 from cluster.served_model import ServedModel
@@ -49,6 +50,7 @@ def build_app(service: InferenceService, guard: Guard | None = None) -> FastAPI:
         app.add_middleware(Authentication, guard=guard, on_refusal=_refusal_counter(service))
     # Around the guard: whoever is refused while they send gets to read why.
     app.add_middleware(BodyLimit, limits=service.limits)
+    app.add_middleware(PacedRefusals)
     app.add_middleware(ConnectionEnd, service=service)
     app.add_middleware(RequestIds)  # around all others: their answers say the name, too
     add_error_handlers(app)

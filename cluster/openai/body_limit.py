@@ -48,6 +48,7 @@ class BodyLimit:
         body = _LimitedBody(scope, receive, self._limits, self._room)
 
         async def send_after_draining(message: Message) -> None:
+            body.release()  # whoever answers has parsed it, or will not
             if not body.has_ended:
                 if message["type"] == "http.response.start" and body.is_hopeless:
                     message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
