@@ -75,13 +75,14 @@ class MemoryWatch:
         """Return what the second half grew by per 1,000 requests beside its largest jump, and the standard error.
 
         The slope of the line that fits best, with another height before the jump than after it. An allocator takes some
-        MB at once, and may do so once late in a run; what leaks grows on both sides of that.
+        MB at once, and may do so once late in a run; what leaks grows on both sides of that, unless it does so in jumps
+        so rare that only a longer run tells.
         """
         half = len(values) // 2
         at, read = [each / 1000 for each in self._num_requests[half:]], values[half:]
         if len(set(at)) < _FEWEST:
             return 0.0, math.inf
-        jump = max(range(1, len(read)), key=lambda index: abs(read[index] - read[index - 1]))
+        jump = max(range(1, len(read)), key=lambda index: read[index] - read[index - 1])
         points = [*_centred(at[:jump], read[:jump]), *_centred(at[jump:], read[jump:])]
         spread = sum(x * x for x, _ in points)
         slope = sum(x * y for x, y in points) / spread

@@ -19,7 +19,7 @@ from cluster.expected_start import RunningSequence, expected_start_s
 from cluster.replay import Generate
 from protos.errors import Overloaded
 from router.request import EngineEvent, GenerationRequest
-from router.turns import Turns
+from router.turns import next_turn
 
 _FIRST = -(2**63)
 """A priority before all that requests may have."""
@@ -50,7 +50,6 @@ class ClassQueue:
         self._clock = clock
         self._waiting: list[Turn] = []
         self._running: list[Turn] = []
-        self._turns = Turns()
         self._num_joined = 0
         self._seconds_per_token: float | None = None
         self._changed = asyncio.Event()
@@ -58,12 +57,14 @@ class ClassQueue:
     def join(self, request: GenerationRequest) -> Turn:
         """Queue a sequence; whoever does must `leave` with what it gets."""
         self._num_joined += 1
-        turn = Turn(self, len(request.prompt_ids), self._rank(request), self._clock())
+        turn = Turn(self, request, self._rank(request), self._clock())
         insort(self._waiting, turn, key=lambda each: each.rank)
         return turn
 
     def _rank(self, request: GenerationRequest) -> Rank:
-        return request.priority, self._turns.take(request.tenant), self._num_joined
+        waiting = [(each.tenant, each.rank[1]) for each in self._waiting if each.rank[0] == request.priority]
+        started = [each.rank[1] for each in self._running if each.rank[0] == request.priority]
+        return request.priority, next_turn(request.tenant, waiting, started), self._num_joined
 
     @property
     def num_waiting(self) -> int:
@@ -129,7 +130,6 @@ class ClassQueue:
         if turn in self._waiting:
             self._waiting.remove(turn)
             turn.started_s = turn.started_s or self._clock()
-            self._turns.reach(turn.rank[1])
             self._running.append(turn)
             self._tell_all()
 
@@ -167,14 +167,15 @@ class Turn:
 
     Args:
         queue: it belongs to.
-        num_prompt_tokens: of the sequence.
+        request: what to generate.
         rank: who is served first; the lower number.
         joined_s: when it joined.
     """
 
-    def __init__(self, queue: ClassQueue, num_prompt_tokens: int, rank: Rank, joined_s: float) -> None:
+    def __init__(self, queue: ClassQueue, request: GenerationRequest, rank: Rank, joined_s: float) -> None:
         self._queue = queue
-        self.num_prompt_tokens = num_prompt_tokens
+        self.num_prompt_tokens = len(request.prompt_ids)
+        self.tenant = request.tenant
         self.rank = rank
         self.joined_s = joined_s
         self.started_s = 0.0

@@ -35,8 +35,8 @@ SAMPLING_FIELDS = (
     "frequency_penalty",
 )
 SEEDS = range(-9_223_372_036_854_776_000, 18_446_744_073_709_552_000 + 1)
-"""Those of 64 bits, signed or not, and what JavaScript, whose numbers have 53 bits, writes for the least and the largest
-of them. OpenAI's API page gives the same least one."""
+"""Those of 64 bits, signed or not, and what JavaScript, whose numbers have 53 bits, writes for the least and largest of
+them. OpenAI's API page gives the same least one."""
 _STANDARD_SHARE = 4
 SHOWN_CHARACTERS = 80
 """How much of a wrong value a message repeats."""

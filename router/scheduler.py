@@ -18,9 +18,10 @@ from router.kv_cache.layout import CacheLayout
 from router.limits import EngineLimits
 from router.paging.chunks import chunk_start
 from router.paging.paged_kv import PagedKv
+from router.request import GenerationRequest
 from router.sequence import Sequence
 from router.step_budget import StepBudget
-from router.turns import Turns
+from router.turns import next_turn
 
 _MOST_LOGITS = 512
 """Tokens of a step that one sequence may want logits of: a row has 0.8 MB with a vocabulary of 200,000."""
@@ -65,7 +66,6 @@ class Scheduler:
         self._budget = budget
         self._bring_back = bring_back
         self._shards = shards
-        self._turns = Turns()
         self._even_share = EvenShare()
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
@@ -89,7 +89,10 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence."""
-        sequence.turn = self._turns.take(sequence.request.tenant)
+        request = sequence.request
+        waiting = [(each.request.tenant, each.turn) for each in self._waiting if _is_as_urgent(each, request)]
+        started = [each.turn for each in self._running if _is_as_urgent(each, request)]
+        sequence.turn = next_turn(request.tenant, waiting, started)
         self._queue(sequence)
 
     def remove(self, sequence: Sequence) -> None:
@@ -147,10 +150,17 @@ class Scheduler:
         sound = [sequence for sequence in self._running if not sequence.is_broken]
         generating = [sequence for sequence in sound if not sequence.is_prefilling]
         prefilling = [sequence for sequence in sound if sequence.is_prefilling]
-        for sequence in self._even_share.choose(generating, prefilling):
+        # On context shards a sequence may have no place for its next token: others must not wait for its turn to end.
+        takes_turns = self._shards is None
+        chosen = self._even_share.choose(generating, prefilling, self._waiting) if takes_turns else generating
+        for sequence in chosen:
             self._add(sequence, 1, work)
+        if not work:  # nor must they where it finds no page
+            for sequence in generating:
+                if sequence not in chosen:
+                    self._add(sequence, 1, work)
         # A burst of prompts may stretch the steps of those that are no more urgent, and of nobody else.
-        most = min((item.sequence.request.priority for item in work), default=0)
+        most = min((sequence.request.priority for sequence in generating), default=0)
         self.num_prompts = sum(sequence.request.priority <= most for sequence in prefilling)
         budget = min(self._budget.prompt_tokens(len(work), self.num_prompts), self._limits.step_tokens - len(work))
         for sequence, num_tokens in _share_out(prefilling, budget):
@@ -227,7 +237,6 @@ class Scheduler:
             self.num_cached_tokens += sequence.num_cached
         _forget_reports(sequence)
         sequence.restore = None
-        self._turns.reach(sequence.turn)
         insort(self._running, sequence, key=_rank)
 
     def _begin_chunk(self, sequence: Sequence) -> None:
@@ -294,6 +303,10 @@ def _held(sequence: Sequence) -> tuple[int, int]:
     """Return the (global, local) pages of a running sequence."""
     assert sequence.pages is not None
     return sequence.pages.global_table.num_held, sequence.pages.local_table.num_held
+
+
+def _is_as_urgent(sequence: Sequence, request: GenerationRequest) -> bool:
+    return sequence.request.priority == request.priority
 
 
 def _rank(sequence: Sequence) -> tuple[int, int, int]:

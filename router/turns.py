@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 
-class Turns:
-    """Numbers sequences so that, where several tenants wait, a slot goes to each of them in turn.
 
-    Start-time fair queueing (Goyal, Vin and Cheng, 1996) with sequences of equal cost: a sequence's number is the one
-    after its tenant's last, but at least that of whoever got a slot most recently. So nobody gains by asking for many
-    at once, nobody loses by having been away, and everybody's number is the smallest at last. With one tenant, numbers
-    are in order of arrival.
+def next_turn(tenant: str, waiting: Iterable[tuple[str, int]], started: Iterable[int]) -> int:
+    """Return the turn of a sequence that begins to wait: whoever has the lowest gets the next slot.
+
+    It is the one after its tenant's last, but at least that of whoever is next. So nobody gains by asking for many at
+    once, nobody loses by having been away or by giving up, and everybody's turn is the lowest at last. With one tenant,
+    turns are in order of arrival. This is start-time fair queueing (Goyal, Vin and Cheng, 1996) with sequences of equal
+    cost, reckoned from who is there instead of kept.
+
+    Args:
+        tenant: whose it is.
+        waiting: tenant and turn of those that wait and go neither before it nor after it in any case.
+        started: turns of those of them that have a slot.
     """
-
-    def __init__(self) -> None:
-        self._now = 0
-        self._next: dict[str, int] = {}
-
-    def take(self, tenant: str) -> int:
-        """Return the number of a tenant's next sequence."""
-        number = max(self._next.get(tenant, 0), self._now)
-        self._next[tenant] = number + 1
-        return number
-
-    def reach(self, number: int) -> None:
-        """Take note that a sequence of this number got a slot."""
-        if number <= self._now:
-            return
-        self._now = number
-        self._next = {tenant: following for tenant, following in self._next.items() if following > number}
+    others = list(waiting)
+    own = max((turn for whose, turn in others if whose == tenant), default=-1)
+    now = min((turn for _, turn in others), default=max(started, default=0))
+    return max(own + 1, now)

@@ -47,8 +47,7 @@ class KeyEntry(BaseModel):
     best_priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
     """Lowest `priority` its requests may ask for: lower numbers go first, and may take the places of those that run."""
     even_share: bool = False
-    """While other keys' requests run, get no more tokens in a step of a router than the key with the fewest sequences:
-    nobody waits for what this one asks for at once."""
+    """While other keys' requests run, get no more tokens in a router's step than the one with the fewest sequences."""
 
 
 _ENTRIES = TypeAdapter(list[KeyEntry])

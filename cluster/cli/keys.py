@@ -33,7 +33,7 @@ def new(
     streams: Annotated[int | None, typer.Option(help="Most sequences at once.", min=1)] = None,
     best_priority: Annotated[int, typer.Option(help="Lowest priority to ask for: lower numbers go first.")] = 0,
     even_share: Annotated[
-        bool, typer.Option("--even-share", help="Slow down nobody else, however much it asks for at once.")
+        bool, typer.Option("--even-share", help="Take turns with itself while other keys' requests run.")
     ] = False,
 ) -> None:
     """Make a key, print it once and add its hash to a file.
