@@ -1,9 +1,10 @@
-"""Folders that tests read, and a tokenizer small enough to make on the spot."""
+"""Folders that tests read, a tokenizer small enough to make on the spot, and who runs which tests."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -14,6 +15,10 @@ from models.tokenizer import Tokenizer
 from models.vocabulary import LLAMA4_PATTERN, Vocabulary
 from tests.chart.programs import WHY_NOT, find_program
 from tests.cluster.browser import find_chromium
+
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadFileScheduling
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -27,6 +32,14 @@ if not torch.cuda.is_available():
 # How long one example takes says nothing.
 settings.register_profile("herd", deadline=None)
 settings.load_profile("herd")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:
+    """Have workers run whole files, and one running Herd at a time."""
+    from tests.scheduling import OneApplicationAtATime  # where pytest-xdist is, which not all machines with GPUs have
+
+    return OneApplicationAtATime(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -88,10 +88,9 @@ def test_what_is_computed_sooner_than_it_comes_back_is_computed():
         assert restored_bytes(local) == 0
 
 
-@pytest.mark.parametrize("tiers", TIERS)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("seed", "tiers"), list(enumerate(TIERS)))
 @pytest.mark.parametrize("changes", [{}, {"nope_layers": (1, 3)}, {"nope_layers": ()}], ids=["1:3", "2:2", "local"])
-def test_random_prompts_get_the_tokens_they_get_alone(tiers, seed, changes):
+def test_random_prompts_get_the_tokens_they_get_alone(seed, tiers, changes):
     chance = random.Random(seed)
     prompts = [(*chance.choice((DOCUMENT, OTHER))[: chance.randrange(85)], chance.randrange(3, 96)) for _ in range(30)]
     limits = SMALL | {"slots": 3, "kv_bytes": cache_bytes(num_global=16, num_local=3)}

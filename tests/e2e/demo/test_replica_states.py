@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
 from tests.e2e.reflected_client import ReflectedClient
-from tests.e2e.served import served
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -25,15 +22,8 @@ Row = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, demo_dir) -> Path:
-    """A copy of the demo model, to take away from those that start."""
-    return Path(shutil.copytree(demo_dir, tmp_path_factory.mktemp("model") / "demo"))
-
-
-@pytest.fixture(scope="module")
-def client(folder) -> Iterator[ReflectedClient]:
-    """Of a Herd that misses a heartbeat after two seconds."""
-    with served("experts.lease_s=2", model=str(folder)) as herd, ReflectedClient(herd.grpc_address) as client:
+def client(herd) -> Iterator[ReflectedClient]:
+    with ReflectedClient(herd.grpc_address) as client:
         yield client
 
 
