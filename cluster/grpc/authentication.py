@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2
 
 from cluster.auth.guard import Guard
 from cluster.auth.quota import Caller
-from cluster.refusal_pace import RefusalPace
+from cluster.pace import REFUSALS_PER_S, Pace
 from protos.errors import ServingError
 from protos.inference.v1 import inference_pb2 as pb
 
@@ -37,7 +37,7 @@ class Authentication(Interceptor):
     def __init__(self, guard: Guard, on_refusal: Callable[[str], None]) -> None:
         self._guard = guard
         self._on_refusal = on_refusal
-        self._pace = RefusalPace()
+        self._pace = Pace(REFUSALS_PER_S)
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]], details: grpc.HandlerCallDetails
@@ -63,7 +63,7 @@ def find_caller(guard: Guard, metadata: Iterable[Any] | None, *, for_admin: bool
     return guard.caller(found if isinstance(found, str) else None, for_admin=for_admin)
 
 
-def _refusal(error: ServingError, pace: RefusalPace) -> Handler:
+def _refusal(error: ServingError, pace: Pace) -> Handler:
     async def refuse(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> NoReturn:
         await pace.wait()
         await context.abort(error.grpc_code, error.message, error.trailing_metadata())

@@ -15,6 +15,7 @@ import uvicorn
 
 from cluster.front_door_metrics import FrontDoorMetrics
 from cluster.openai.bounded_connection import BoundedConnection
+from cluster.pace import CONNECTIONS_PER_S, Pace
 
 HANDSHAKE_S = 10.0
 """Seconds from a connection to the end of its TLS handshake."""
@@ -67,6 +68,7 @@ class HttpServer:
         self._server = uvicorn.Server(config)
         self._listening: socket.socket | None = None
         self._opening: set[asyncio.Task[None]] = set()
+        self._pace = Pace(CONNECTIONS_PER_S)
 
     @property
     def started(self) -> bool:
@@ -108,8 +110,10 @@ class HttpServer:
             # Else there is none: the client has gone again.
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 _LOG.error("no connection can be taken: %s; waiting", error)
-                self._rest(self._listening)
+                self._rest(self._listening, _OUT_OF_FILES_S)
             return
+        if delay_s := self._pace.delay_s():
+            self._rest(self._listening, delay_s)
         if len(self._server.server_state.connections) + len(self._opening) >= self._max_connections:
             self._metrics.count_refused_connection("full")
             connection.close()
@@ -118,11 +122,11 @@ class HttpServer:
         self._opening.add(opening)
         opening.add_done_callback(functools.partial(self._opened, connection))
 
-    def _rest(self, listening: socket.socket) -> None:
-        """Look for no connections for a while."""
+    def _rest(self, listening: socket.socket, seconds: float) -> None:
+        """Look for no connections for a while: the kernel keeps them."""
         loop = asyncio.get_running_loop()
         loop.remove_reader(listening)
-        loop.call_later(_OUT_OF_FILES_S, self._go_on)
+        loop.call_later(seconds, self._go_on)
 
     def _go_on(self) -> None:
         if self._listening is not None:

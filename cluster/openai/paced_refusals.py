@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cluster.refusal_pace import RefusalPace
+from cluster.pace import REFUSALS_PER_S, Pace
 
 
 class PacedRefusals:
     """ASGI middleware: an answer of status 400 to 499 begins when a pace says so.
+
+    A client that asks again as soon as it is refused is held to that pace. One with a thousand connections is held to a
+    thousand requests a second; it takes those from `http.max_connections`.
 
     Args:
         app: the application.
@@ -16,7 +19,7 @@ class PacedRefusals:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._pace = RefusalPace()
+        self._pace = Pace(REFUSALS_PER_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""

@@ -1,20 +1,23 @@
-"""Floods of requests that are refused, and what one that is refused now and then notices of it: nothing."""
+"""Floods of refused requests and of connections, and what one that comes now and then notices of it: nothing."""
 
 from __future__ import annotations
 
 import threading
 import time
+from contextlib import ExitStack
 
 import grpc
 import pytest
 
 from cluster.auth.guard import Guard
 from cluster.auth.key_file import KeyEntry, add_key, key_hash
-from cluster.refusal_pace import LONGEST_S, REFUSALS_PER_S, RefusalPace
+from cluster.openai import http_server
+from cluster.pace import REFUSALS_PER_S, Pace
 from cluster.service import InferenceService
 from protos.inference.v1 import inference_pb2 as pb
 from protos.inference.v1.inference_pb2_grpc import InferenceServiceStub
 from tests.cluster.live_front_door import LiveFrontDoor
+from tests.cluster.test_bounded_connection import connect
 
 BODY = {"prompt": "Hello", "max_tokens": 2}
 FLOOD = 3 * REFUSALS_PER_S
@@ -36,23 +39,23 @@ def guarded(router, text_model, tmp_path):
         yield live
 
 
-def test_refusals_now_and_then_are_told_at_once():
+def test_what_comes_now_and_then_does_not_wait():
     clock = Clock()
-    pace = RefusalPace(clock)
+    pace = Pace(REFUSALS_PER_S, clock=clock)
     for _ in range(1000):
         assert pace.delay_s() == 0
         clock.now += 1.01 / REFUSALS_PER_S
 
 
-def test_a_second_of_refusals_may_come_at_a_time():
-    pace = RefusalPace(Clock())
+def test_as_many_as_in_a_second_may_come_at_a_time():
+    pace = Pace(REFUSALS_PER_S, clock=Clock())
     assert sum(pace.delay_s() for _ in range(REFUSALS_PER_S)) == pytest.approx(0, abs=1e-6)
     assert pace.delay_s() == pytest.approx(1 / REFUSALS_PER_S)
 
 
-def test_one_that_asks_again_whenever_it_is_refused_is_held_to_the_pace():
+def test_one_that_comes_again_as_soon_as_it_may_is_held_to_the_pace():
     clock = Clock()
-    pace = RefusalPace(clock)
+    pace = Pace(REFUSALS_PER_S, clock=clock)
     for _ in range(REFUSALS_PER_S):
         pace.delay_s()
     began = clock.now
@@ -63,9 +66,9 @@ def test_one_that_asks_again_whenever_it_is_refused_is_held_to_the_pace():
 
 def test_nobody_waits_longer_than_a_second_and_all_is_well_soon_after():
     clock = Clock()
-    pace = RefusalPace(clock)
-    assert max(pace.delay_s() for _ in range(100_000)) == pytest.approx(LONGEST_S)
-    clock.now += LONGEST_S + 1.1 / REFUSALS_PER_S
+    pace = Pace(REFUSALS_PER_S, clock=clock)
+    assert max(pace.delay_s() for _ in range(100_000)) == pytest.approx(1)
+    clock.now += 1 + 1.1 / REFUSALS_PER_S
     assert pace.delay_s() == 0
 
 
@@ -93,3 +96,15 @@ def test_over_grpc_too(guarded):
         calls = [stub.Tokenize.future(pb.TokenizeRequest(prompt="a"), timeout=30) for _ in range(2 * REFUSALS_PER_S)]
         assert {each.code() for each in calls} == {grpc.StatusCode.UNAUTHENTICATED}
     assert time.monotonic() - began >= 0.9
+
+
+def test_a_flood_of_connections_is_taken_at_a_pace_and_each_is_served(router, text_model, monkeypatch):
+    monkeypatch.setattr(http_server, "CONNECTIONS_PER_S", 20)
+    with ExitStack() as stack:
+        live = stack.enter_context(LiveFrontDoor(InferenceService(text_model, router)))
+        began = time.monotonic()
+        opened = [stack.enter_context(connect(live)) for _ in range(50)]
+        for each in opened:
+            each.sendall(b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert all(each.recv(15) == b"HTTP/1.1 200 OK" for each in opened)
+        assert time.monotonic() - began >= 30 / 20 - 0.1

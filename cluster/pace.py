@@ -1,0 +1,41 @@
+"""Spreads what comes in floods over time: a refusal costs little, a thousand at once the time of everybody else."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+REFUSALS_PER_S = 100
+"""Refused requests a second, of everybody together, that are told so at once."""
+CONNECTIONS_PER_S = 250
+"""Connections a second that are taken at once."""
+
+
+class Pace:
+    """A leaky bucket: as many at a time as are allowed in a second, those beyond that one after the other.
+
+    Args:
+        per_s: how many are allowed.
+        longest_s: most seconds that one of them waits, however many there are.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, per_s: float, longest_s: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._period_s = 1 / per_s
+        self._longest_s = longest_s
+        self._clock = clock
+        self._empty_at = clock()
+        """When all that came will have leaked away."""
+
+    def delay_s(self) -> float:
+        """Count one; return the seconds that it is to wait."""
+        now = self._clock()
+        full_at = now + 1.0
+        self._empty_at = min(max(self._empty_at, now) + self._period_s, full_at + self._longest_s)
+        return max(self._empty_at - full_at, 0.0)
+
+    async def wait(self) -> None:
+        """Count one, and return when it has waited."""
+        if delay_s := self.delay_s():
+            await asyncio.sleep(delay_s)
