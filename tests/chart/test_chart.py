@@ -21,7 +21,20 @@ from cluster.launch.ray_session import _environment
 from cluster.limits import FrontDoorLimits
 from cluster.names import experts_deployment
 from tests.chart import write
-from tests.chart.chart import CHART, GOLDENS, PLANNED, PROFILES, SCHEMA, essence, groups, helm, only, profile, render
+from tests.chart.chart import (
+    CHART,
+    GOLDENS,
+    PLANNED,
+    PROFILES,
+    SCHEMA,
+    essence,
+    groups,
+    helm,
+    notes,
+    only,
+    profile,
+    render,
+)
 from tests.cluster.promql import problems
 from tests.conftest import ROOT
 
@@ -33,7 +46,7 @@ settings:
   context: {shards: 2, max_shards: 3, kv_bytes: 1000000}
   scaling: {router_min_replicas: 0, router_max_replicas: 6, experts_max_replicas: 2, front_door_max_replicas: 3}
   limits: {drain_s: 20.5}
-  http: {port: 8080}
+  http: {port: 9080}
 image: {pullSecrets: [registry], digest: "sha256:DIGEST"}
 secrets: [{name: certificates, mountPath: /etc/certificates}]
 weights: {source: image, image: "registry/scout:1"}
@@ -315,7 +328,7 @@ def test_alerts_ask_for_metrics_of_this_release_that_front_doors_export(everythi
 
 
 def test_services_lead_to_the_ports_of_front_doors(everything):
-    for kind, port in (("http", 8080), ("grpc", 9000)):
+    for kind, port in (("http", 9080), ("grpc", 9000)):
         service = only(everything, "Service", f"herd-{kind}")["spec"]
         pod = groups(everything)["front-door"]["template"]
         assert service["selector"].items() <= pod["metadata"]["labels"].items()
@@ -434,6 +447,22 @@ def test_prometheus_and_the_test_pod_believe_and_show_the_operators_certificates
 def test_without_a_certificate_that_front_doors_ask_for_there_is_no_test_that_could_only_fail():
     objects = render("--set=settings.tls.cert=/etc/tls/tls.crt,settings.tls.client_ca=/etc/tls/ca.crt")
     assert [each for each in objects if each["kind"] == "Pod"] == []
+
+
+def test_without_a_key_that_front_doors_ask_for_there_is_no_test_that_could_only_fail():
+    asks = "--set=settings.auth.keys_file=/etc/keys/keys.yaml"
+    assert [each for each in render(asks) if each["kind"] == "Pod"] == []
+    assert "helm test" not in notes(asks)
+    assert only(render(asks, "--set=operatorKey.secret=operator"), "Pod", "herd-test")
+    assert "helm test" in notes(asks, "--set=operatorKey.secret=operator")
+
+
+def test_a_dashboard_needs_no_labels():
+    labels = (
+        only(render("--set=grafanaDashboard.enabled=true", *more), "ConfigMap", "herd-dashboard")["metadata"]["labels"]
+        for more in ((), ("--set=grafanaDashboard.labels.grafana_dashboard=null",))
+    )
+    assert ["grafana_dashboard" in each for each in labels] == [True, False]
 
 
 def test_services_say_what_is_spoken_at_their_ports(rendered, everything):
