@@ -92,6 +92,8 @@ from tests.chart.chart import CHART, helm, template
         (["settings.grpc.port=52365"], ["settings.grpc.port: expected a port that Ray leaves free", "found 52365"]),
         (["settings.context.shards=2"], ["settings.context.kv_bytes: expected bytes"]),
         (["settings.context.shards=2", "workers.routers.gpus=1"], ["settings.context.shards: expected none"]),
+        (["networkPolicy.operators="], ["/networkPolicy/operators"]),
+        (["networkPolicy.operators[0].pods=web"], ["/networkPolicy/operators/0", "pods"]),
         (["networkPolicy.clients[0].pods=web"], ["/networkPolicy/clients/0", "pods"]),
     ],
 )
