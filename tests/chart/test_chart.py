@@ -34,6 +34,7 @@ from tests.chart.chart import (
     only,
     profile,
     render,
+    template,
 )
 from tests.cluster.promql import problems
 from tests.conftest import ROOT
@@ -483,6 +484,38 @@ def test_nobody_is_allowed_to_write(everything):
         for verb in rule["verbs"]
     }
     assert verbs == {"get", "list", "watch"}
+
+
+def test_kubernetes_answers_the_heads_pod_alone_where_the_directory_runs(everything):
+    bindings = [each for each in everything if each["kind"].endswith("RoleBinding")]
+    assert [each["kind"] for each in bindings] == ["ClusterRoleBinding", "RoleBinding"]
+    for each in bindings:
+        assert each["subjects"] == [{"kind": "ServiceAccount", "name": "herd-head", "namespace": "llama"}]
+        assert only(everything, each["roleRef"]["kind"], each["roleRef"]["name"])
+    head = only(everything, "RayService")["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]
+    assert head["serviceAccountName"] == "herd-head"
+    assert head.get("automountServiceAccountToken", True)
+    for group in groups(everything).values():
+        assert group["template"]["spec"]["serviceAccountName"] == "herd"
+        assert group["template"]["spec"]["automountServiceAccountToken"] is False
+
+
+def test_releases_of_two_namespaces_do_not_share_what_belongs_to_the_cluster():
+    def of_the_cluster(name, namespace):
+        objects = yaml.safe_load_all(template("--namespace", namespace, name=name).stdout)
+        return {each["metadata"]["name"] for each in objects if each and each["kind"].startswith("ClusterRole")}
+
+    assert len(of_the_cluster("herd", "team-a")) == 1
+    assert of_the_cluster("a-herd", "team") != of_the_cluster("herd", "team-a")
+
+
+def test_operators_are_those_that_values_say_and_none_of_the_defaults():
+    [rule] = only(render(), "NetworkPolicy", "herd-operator")["spec"]["ingress"]
+    operator = {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}}
+    assert rule["from"] == [{"namespaceSelector": {}, **operator}]
+    objects = render('--set-json=networkPolicy.operators=[{"ipBlock": {"cidr": "10.0.0.0/8"}}]')
+    [rule] = only(objects, "NetworkPolicy", "herd-operator")["spec"]["ingress"]
+    assert rule["from"] == [{"ipBlock": {"cidr": "10.0.0.0/8"}}]
 
 
 def test_the_version_of_ray_is_the_one_that_is_tested():
