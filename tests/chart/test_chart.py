@@ -312,6 +312,7 @@ def test_alerts_ask_for_metrics_of_this_release_that_front_doors_export(everythi
     assert set(rules) == {
         "HerdNoReadyRouter",
         "HerdExpertWithoutHolder",
+        "HerdExpertLoadsLong",
         "HerdRequestsFail",
         "HerdFirstTokenSlow",
         "HerdDrainStuck",
@@ -325,7 +326,10 @@ def test_alerts_ask_for_metrics_of_this_release_that_front_doors_export(everythi
         assert rule["annotations"]["summary"].endswith(".")
         assert "llama" in rule["annotations"]["description"]
     assert rules["HerdFirstTokenSlow"]["expr"].endswith("> 2.5")
-    assert rules["HerdDrainStuck"]["for"] == "60m"
+    minutes = {
+        name: rules[name]["for"] for name in ("HerdExpertWithoutHolder", "HerdExpertLoadsLong", "HerdDrainStuck")
+    }
+    assert list(minutes.values()) == ["1m", "30m", "60m"]
 
 
 def test_services_lead_to_the_ports_of_front_doors(everything):
