@@ -37,7 +37,7 @@ def add_operations(app: FastAPI, service: InferenceService) -> None:
     @app.get("/metrics", response_class=Response, response_model=None, responses=answers(None, content="text/plain"))
     async def metrics() -> Response:
         """Return the metrics in Prometheus' text format."""
-        loads, placement = await asyncio.gather(_load(view), _placement(service, view))
+        loads, placement = await asyncio.gather(_load(view), _placement(view))
         text = service.metrics.render(
             loads,
             service.class_loads(),
@@ -75,10 +75,8 @@ async def _load(view: ClusterView) -> tuple[RouterLoad, ...]:
         return ()  # the counters are worth having all the same
 
 
-async def _placement(service: InferenceService, view: ClusterView) -> PlacementInfo | None:
-    """Return where the experts are, None where that is not known or there are none."""
-    if not service.model.config.num_experts:
-        return None
+async def _placement(view: ClusterView) -> PlacementInfo | None:
+    """Return where the experts are and which replicas there are; None where that is not known."""
     try:
         return (await view.placement.get(_SCRAPED_PLACEMENT_S)).value
     except ServingError:

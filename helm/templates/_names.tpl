@@ -35,6 +35,15 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if dig "tls" "client_ca" "" .Values.settings -}}true{{- end -}}
 {{- end -}}
 
+{{- define "herd.asksForKeys" -}}
+{{- if dig "auth" "keys_file" "" .Values.settings -}}true{{- end -}}
+{{- end -}}
+
+{{/* Whether `helm test` has what front doors ask for. */}}
+{{- define "herd.isTestable" -}}
+{{- if and (or .Values.operatorKey.tlsSecret (not (include "herd.asksForCertificates" .))) (or .Values.operatorKey.secret (not (include "herd.asksForKeys" .))) -}}true{{- end -}}
+{{- end -}}
+
 {{- define "herd.httpPort" -}}
 {{- dig "http" "port" 8000 .Values.settings | int -}}
 {{- end -}}

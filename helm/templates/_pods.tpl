@@ -42,6 +42,9 @@ metadata:
   {{- end }}
 spec:
   serviceAccountName: {{ .account }}
+  {{- if ne .component "head" }}
+  automountServiceAccountToken: false
+  {{- end }}
   {{- with .root.Values.pods.priorityClass }}
   priorityClassName: {{ . }}
   {{- end }}

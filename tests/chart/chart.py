@@ -46,7 +46,9 @@ def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def template(*arguments: str, name: str = "herd", chart: Path = CHART) -> subprocess.CompletedProcess[str]:
-    return helm("template", name, str(chart), "--namespace", "llama", "--api-versions", "ray.io/v1", *arguments)
+    """Render a release for a cluster with KubeRay, new enough for everything."""
+    cluster = ("--api-versions", "ray.io/v1", "--kube-version", "1.35.0")
+    return helm("template", name, str(chart), "--namespace", "llama", *cluster, *arguments)
 
 
 def render(*arguments: str) -> list[Object]:

@@ -18,6 +18,7 @@ class Effect(StrEnum):
     NO_PODS = "pods stay as they are"
     NEW_CLUSTER = "a new cluster"
     NOTHING = "pods do not notice"
+    SETTINGS_ALONE = "settings in place, in pods that stay as they are"
 
 
 def effect(before: list[Object], after: list[Object]) -> Effect:
@@ -25,7 +26,10 @@ def effect(before: list[Object], after: list[Object]) -> Effect:
     old, new = (only(each, "RayService")["spec"] for each in (before, after))
     groups = len(old["rayClusterConfig"]["workerGroupSpecs"])
     if compared(old["rayClusterConfig"]) != compared(new["rayClusterConfig"], groups):
-        return Effect.NEW_CLUSTER
+        if new["upgradeStrategy"]["type"] != "None":
+            return Effect.NEW_CLUSTER
+        # The strategy keeps KubeRay from a new cluster and from nothing else: Ray Serve gets what is new.
+        return Effect.SETTINGS_ALONE if old["serveConfigV2"] != new["serveConfigV2"] else Effect.NOTHING
     if len(new["rayClusterConfig"]["workerGroupSpecs"]) > groups:
         return Effect.IN_PLACE  # the one case in which the spec of a running cluster is replaced, with all its numbers
     if old["rayClusterConfig"] != new["rayClusterConfig"]:

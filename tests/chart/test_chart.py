@@ -21,7 +21,21 @@ from cluster.launch.ray_session import _environment
 from cluster.limits import FrontDoorLimits
 from cluster.names import experts_deployment
 from tests.chart import write
-from tests.chart.chart import CHART, GOLDENS, PLANNED, PROFILES, SCHEMA, essence, groups, helm, only, profile, render
+from tests.chart.chart import (
+    CHART,
+    GOLDENS,
+    PLANNED,
+    PROFILES,
+    SCHEMA,
+    essence,
+    groups,
+    helm,
+    notes,
+    only,
+    profile,
+    render,
+    template,
+)
 from tests.cluster.promql import problems
 from tests.conftest import ROOT
 
@@ -33,7 +47,7 @@ settings:
   context: {shards: 2, max_shards: 3, kv_bytes: 1000000}
   scaling: {router_min_replicas: 0, router_max_replicas: 6, experts_max_replicas: 2, front_door_max_replicas: 3}
   limits: {drain_s: 20.5}
-  http: {port: 8080}
+  http: {port: 9080}
 image: {pullSecrets: [registry], digest: "sha256:DIGEST"}
 secrets: [{name: certificates, mountPath: /etc/certificates}]
 weights: {source: image, image: "registry/scout:1"}
@@ -298,6 +312,7 @@ def test_alerts_ask_for_metrics_of_this_release_that_front_doors_export(everythi
     assert set(rules) == {
         "HerdNoReadyRouter",
         "HerdExpertWithoutHolder",
+        "HerdExpertLoadsLong",
         "HerdRequestsFail",
         "HerdFirstTokenSlow",
         "HerdDrainStuck",
@@ -311,11 +326,14 @@ def test_alerts_ask_for_metrics_of_this_release_that_front_doors_export(everythi
         assert rule["annotations"]["summary"].endswith(".")
         assert "llama" in rule["annotations"]["description"]
     assert rules["HerdFirstTokenSlow"]["expr"].endswith("> 2.5")
-    assert rules["HerdDrainStuck"]["for"] == "60m"
+    minutes = {
+        name: rules[name]["for"] for name in ("HerdExpertWithoutHolder", "HerdExpertLoadsLong", "HerdDrainStuck")
+    }
+    assert list(minutes.values()) == ["1m", "30m", "60m"]
 
 
 def test_services_lead_to_the_ports_of_front_doors(everything):
-    for kind, port in (("http", 8080), ("grpc", 9000)):
+    for kind, port in (("http", 9080), ("grpc", 9000)):
         service = only(everything, "Service", f"herd-{kind}")["spec"]
         pod = groups(everything)["front-door"]["template"]
         assert service["selector"].items() <= pod["metadata"]["labels"].items()
@@ -436,6 +454,22 @@ def test_without_a_certificate_that_front_doors_ask_for_there_is_no_test_that_co
     assert [each for each in objects if each["kind"] == "Pod"] == []
 
 
+def test_without_a_key_that_front_doors_ask_for_there_is_no_test_that_could_only_fail():
+    asks = "--set=settings.auth.keys_file=/etc/keys/keys.yaml"
+    assert [each for each in render(asks) if each["kind"] == "Pod"] == []
+    assert "helm test" not in notes(asks)
+    assert only(render(asks, "--set=operatorKey.secret=operator"), "Pod", "herd-test")
+    assert "helm test" in notes(asks, "--set=operatorKey.secret=operator")
+
+
+def test_a_dashboard_needs_no_labels():
+    labels = (
+        only(render("--set=grafanaDashboard.enabled=true", *more), "ConfigMap", "herd-dashboard")["metadata"]["labels"]
+        for more in ((), ("--set=grafanaDashboard.labels.grafana_dashboard=null",))
+    )
+    assert ["grafana_dashboard" in each for each in labels] == [True, False]
+
+
 def test_services_say_what_is_spoken_at_their_ports(rendered, everything):
     def spoken(objects):
         services = (only(objects, "Service", f"herd-{kind}") for kind in ("http", "grpc"))
@@ -454,6 +488,38 @@ def test_nobody_is_allowed_to_write(everything):
         for verb in rule["verbs"]
     }
     assert verbs == {"get", "list", "watch"}
+
+
+def test_kubernetes_answers_the_heads_pod_alone_where_the_directory_runs(everything):
+    bindings = [each for each in everything if each["kind"].endswith("RoleBinding")]
+    assert [each["kind"] for each in bindings] == ["ClusterRoleBinding", "RoleBinding"]
+    for each in bindings:
+        assert each["subjects"] == [{"kind": "ServiceAccount", "name": "herd-head", "namespace": "llama"}]
+        assert only(everything, each["roleRef"]["kind"], each["roleRef"]["name"])
+    head = only(everything, "RayService")["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]
+    assert head["serviceAccountName"] == "herd-head"
+    assert head.get("automountServiceAccountToken", True)
+    for group in groups(everything).values():
+        assert group["template"]["spec"]["serviceAccountName"] == "herd"
+        assert group["template"]["spec"]["automountServiceAccountToken"] is False
+
+
+def test_releases_of_two_namespaces_do_not_share_what_belongs_to_the_cluster():
+    def of_the_cluster(name, namespace):
+        objects = yaml.safe_load_all(template("--namespace", namespace, name=name).stdout)
+        return {each["metadata"]["name"] for each in objects if each and each["kind"].startswith("ClusterRole")}
+
+    assert len(of_the_cluster("herd", "team-a")) == 1
+    assert of_the_cluster("a-herd", "team") != of_the_cluster("herd", "team-a")
+
+
+def test_operators_are_those_that_values_say_and_none_of_the_defaults():
+    [rule] = only(render(), "NetworkPolicy", "herd-operator")["spec"]["ingress"]
+    operator = {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}}
+    assert rule["from"] == [{"namespaceSelector": {}, **operator}]
+    objects = render('--set-json=networkPolicy.operators=[{"ipBlock": {"cidr": "10.0.0.0/8"}}]')
+    [rule] = only(objects, "NetworkPolicy", "herd-operator")["spec"]["ingress"]
+    assert rule["from"] == [{"ipBlock": {"cidr": "10.0.0.0/8"}}]
 
 
 def test_the_version_of_ray_is_the_one_that_is_tested():

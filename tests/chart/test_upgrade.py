@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from cluster.config import ClusterConfig
-from tests.chart.chart import only, render
+from tests.chart.chart import render
 from tests.chart.kuberay import Effect, effect
 from tests.conftest import ROOT
 
@@ -21,6 +21,10 @@ SECTION = (ROOT / "docs" / "kubernetes.md").read_text().partition("\n## Upgrade\
 TABLE = dict(re.findall(r"^\| (.+?) \| (.+?) \|$", SECTION, re.MULTILINE))
 SPREAD = "workers.experts.spreadCopiesOverNodes=true,workers.experts.nodeSelector.pool=big"
 SHARDS = "settings.context.kv_bytes=1000000,settings.context.shards=2"
+OF_PODS = (
+    "image, weights, secrets, `pods` else, nodes, cores, memory, GPUs, `head`, `autoscaling`, `drain`, `redis`, "
+    "`spreadCopiesOverNodes`"
+)
 ROWS = {
     "`settings`, those below left out": ["settings.router.slots=3"],
     "`replicas`, `maxReplicas`, `tolerations` of workers, settings that say how many replicas there are": [
@@ -32,12 +36,12 @@ ROWS = {
     ],
     "context shards where there were none": [SHARDS],
     "`service`, `networkPolicy`, `podDisruptionBudgets`, `serviceMonitor`, `prometheusRule`, "
-    "`grafanaDashboard`, `rbac`": [
+    "`grafanaDashboard`, `rbac`, `pods.accountAnnotations`": [
         "service.type=NodePort,networkPolicy.enabled=false,podDisruptionBudgets=false,serviceMonitor.enabled=true,"
         "prometheusRule.enabled=true,grafanaDashboard.enabled=true,rbac.readNodes=false",
+        "pods.accountAnnotations.cloud=role",
     ],
-    "image, weights, secrets, `pods`, nodes, cores, memory, GPUs, `head`, `autoscaling`, `drain`, `redis`, "
-    "`spreadCopiesOverNodes`": [
+    OF_PODS: [
         "image.tag=0.2.0",
         "weights.source=pvc,weights.claim=scout",
         "secrets[0].name=certificates,secrets[0].mountPath=/etc/certificates",
@@ -55,6 +59,9 @@ ROWS = {
 }
 """First cells of the table, and values that are changed; the settings of the last row are found below."""
 THEIR_OWN_ROWS = {"context.shards", "context.max_shards"}
+
+
+STRATEGY_NONE = "upgrade.strategy=None"
 
 
 def assigned(assignments):
@@ -92,8 +99,16 @@ def test_a_group_that_goes_makes_a_new_cluster(before):
     assert effect(assigned([SHARDS]), before) is Effect.NEW_CLUSTER
 
 
-def test_with_the_strategy_none_it_is_kuberay_that_does_nothing():
-    assert only(assigned(["upgrade.strategy=None"]), "RayService")["spec"]["upgradeStrategy"] == {"type": "None"}
+@pytest.fixture(scope="module")
+def before_without_new_clusters():
+    return assigned([STRATEGY_NONE])
+
+
+def test_with_the_strategy_none_changes_of_pods_wait_unless_settings_go_with_them(before_without_new_clusters):
+    waits, outage = (TABLE[row] for row in TABLE if row.startswith("the same"))
+    of_pods = [each for each in ROWS[OF_PODS] if each != SPREAD]
+    assert waits.startswith(effect(before_without_new_clusters, assigned([STRATEGY_NONE, *of_pods])))
+    assert outage.startswith(effect(before_without_new_clusters, assigned([STRATEGY_NONE, SPREAD])))
 
 
 def other_value(kind, default):
@@ -110,7 +125,7 @@ def other_value(kind, default):
     return (default or 0) + (20 if kind is int else 20.5)
 
 
-def test_only_the_settings_that_the_table_names_make_a_new_cluster(before, tmp_path):
+def test_only_the_settings_that_the_table_names_make_a_new_cluster(before, before_without_new_clusters, tmp_path):
     [row] = [row for row in TABLE if row.startswith("`settings.")]
     assert TABLE[row].startswith(Effect.NEW_CLUSTER)
     named = {each.removeprefix("settings.") for each in re.findall(r"`([a-z_.]+)`", row)}
@@ -125,14 +140,16 @@ def test_only_the_settings_that_the_table_names_make_a_new_cluster(before, tmp_p
     everything |= {"router.device": "cpu", "experts.device": "cpu", "http.host": "::"}
     assert named <= everything.keys()
 
-    def changed(keys):
+    def changed(keys, old=before, strategy="NewCluster"):
         settings = {}
         for key in keys:
             section, name = key.split(".")
             settings.setdefault(section, {})[name] = everything[key]
         file = tmp_path / "values.yaml"
-        file.write_text(yaml.safe_dump({"settings": settings}))
-        return effect(before, render(f"--values={file}"))
+        file.write_text(yaml.safe_dump({"settings": settings, "upgrade": {"strategy": strategy}}))
+        return effect(old, render(f"--values={file}"))
 
     assert changed(everything.keys() - named - THEIR_OWN_ROWS) is Effect.NO_PODS, "one of them is missing in the table"
     assert {key: changed([key]) for key in named} == dict.fromkeys(named, Effect.NEW_CLUSTER)
+    _, outage = (TABLE[row] for row in TABLE if row.startswith("the same"))
+    assert outage.startswith(changed(named, before_without_new_clusters, "None"))

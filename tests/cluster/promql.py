@@ -8,7 +8,22 @@ from cluster.metrics import METRICS, Metric
 
 KNOWN = {metric.name: metric for metric in METRICS}
 OF_SCRAPES = {"job", "instance", "namespace"}
-FUNCTIONS = {"sum", "max", "count", "topk", "rate", "histogram_quantile", "clamp_min", "scalar", "vector", "by", "or"}
+FUNCTIONS = {
+    "sum",
+    "max",
+    "count",
+    "topk",
+    "rate",
+    "histogram_quantile",
+    "clamp_min",
+    "scalar",
+    "vector",
+    "absent",
+    "by",
+    "or",
+    "unless",
+    "on",
+}
 OWN_GAUGES = {
     "herd_info",
     "herd_sequences_in_flight",
@@ -22,7 +37,7 @@ OWN_GAUGES = {
 def problems(expression: str) -> list[str]:
     """Return what a query asks for that METRICS does not have, and rates of what may fall."""
     found = []
-    bare = re.sub(r"\{.*?\}|\[.*?\]|\bby \(.*?\)|\b\d[\w.]*", " ", expression)
+    bare = re.sub(r"\{.*?\}|\[.*?\]|\b(?:by|on) ?\(.*?\)|\b\d[\w.]*", " ", expression)
     names = set(re.findall(r"[a-zA-Z_:][\w:]*", bare)) - FUNCTIONS
     metrics = {name: metric_of(name) for name in names}
     found += [f"{name} is no metric" for name, metric in metrics.items() if metric is None]

@@ -139,6 +139,13 @@ def test_replicas_are_counted_by_deployment_and_state(door, router):
     assert found["herd_replicas", "Experts-5, starting"] == 1
 
 
+def test_replicas_of_a_dense_model_are_counted_too(door, router):
+    door.service.model = with_experts(door.service.model, 0)
+    routers = tuple(each for each in busy_placement(16, 4).roster if each.deployment == "Router")
+    router.placement = PlacementInfo(version=17, roster=routers)
+    assert samples(door)["herd_replicas", "Router, ready"] == 2
+
+
 def test_pages_are_told_by_layers_and_state(door, router):
     router.loads = router_loads(ejected=())
     found = samples(door)
