@@ -6,7 +6,7 @@ kubectl talks to a stand-in of an API server that has what was installed. What i
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -18,21 +18,25 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import jsonschema  # type: ignore[import-untyped]
 import typer
 
 from benchmarks.chaos.application import HERD
 from cluster.cli.app import app
 from cluster.config_source import load_config
-from cluster.planner.advice import plan_or_refuse
-from cluster.planner.read_question import Texts, read_question
-from cluster.planner.values import as_values
-from protos.errors import NotEnoughMemory
+from cluster.openai.app import build_app
+from cluster.planner.read_question import read_config
+from cluster.served_model import load_served_model
+from cluster.service import InferenceService
+from models.presets import DEMO, DEMO_FOLDER
 from tests.chart.chart import Object, groups, only, render
 from tests.chart.programs import find_program
+from tests.cluster.scripted_router import ScriptedRouter, says
 from tests.conftest import ROOT
 from tests.docs.pages import Command
 from tests.kube.api_server import FakeApiServer
 from tests.kube.kubeconfig import write_kubeconfig
+from tests.kube.objects import NAMESPACE
 
 NEEDS_NETWORK = {
     "repo add kuberay https://ray-project.github.io/kuberay-helm/": "KubeRay's charts are at its own address",
@@ -42,6 +46,8 @@ NEEDS_NETWORK = {
 GIVEN_FILES = ("ca.pem", "door.pem", "door.key", "peer.pem", "peer.key", "peers-ca.pem")
 """What a reader has already where a page says so."""
 _CLUSTER = "herd-abcde"
+_REFUSAL = "herd: "
+"""How what Herd prints begins when it refuses."""
 _SUBSTITUTION = re.compile(r'"?\$\((.*)\)"?')
 _CLI = typer.main.get_command(app)
 
@@ -57,10 +63,8 @@ class Reader:
     def __init__(self, folder: Path, api: FakeApiServer) -> None:
         self._folder, self._api = folder, api
         self._kubeconfig = write_kubeconfig(folder, api.url)
-        self._installed: dict[str, list[str]] = {}
-        self._objects: list[Object] = []
+        self._releases: dict[tuple[str, str], tuple[list[str], list[Object]]] = {}
         self._built: set[str] = set()
-        self._namespace = "ai"
         for name in GIVEN_FILES:
             (folder / name).touch()
         (folder / "helm").symlink_to(ROOT / "helm")
@@ -69,11 +73,11 @@ class Reader:
         """Run a command, and return what it prints.
 
         Raises:
-            AssertionError: it fails, or nothing here knows how to run it.
+            AssertionError: it fails, prints something else than the page shows, or nothing here knows how to run it.
         """
-        return self._run(command.text, expects_refusal=command.shown.startswith("herd: "))
+        return self._run(command.text, command.shown)
 
-    def _run(self, text: str, *, expects_refusal: bool = False) -> str:
+    def _run(self, text: str, shown: str = "") -> str:
         text = text.replace("\\\n", " ")
         text = _SUBSTITUTION.sub(lambda found: shlex.quote(self._run(found[1]).strip()), text)
         words = shlex.split(text, comments=True)
@@ -86,7 +90,7 @@ class Reader:
             words.pop()
         program, *arguments = words
         known = {
-            "herd": lambda: self._herd(arguments, expects_refusal),
+            "herd": lambda: self._herd(arguments, shown),
             "helm": lambda: self._helm(arguments),
             "kubectl": lambda: self._kubectl(arguments),
             "curl": lambda: self._curl(arguments),
@@ -102,14 +106,14 @@ class Reader:
             (self._folder / target).write_text(printed)
         return printed
 
-    def _herd(self, arguments: list[str], expects_refusal: bool) -> str:
+    def _herd(self, arguments: list[str], shown: str) -> str:
         given = parse(arguments).params
-        if arguments[0] == "plan":
-            return _plan(given, expects_refusal)
-        if arguments[0] == "keys":
+        if arguments[0] in ("keys", "plan"):
             done = self._process(HERD, *arguments)
-            assert done.returncode == 0, done.stderr
+            assert (done.returncode != 0) is shown.startswith(_REFUSAL), done.stdout + done.stderr
+            _compare(done.stdout + done.stderr, shown)
             return done.stdout
+        assert not shown.startswith(_REFUSAL), f"no rule says how to test what herd {arguments[0]} refuses"
         if arguments[0] == "serve":
             named = {"model.path": given["model"], "model.quantize": given["quantize"]}
             more = [f"{name}={value}" for name, value in named.items() if value is not None]
@@ -120,27 +124,31 @@ class Reader:
         if " ".join(arguments) in NEEDS_NETWORK:
             return ""
         action, name, *rest = arguments
-        if "-n" in rest:
-            self._namespace = rest[rest.index("-n") + 1]
+        namespace = rest[rest.index("-n") + 1] if "-n" in rest else NAMESPACE
+        release = (namespace, name)
+        if action == "install":
+            assert release not in self._releases, f"{name} is installed already"
+        else:
+            assert release in self._releases, f"{name} is not installed in {namespace}"
         if action in ("install", "upgrade"):
             chart, *rest = rest
             assert chart == "./helm"
-            kept = {each for each in self._installed.get(name, ()) if each.endswith(".yaml")}
-            assert action == "install" or kept <= set(rest), f"it forgets {kept - set(rest)} of the installation"
-            self._objects = render(*rest)
-            self._has_installed(self._objects, is_new=action == "install")
-            self._installed[name] = rest
+            before, _ = self._releases.get(release, ([], []))
+            kept = {each for each in before if each.endswith(".yaml")}
+            assert kept <= set(rest), f"it forgets {kept - set(rest)} of the installation"
+            objects = render(*rest)
+            self._has_installed(objects, namespace, is_new=action == "install")
+            self._releases[release] = rest, objects
             return ""
         assert action in ("test", "uninstall"), f"no rule says how to test helm {action}"
-        assert name in self._installed, f"{name} is not installed"
         if action == "test":
-            hooks = [each["metadata"].get("annotations", {}) for each in self._objects]
+            hooks = [each["metadata"].get("annotations", {}) for each in self._releases[release][1]]
             assert "test" in [each.get("helm.sh/hook") for each in hooks]
         else:
-            del self._installed[name]
+            del self._releases[release]
         return ""
 
-    def _has_installed(self, objects: list[Object], *, is_new: bool) -> None:
+    def _has_installed(self, objects: list[Object], namespace: str, *, is_new: bool) -> None:
         """Put into the cluster what a release makes, and what KubeRay makes of it."""
         service = only(objects, "RayService")
         for plural, kind in (("rayservices", "RayService"), ("rayclusters", "RayCluster")):
@@ -150,23 +158,23 @@ class Reader:
             "conditions": [{"type": "Ready", "status": "True", "reason": "NonZeroServeEndpoints", "message": ""}],
             "activeServiceStatus": {"rayClusterName": _CLUSTER},
         }
-        self._put("rayservices", {"metadata": service["metadata"], "status": status})
+        self._put("rayservices", {**service, "status": status}, namespace)
         for each in objects:
             if each["kind"] == "Service":
-                self._put("services", each)
+                self._put("services", each, namespace)
         if not is_new:
             return  # KubeRay leaves what runs as it is
         cluster = service["spec"]["rayClusterConfig"]
-        self._put("rayclusters", {"metadata": {"name": _CLUSTER, "finalizers": ["ray.io/gcs"]}, "spec": cluster})
+        meta = {"name": _CLUSTER, "finalizers": ["ray.io/gcs"]}
+        self._put("rayclusters", {"metadata": meta, "spec": cluster}, namespace)
         templates = {name: group["template"] for name, group in groups(objects).items()}
         for name, template in ({"head": cluster["headGroupSpec"]["template"]} | templates).items():
             ready = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
             meta = {"name": f"{_CLUSTER}-{name}", "labels": template["metadata"]["labels"]}
-            self._put("pods", {"metadata": meta, "spec": template["spec"], "status": ready})
+            self._put("pods", {"metadata": meta, "spec": template["spec"], "status": ready}, namespace)
 
-    def _put(self, kind: str, found: Object) -> None:
-        namespaced = {**found, "metadata": {**found["metadata"], "namespace": self._namespace}}
-        self._api.put(kind, namespaced)
+    def _put(self, kind: str, found: Object, namespace: str) -> None:
+        self._api.put(kind, {**found, "metadata": {**found["metadata"], "namespace": namespace}})
 
     def _kubectl(self, arguments: list[str]) -> str:
         if arguments[:2] == ["create", "secret"]:
@@ -192,8 +200,13 @@ class Reader:
         patched = json.loads(self._real_kubectl("patch", "--local", "-f", str(file), *rest, "-o", "json"))
         assert patched != found, "it changes nothing"
         if patched["spec"] != found["spec"]:
-            assert _pods(patched["spec"]) == _pods(only(self._objects, "RayService")["spec"]["rayClusterConfig"])
-        self._put("rayclusters", patched)
+            [service] = [
+                only(objects, "RayService")
+                for (namespace, _), (_, objects) in self._releases.items()
+                if namespace == found["metadata"]["namespace"]
+            ]
+            assert _pods(patched["spec"]) == _pods(service["spec"]["rayClusterConfig"])
+        self._api.put("rayclusters", patched)
         return ""
 
     def _real_kubectl(self, *arguments: str, fails: bool = False) -> str:
@@ -202,15 +215,19 @@ class Reader:
         return done.stdout
 
     def _process(self, *command: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "KUBECONFIG": str(self._kubeconfig), "HOME": str(self._folder)}
+        environment = {**os.environ, "KUBECONFIG": str(self._kubeconfig), "HOME": str(self._folder), "COLUMNS": "100"}
         return subprocess.run(
             command, env=environment, cwd=self._folder, capture_output=True, text=True, timeout=60, check=False
         )
 
     def _curl(self, arguments: list[str]) -> str:
         [url] = [each for each in arguments if "://" in each or each.startswith("localhost")]
-        assert re.search(r"(localhost|-http\.\w+\.svc):8000/v1/", url), f"{url}: no rule says what answers there"
-        json.loads(arguments[arguments.index("-d") + 1])
+        found = re.fullmatch(r"(?:https?://)?(?:localhost|\w+-http\.\w+\.svc):8000(/v1/.*)", url)
+        assert found is not None, f"{url}: no rule says what answers there"
+        schema = openapi_page()["paths"][found[1]]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        body = json.loads(arguments[arguments.index("-d") + 1])
+        jsonschema.validate(body, schema)
+        assert body.keys() <= schema["properties"].keys(), "a front door ignores fields that it does not know"
         return ""  # tests/e2e asks a Herd
 
     def _docker(self, arguments: list[str]) -> str:
@@ -218,10 +235,13 @@ class Reader:
         if action == "push":
             assert rest[0] in self._built, f"{rest[0]} was not built"
             return ""
-        assert (action, rest[-1]) == ("build", "."), f"no rule says how to test docker {action}"
+        *options, context = rest
+        assert (action, context) == ("build", "."), f"no rule says how to test docker {action}"
         taken = re.findall(r"^ARG (\w+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
-        assert all(each.partition("=")[0] in taken for each in rest if each.isupper())
-        self._built.add(rest[rest.index("--tag") + 1])
+        for option, value in zip(options[::2], options[1::2], strict=True):
+            assert option in ("--tag", "--build-arg"), f"no rule says how to test docker build {option}"
+            assert option == "--tag" or value.partition("=")[0] in taken, f"the Dockerfile takes no {value}"
+        self._built.add(options[options.index("--tag") + 1])
         return ""
 
     def _make(self, arguments: list[str]) -> str:
@@ -263,15 +283,21 @@ def _pods(cluster: Object) -> dict[str, tuple[int, ...]]:
     return {each["groupName"]: tuple(each[key] for key in keys) for each in cluster["workerGroupSpecs"]}
 
 
-def _plan(given: dict[str, Any], expects_refusal: bool) -> str:
-    """Plan as the command does; tests/cluster/planner compares what it prints."""
-    texts = Texts(**{field.name: given[field.name] for field in dataclasses.fields(Texts)})
-    try:
-        found = plan_or_refuse(read_question(texts))
-    except NotEnoughMemory:
-        assert expects_refusal
-        return ""
-    return as_values(found, "herd plan") if given["values"] else ""
+def _compare(printed: str, shown: str) -> None:
+    """Hold what a command printed to what a page shows below it: nothing, all of it, or its beginning and `...`."""
+    found = "\n".join(line.rstrip() for line in printed.splitlines())
+    beginning = shown.rstrip().removesuffix("...")
+    is_whole = beginning == shown.rstrip() != ""
+    assert found == beginning if is_whole else found.startswith(beginning.rstrip()), found
+
+
+@functools.cache
+def openapi_page() -> Object:
+    """Return what a front door of the demo model says of itself."""
+    config = read_config(DEMO)
+    limits = {"context_length": config.max_positions, "dtype": "float32", "fingerprint": ""}
+    model = load_served_model(DEMO_FOLDER, config, name=DEMO, **limits)
+    return build_app(InferenceService(model, ScriptedRouter(says()))).openapi()
 
 
 def parse(arguments: list[str]) -> Any:

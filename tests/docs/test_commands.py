@@ -88,11 +88,49 @@ def test_every_command_that_helm_prints_does_what_it_says(installed, upgraded, r
         "python -m benchmarks.simulate --days 1",
         "pip install 'llama-herd[plots]'",
         "curl http://localhost:8000/v2",
+        """curl localhost:8000/v1/complitions -d '{"prompt": "a"}'""",
+        """curl localhost:8000/v1/completions -d '{"promt": 1}'""",
+        """curl localhost:8000/v1/completions -d '{"prompt": "a", "max_tokns": 1}'""",
+        """curl localhost:8000/v1/completions -d '{"prompt": "a", "model": "dmeo"}'""",
+        "docker build --tag herd --build-arg TORCH_INDX=https://example.com .",
+        "docker build --tga herd .",
         "terraform apply",
     ],
 )
 def test_a_command_that_is_wrong_or_that_no_rule_covers_is_told(reader, wrong):
     assert len(type_all(reader, [Command("", 0, wrong)])) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("herd plan demo --gpus h100", "herd: expected room\n"),
+        ("herd plan scout --gpus h100", "scout in bf16 on h100\n"),
+        ("herd plan scout --gpus h100", "herd: expected room\n"),
+        ("herd plan demo --gpus h100", "demo in fp8 on h100\n...\n"),
+        ("herd serve --set router.slots=3", "herd: expected a Herd\n"),
+    ],
+)
+def test_what_a_page_shows_is_compared_with_what_is_printed(reader, command, shown):
+    assert len(type_all(reader, [Command("", 0, command, shown)])) == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["helm upgrade herd ./helm"],
+        ["helm install herd ./helm", "helm install herd ./helm"],
+        ["helm install herd ./helm", "helm test herd -n elsewhere"],
+        ["helm install herd ./helm -n llama", "helm upgrade herd ./helm"],
+        ["helm install herd ./helm", "helm uninstall herd", "helm test herd"],
+        ["helm install herd ./helm --values=secure.yaml", "helm upgrade herd ./helm"],
+    ],
+)
+def test_helm_wants_a_release_where_it_is(wrong, reader, tmp_path):
+    (tmp_path / "secure.yaml").touch()
+    *before, last = [Command("", 0, each) for each in wrong]
+    assert type_all(reader, before) == []
+    assert len(type_all(reader, [last])) == 1
 
 
 @pytest.mark.parametrize("command", SENTENCES)
