@@ -26,7 +26,7 @@ from benchmarks.chaos.comparison import compare
 from benchmarks.chaos.load import Load
 from benchmarks.chaos.record import StreamRecord
 from benchmarks.chaos.requests import make_requests
-from benchmarks.pods.cluster import PodCluster, wait
+from benchmarks.pods.cluster import PodCluster
 from benchmarks.pods.newcomers import Newcomers, visit
 from benchmarks.pods.pod import HOST, Pod, make_network
 from benchmarks.pods.rendered import render_release
@@ -107,7 +107,7 @@ class _Trial:
             began = time.monotonic()
             took_s = self._cluster.delete(pod)
             print(f"{pod.name} ended {took_s:.1f} s after SIGTERM", flush=True)
-            wait(lambda: self._cluster.is_whole)
+            self._cluster.wait(lambda: self._cluster.is_whole)
             print(f"everything runs again {time.monotonic() - began:.1f} s after SIGTERM", flush=True)
             self._wait_for_tokens(200)
         self._load.stop()
@@ -128,7 +128,7 @@ class _Trial:
         """Taint a pod's node, and wait."""
         began = time.monotonic()
         self._cluster.taint(pod, _TAINT)
-        wait(lambda: self._cluster.drains(pod))
+        self._cluster.wait(lambda: self._cluster.drains(pod))
         drains_after_s = time.monotonic() - began
         print(f"taint to drain begun: {drains_after_s:.2f} s", flush=True)
         assert drains_after_s < _NOTICED_S, f"expected the drain to begin within {_NOTICED_S:g} s"
@@ -139,7 +139,7 @@ class _Trial:
 
     def _wait_for_tokens(self, num_tokens: int) -> None:
         goal = self._num_tokens() + num_tokens
-        wait(lambda: self._num_tokens() >= goal)
+        self._cluster.wait(lambda: self._num_tokens() >= goal)
 
     def _num_tokens(self) -> int:
         return sum(len(record.token_ids) for record in list(self._load.records))

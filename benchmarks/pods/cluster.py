@@ -47,7 +47,8 @@ class PodCluster:
         self._num_made = 1  # this machine
         self._deleted: set[str] = set()
         self._stopping = threading.Event()
-        self._restarting = threading.Thread(target=self._restart, name="kubelet", daemon=True)
+        self._restarting = threading.Thread(target=self._keep_running, name="kubelet", daemon=True)
+        self._failure: Exception | None = None
         self._token = secrets.token_hex(32)
         front_doors = self._groups["front-door"]
         assert front_doors.probe is not None
@@ -59,12 +60,12 @@ class PodCluster:
         self.service.__enter__()
         self._restarting.start()
         self._head = self._make(self._groups[HEAD])
-        wait(lambda: self._dashboard("GET") is not None)
+        self.wait(lambda: self._dashboard("GET") is not None)
         groups = [group for group in self._release.groups[1:] for _ in range(group.num_pods)]
         with ThreadPoolExecutor(_STARTS_AT_ONCE) as pool:
             list(pool.map(self._make_well, groups))
-        wait(lambda: self._dashboard("PUT", self._release.application) is not None)
-        wait(lambda: self.is_whole)
+        self.wait(lambda: self._dashboard("PUT", self._release.application) is not None)
+        self.wait(lambda: self.is_whole)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -73,6 +74,21 @@ class PodCluster:
         for _, each in self._pods.values():
             each.end(0)
         self.service.__exit__()
+
+    def wait(self, holds: Callable[[], bool]) -> None:
+        """Look again and again until something holds.
+
+        Raises:
+            TimeoutError: it did not in time.
+            RuntimeError: a pod that ended by itself could not be started again.
+        """
+        give_up_at = time.monotonic() + _WAIT_S
+        while not holds():
+            if self._failure is not None:
+                raise RuntimeError("expected pods to start again, found one that does not") from self._failure
+            if time.monotonic() > give_up_at:
+                raise TimeoutError(f"it did not come to that within {_WAIT_S:g} s")
+            time.sleep(0.1)
 
     def pods(self, group: str) -> list[Pod]:
         """Return the pods of a group, by name."""
@@ -119,7 +135,13 @@ class PodCluster:
 
     def _make_well(self, group: PodGroup) -> None:
         made = self._make(group)
-        wait(lambda: made.is_well)
+        self.wait(lambda: made.is_well)
+
+    def _keep_running(self) -> None:
+        try:
+            self._restart()
+        except Exception as error:  # noqa: BLE001  a thread's end: `wait` raises it where somebody sees it
+            self._failure = error
 
     def _restart(self) -> None:
         """Start pods again whose main process has ended by itself, as a kubelet does."""
@@ -186,16 +208,3 @@ def _ask(url: str, headers: dict[str, str], method: str = "GET", body: object = 
             return found
     except (urllib.error.URLError, OSError, ValueError):
         return None
-
-
-def wait(holds: Callable[[], bool], timeout_s: float = _WAIT_S) -> None:
-    """Look again and again until something holds.
-
-    Raises:
-        TimeoutError: it did not in time.
-    """
-    give_up_at = time.monotonic() + timeout_s
-    while not holds():
-        if time.monotonic() > give_up_at:
-            raise TimeoutError(f"it did not come to that within {timeout_s:g} s")
-        time.sleep(0.1)

@@ -154,6 +154,8 @@ class Pod:
             if time.monotonic() > give_up_at:
                 raise TimeoutError(f"expected pod {self.name} to begin within {_WAIT_S:g} s; see {self._folder}/log")
             time.sleep(0.01)
+        # The kernel takes a while to clear away the network of a pod that has ended, and the link with it.
+        subprocess.run(["ip", "link", "delete", self._link], stderr=subprocess.DEVNULL, check=False)
         for command in (
             f"link add {self._link} type veth peer name eth0 netns {pid}",
             f"link set {self._link} master {_BRIDGE} up",
