@@ -107,6 +107,24 @@ def test_lists_thousands_page_by_page(server, core, monkeypatch):
     assert sum("limit=2" in each for each in server.requests) == 3
 
 
+def test_hears_of_what_changes_between_two_pages(server, core, monkeypatch):
+    monkeypatch.setattr(kubernetes, "_PAGE", 1)
+    for name in ("n1", "n2"):
+        server.put("nodes", node(name))
+
+    def list_(**options):
+        page = core.list_node(**options)
+        if options.get("limit") and "_continue" not in options:
+            server.put("nodes", node("n0"))
+            server.delete("nodes", "n2")
+        return page
+
+    nodes = Followed("nodes", list_)
+    nodes.mirror.start()
+    nodes.wait_names("n0", "n1")
+    nodes.mirror.stop()
+
+
 def test_a_list_whose_next_page_is_forgotten_begins_anew(server, core, monkeypatch):
     monkeypatch.setattr(kubernetes, "_PAGE", 1)
     server.put("nodes", node("n1"))

@@ -1,14 +1,15 @@
 """A Kubernetes API server as far as Herd's and Ray's clients need one: real HTTP on a free port, objects in memory.
 
-It lists, page by page, and watches with resource versions and label selectors, says 410 Gone to who is too far behind,
-replaces parts of objects by JSON Patch, answers SelfSubjectAccessReviews by what was forbidden, and fails as told:
-refusals, dropped streams, being away.
+It lists, page by page out of a snapshot, and watches with resource versions and label selectors, says 410 Gone to who
+is too far behind, replaces parts of objects by JSON Patch, answers SelfSubjectAccessReviews by what was forbidden, and
+fails as told: refusals, dropped streams, being away.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import secrets
 import ssl
 import threading
 import time
@@ -25,6 +26,8 @@ _PATH = re.compile(
     r"/(?:api/(?P<core>v1)|apis/(?P<group>[^/]+/[^/]+))(?:/namespaces/(?P<namespace>[^/]+))?/(?P<kind>[a-z]+)(?:/(?P<name>[^/]+))?$"
 )
 _LONGEST_WATCH_S = 300.0
+MOST_LISTS = 100
+"""Lists whose next page is kept; who asks for that of an older one is told 410."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ class FakeApiServer:
         self._changed = threading.Condition()
         self._objects: dict[tuple[str, str, str], Object] = {}
         self._log: list[_Change] = []
+        self._next_pages: dict[str, tuple[int, list[Object]]] = {}
         self._version, self._oldest, self._epoch = 100, 100, 0
         self._forbidden: set[str] = set()
         self._refusals: list[tuple[int, dict[str, str]]] = []
@@ -122,10 +126,11 @@ class FakeApiServer:
             self._changed.notify_all()
 
     def compact(self) -> None:
-        """Forget all changes so far: watches that resume from before them are told 410."""
+        """Forget all changes so far: watches and lists that resume from before them are told 410."""
         with self._changed:
             self._version += 1
             self._log.clear()
+            self._next_pages.clear()
             self._oldest = self._version
 
     def go_away(self) -> None:
@@ -170,6 +175,15 @@ class FakeApiServer:
                 if its_kind == kind and namespace in (None, its_namespace) and _matches(each, selector)
             ]
             return found, self._version
+
+    def _keep(self, version: int, left: list[Object]) -> str:
+        """Return the `continue` for the rest of a list, as it is now."""
+        token = secrets.token_hex(8)
+        with self._changed:
+            self._next_pages[token] = version, left
+            for oldest in list(self._next_pages)[:-MOST_LISTS]:
+                del self._next_pages[oldest]
+        return token
 
     def _changes_after(self, version: int, deadline: float, epoch: int) -> list[_Change] | None:
         """Wait for changes; none: the time is over. None: the stream is dropped."""
@@ -251,18 +265,20 @@ def _handler(api: FakeApiServer) -> type[BaseHTTPRequestHandler]:
                 self._answer(422, _status(422, f"{type(error).__name__}: {error}"))
 
         def _list(self, kind: str, namespace: str | None, query: dict[str, str], crds: list[Object]) -> None:
-            """Answer with a page: a `continue` names the list's version and the last object before it."""
-            objects, version = api._select(kind, namespace, query.get("labelSelector", ""))
-            begun, _, last = query.get("continue", "").partition(" ")
-            version = int(begun or version)
-            if version < api._oldest:
-                self._answer(410, _status(410, "the provided continue parameter is too old"))
-                return
-            left = sorted((each for each in objects if _key(each) > last), key=_key)
+            """Answer with a page: all pages of a list are of its first one's version."""
+            if token := query.get("continue"):
+                kept = api._next_pages.get(token)
+                if kept is None:
+                    self._answer(410, _status(410, "the provided continue parameter is too old"))
+                    return
+                version, left = kept
+            else:
+                objects, version = api._select(kind, namespace, query.get("labelSelector", ""))
+                left = sorted(objects, key=_key)
             page = left[: int(query.get("limit") or 0) or None]
             meta = {"resourceVersion": str(version)}
             if len(page) < len(left):
-                meta["continue"] = f"{version} {_key(page[-1])}"
+                meta["continue"] = api._keep(version, left[len(page) :])
             listed = {"metadata": meta, "items": [with_kind(kind, each, crds) for each in page]}
             self._answer(200, list_with_kind(kind, listed, crds))
 

@@ -9,7 +9,7 @@ import pytest
 from kubernetes import client, watch
 
 from tests.certificates import Authority
-from tests.kube.api_server import FakeApiServer
+from tests.kube.api_server import MOST_LISTS, FakeApiServer
 from tests.kube.objects import CLUSTER, NAMESPACE, node, pod
 
 pytest_plugins = ("tests.kube.fixtures",)
@@ -23,15 +23,29 @@ def test_lists_what_a_selector_names(server, core):
     assert core.list_namespaced_pod("elsewhere").items == []
 
 
-def test_lists_a_page_at_a_time(server, core):
+def test_pages_of_a_list_are_of_one_moment_and_a_watch_tells_what_came_after(server, core):
     for name in ("n1", "n2", "n3"):
         server.put("nodes", node(name))
     first = core.list_node(limit=2)
     server.put("nodes", node("n4"))
+    server.delete("nodes", "n3")
     rest = core.list_node(limit=2, _continue=first.metadata._continue)
-    assert [each.metadata.name for each in (*first.items, *rest.items)] == ["n1", "n2", "n3", "n4"]
-    assert rest.metadata.resource_version == first.metadata.resource_version
+    assert [each.metadata.name for each in (*first.items, *rest.items)] == ["n1", "n2", "n3"]
     assert rest.metadata._continue is None
+    version = rest.metadata.resource_version
+    assert version == first.metadata.resource_version
+    events = watch.Watch().stream(core.list_node, resource_version=version, timeout_seconds=1)
+    seen = [(each["type"], each["object"].metadata.name) for each in (next(events), next(events))]
+    assert seen == [("ADDED", "n4"), ("DELETED", "n3")]
+
+
+def test_forgets_the_next_page_of_all_but_the_newest_lists(server, core):
+    for name in ("n1", "n2"):
+        server.put("nodes", node(name))
+    first, *_, last = [core.list_node(limit=1).metadata._continue for _ in range(MOST_LISTS + 1)]
+    assert len(core.list_node(_continue=last).items) == 1
+    with pytest.raises(client.ApiException, match="410"):
+        core.list_node(_continue=first)
 
 
 def test_a_watch_begins_after_its_version(server, core):
