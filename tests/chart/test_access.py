@@ -92,8 +92,11 @@ def test_what_helm_test_runs_is_a_command_and_goes_to_a_service_of_front_doors(o
 
 def test_a_claim_secrets_and_preloading_are_those_that_values_name():
     values = ["weights.source=pvc", "weights.claim=scout", "secrets[0].name=keys", "secrets[0].mountPath=/etc/keys"]
-    values += ["settings.experts.warm_spares=1"]
-    pods = pods_of(render(*(f"--set={each}" for each in values)))
+    values += ["settings.experts.warm_spares=1", "redis.address=redis:6379", "redis.passwordSecret=redis"]
+    objects = render(*(f"--set={each}" for each in values))
+    redis = only(objects, "RayService")["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]
+    assert redis["redisPassword"]["valueFrom"]["secretKeyRef"] == {"name": "redis", "key": "password"}
+    pods = pods_of(objects)
     for name, pod in pods.items():
         volumes = {each["name"]: each for each in pod["spec"]["volumes"]}
         mounts = {each["mountPath"]: volumes[each["name"]] for each in pod["spec"]["containers"][0]["volumeMounts"]}

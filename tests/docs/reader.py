@@ -137,6 +137,7 @@ class Reader:
             kept = {each for each in before if each.endswith(".yaml")}
             assert kept <= set(rest), f"it forgets {kept - set(rest)} of the installation"
             objects = render(*rest)
+            self._check_secrets(objects, namespace)
             self._has_installed(objects, namespace, is_new=action == "install")
             self._releases[release] = rest, objects
             return ""
@@ -147,6 +148,24 @@ class Reader:
         else:
             del self._releases[release]
         return ""
+
+    def _check_secrets(self, objects: list[Object], namespace: str) -> None:
+        """Hold the files that settings name below a Secret's mount, and the operator's key, to Secrets there are."""
+        settings = only(objects, "ConfigMap")["data"]["herd.yaml"]
+        wanted = set()
+        for group in groups(objects).values():
+            pod = group["template"]["spec"]
+            names = {each["name"]: each["secret"]["secretName"] for each in pod["volumes"] if "secret" in each}
+            for mount in pod["containers"][0]["volumeMounts"]:
+                if name := names.get(mount["name"]):
+                    wanted |= {(name, file) for file in re.findall(rf"{mount['mountPath']}/(\S+)", settings)}
+        for pod in (each["spec"] for each in objects if each["kind"] == "Pod"):
+            sources = [each.get("valueFrom", {}) for each in pod["containers"][0]["env"]]
+            wanted |= {(each["secretKeyRef"]["name"], each["secretKeyRef"]["key"]) for each in sources if each}
+        for name, file in wanted:
+            found = self._api.get("secrets", name, namespace)
+            assert found is not None, f"there is no Secret {name}"
+            assert file in found["data"], f"the Secret {name} has no {file}"
 
     def _has_installed(self, objects: list[Object], namespace: str, *, is_new: bool) -> None:
         """Put into the cluster what a release makes, and what KubeRay makes of it."""
@@ -178,7 +197,9 @@ class Reader:
 
     def _kubectl(self, arguments: list[str]) -> str:
         if arguments[:2] == ["create", "secret"]:
-            return self._real_kubectl(*arguments, "--dry-run=client", "-o", "yaml")
+            made = self._real_kubectl(*arguments, "--dry-run=client", "-o", "json")
+            self._put("secrets", json.loads(made), NAMESPACE)
+            return made
         known = ("describe", "get", "logs", "patch", "port-forward", "wait")
         [action] = [each for each in arguments[:3] if each in known]
         if action == "patch":

@@ -23,6 +23,8 @@ SHOWN = [each for page in PAGES for each in pages.files_of(page, pages.text_of(p
 SENTENCES = sorted({each.text for page in PAGES for each in pages.sentences_of(page, pages.text_of(page))})
 TLS = "--set=settings.tls.cert=/etc/tls/tls.crt,settings.tls.client_ca=/etc/tls/ca.crt,operatorKey.tlsSecret=operator"
 
+KEYS = "--set=secrets[0].name=keys,secrets[0].mountPath=/etc/keys,settings.auth.keys_file=/etc/keys/keys.yaml"
+
 
 @pytest.fixture
 def reader(needs_helm, tmp_path, monkeypatch):
@@ -124,9 +126,12 @@ def test_what_a_page_shows_is_compared_with_what_is_printed(reader, command, sho
         ["helm install herd ./helm -n llama", "helm upgrade herd ./helm"],
         ["helm install herd ./helm", "helm uninstall herd", "helm test herd"],
         ["helm install herd ./helm --values=secure.yaml", "helm upgrade herd ./helm"],
+        [f"helm install herd ./helm {KEYS}"],
+        ["kubectl create secret generic keys --from-file=key=ca.pem", f"helm install herd ./helm {KEYS}"],
+        ["helm install herd ./helm --set=operatorKey.secret=operator"],
     ],
 )
-def test_helm_wants_a_release_where_it_is(wrong, reader, tmp_path):
+def test_helm_wants_a_release_where_it_is_and_secrets_with_what_is_read(wrong, reader, tmp_path):
     (tmp_path / "secure.yaml").touch()
     *before, last = [Command("", 0, each) for each in wrong]
     assert type_all(reader, before) == []
