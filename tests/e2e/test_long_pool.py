@@ -25,8 +25,8 @@ NUM_TOKENS = 8
 LONG_PROMPT = [3 + index % 200 for index in range(1200)]
 OTHER_LONG_PROMPT = LONG_PROMPT[::-1]  # no page of it is in a cache yet
 SHORT_PROMPT = [5, 6, 7]
-# Small steps: then even the demo model takes long enough over a prompt to tell of it. Beside other tests no core is idle:
-# a router that takes only those would wait for them.
+# Small steps: then even the demo model takes long enough over a prompt to tell of it. Not on idle cores alone: beside
+# other tests there are none.
 SETTINGS = (
     "long.from_tokens=1000",
     "long.min_replicas=0",
