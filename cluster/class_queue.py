@@ -19,7 +19,7 @@ from cluster.expected_start import RunningSequence, expected_start_s
 from cluster.replay import Generate
 from protos.errors import Overloaded
 from router.request import EngineEvent, GenerationRequest
-from router.turns import next_turn
+from router.turns import Rank, next_turn
 
 _FIRST = -(2**63)
 """A priority before all that requests may have."""
@@ -27,8 +27,6 @@ _LEAST_S = 0.001
 """Of a time that is over: whoever watches the deadline tells."""
 ASK_AGAIN_S = 0.5
 """Seconds after which full routers are asked again though no sequence of this front door has left."""
-Rank = tuple[int, int, int]
-"""Who is served first: the lower priority number, then the tenant's turn, then who came first."""
 _REMEMBER = 0.7
 """Share of a past measure in the next one."""
 
@@ -62,9 +60,10 @@ class ClassQueue:
         return turn
 
     def _rank(self, request: GenerationRequest) -> Rank:
-        waiting = [(each.tenant, each.rank[1]) for each in self._waiting if each.rank[0] == request.priority]
-        started = [each.rank[1] for each in self._running if each.rank[0] == request.priority]
-        return request.priority, next_turn(request.tenant, waiting, started), self._num_joined
+        waiting = ((each.rank, each.tenant) for each in self._waiting)
+        started = (each.rank for each in self._running)
+        number = next_turn(request.priority, request.tenant, waiting, started)
+        return request.priority, number, self._num_joined
 
     @property
     def num_waiting(self) -> int:

@@ -18,10 +18,9 @@ from router.kv_cache.layout import CacheLayout
 from router.limits import EngineLimits
 from router.paging.chunks import chunk_start
 from router.paging.paged_kv import PagedKv
-from router.request import GenerationRequest
 from router.sequence import Sequence
 from router.step_budget import StepBudget
-from router.turns import next_turn
+from router.turns import Rank, next_turn
 
 _MOST_LOGITS = 512
 """Tokens of a step that one sequence may want logits of: a row has 0.8 MB with a vocabulary of 200,000."""
@@ -89,10 +88,9 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence."""
-        request = sequence.request
-        waiting = [(each.request.tenant, each.turn) for each in self._waiting if _is_as_urgent(each, request)]
-        started = [each.turn for each in self._running if _is_as_urgent(each, request)]
-        sequence.turn = next_turn(request.tenant, waiting, started)
+        waiting = ((each.rank, each.request.tenant) for each in self._waiting)
+        started = (each.rank for each in self._running)
+        sequence.turn = next_turn(sequence.request.priority, sequence.request.tenant, waiting, started)
         self._queue(sequence)
 
     def remove(self, sequence: Sequence) -> None:
@@ -305,11 +303,7 @@ def _held(sequence: Sequence) -> tuple[int, int]:
     return sequence.pages.global_table.num_held, sequence.pages.local_table.num_held
 
 
-def _is_as_urgent(sequence: Sequence, request: GenerationRequest) -> bool:
-    return sequence.request.priority == request.priority
-
-
-def _rank(sequence: Sequence) -> tuple[int, int, int]:
+def _rank(sequence: Sequence) -> Rank:
     return sequence.rank
 
 

@@ -14,6 +14,7 @@ from router.paging.sequence_pages import SequencePages
 from router.request import EngineEvent, GenerationRequest, TokenLogprob
 from router.sampling import SamplingState
 from router.trace import SequenceTrace
+from router.turns import Rank
 
 _LOG = logging.getLogger(__name__)
 
@@ -94,8 +95,8 @@ class Sequence:
         )
 
     @property
-    def rank(self) -> tuple[int, int, int]:
-        """Return what decides who is served first: the lower priority number, then the turn, then the arrival."""
+    def rank(self) -> Rank:
+        """Return what decides who is served first."""
         return self.request.priority, self.turn, self.arrival
 
     @property

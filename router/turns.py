@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+Rank = tuple[int, int, int]
+"""Who is served first: the lower priority number, then the lower turn, then who came first."""
 
-def next_turn(tenant: str, waiting: Iterable[tuple[str, int]], started: Iterable[int]) -> int:
-    """Return the turn of a sequence that begins to wait: whoever has the lowest gets the next slot.
+
+def next_turn(priority: int, tenant: str, waiting: Iterable[tuple[Rank, str]], started: Iterable[Rank]) -> int:
+    """Return the turn of a sequence that begins to wait: of equal priority, the lowest gets the next slot.
 
     It is the one after its tenant's last, but at least that of whoever is next. So nobody gains by asking for many at
     once, nobody loses by having been away or by giving up, and everybody's turn is the lowest at last. With one tenant,
@@ -14,11 +17,12 @@ def next_turn(tenant: str, waiting: Iterable[tuple[str, int]], started: Iterable
     cost, reckoned from who is there instead of kept.
 
     Args:
+        priority: of the sequence; those of others do not count.
         tenant: whose it is.
-        waiting: tenant and turn of those that wait and go neither before it nor after it in any case.
-        started: turns of those of them that have a slot.
+        waiting: rank and tenant of those that wait.
+        started: ranks of those that have a slot.
     """
-    others = list(waiting)
-    own = max((turn for whose, turn in others if whose == tenant), default=-1)
-    now = min((turn for _, turn in others), default=max(started, default=0))
-    return max(own + 1, now)
+    others = [(turn, whose) for (its, turn, _), whose in waiting if its == priority]
+    own = max((turn for turn, whose in others if whose == tenant), default=-1)
+    latest = max((turn for its, turn, _ in started if its == priority), default=0)
+    return max(own + 1, min((turn for turn, _ in others), default=latest))

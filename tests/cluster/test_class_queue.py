@@ -12,6 +12,7 @@ import pytest
 from cluster.class_queue import ClassQueue, Turn
 from protos.errors import NoReplica, Overloaded
 from router.request import Ended, EngineEvent, GenerationRequest
+from tests.clock import Clock
 
 DEADLINE_S = 20.0
 
@@ -40,14 +41,6 @@ class RoomyPool:
 
     def end(self, request_id: str) -> None:
         self._ends[request_id].set()
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Line:

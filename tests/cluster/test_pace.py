@@ -16,19 +16,12 @@ from cluster.pace import REFUSALS_PER_S, Pace
 from cluster.service import InferenceService
 from protos.inference.v1 import inference_pb2 as pb
 from protos.inference.v1.inference_pb2_grpc import InferenceServiceStub
+from tests.clock import Clock
 from tests.cluster.live_front_door import LiveFrontDoor
 from tests.cluster.test_bounded_connection import connect
 
 BODY = {"prompt": "Hello", "max_tokens": 2}
 FLOOD = 3 * REFUSALS_PER_S
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

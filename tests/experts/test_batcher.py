@@ -14,6 +14,7 @@ import torch
 from experts.batcher import Batcher, BatcherLimits
 from experts.work import Outcome, Work
 from protos import errors
+from tests.clock import Clock
 from tests.experts.replica_client import wait_until
 
 WAIT_S = 20
@@ -37,16 +38,6 @@ class GatedDoubler:
         if self.failure is not None:
             raise self.failure
         return hidden_ND * 2
-
-
-class Clock:
-    """Time that passes when told to."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 @pytest.fixture
@@ -177,7 +168,7 @@ def test_times_tell_waiting_from_computing(start, experts, clock):
     batcher, inbox = start(), Inbox()
     first = occupy(batcher, experts, clock)
     batcher.submit(inbox.work(clock))
-    clock.now_s += 0.25
+    clock.now += 0.25
     experts.gate.set()
     outcome = first.next()
     assert (outcome.queue_us, outcome.compute_us) == (0, 250_000)
@@ -212,7 +203,7 @@ def test_late_work_is_not_computed_and_its_neighbours_are(start, experts, clock)
     occupy(batcher, experts, clock)
     batcher.submit(late.work(clock, deadline_s=clock() + 1))
     batcher.submit(early.work(clock, deadline_s=clock() + 3, counts={4: 2}))
-    clock.now_s += 2
+    clock.now += 2
     experts.gate.set()
     assert isinstance(late.next().error, errors.DeadlineExceeded)
     assert early.next().outputs_ND.shape == (2, 2)
@@ -348,7 +339,7 @@ def test_work_that_stands_back_is_not_merged_with_other_work_of_its_layer(start,
 def test_time_that_others_took_is_not_counted_twice(start, experts, clock):
     class SlowDoubler:
         def __call__(self, layer, hidden_ND, expert_ids, token_counts):
-            clock.now_s += 1.0
+            clock.now += 1.0
             return experts(layer, hidden_ND, expert_ids, token_counts)
 
     batcher, inbox = start(piece_macs=7 * 10, inline_tokens=0), Inbox()
@@ -365,7 +356,7 @@ def test_time_that_others_took_is_not_counted_twice(start, experts, clock):
 
 def test_pieces_are_held_back_for_a_time_of_others_and_then_have_their_turn(start, experts, clock):
     def run(layer, hidden_ND, expert_ids, token_counts):
-        clock.now_s += 1.0
+        clock.now += 1.0
         return experts(layer, hidden_ND, expert_ids, token_counts)
 
     batcher, inbox = start(piece_macs=7 * 10, inline_tokens=0), Inbox()

@@ -10,30 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.even_share import STAY_S, EvenShare
-from router.paging.blocks import BlockChain
-from router.request import GenerationRequest
-from router.sampling import SamplingState
 from router.sequence import Sequence
 from tests.router.simulation import Simulation
 
 
 def sequences(held: bool = True, **counts: int) -> list[Sequence]:
     """Return so many sequences of each tenant."""
-    requests = [
-        GenerationRequest(request_id=f"{tenant}-{index}", prompt_ids=(5,), max_tokens=9, tenant=tenant, even_share=held)
-        for tenant, count in counts.items()
-        for index in range(count)
-    ]
+    simulation = Simulation()
     return [
-        Sequence(
-            request=each,
-            receiver=lambda event: None,
-            sampling=SamplingState(each),
-            deadline=None,
-            arrival=index,
-            chain=BlockChain(4),
-        )
-        for index, each in enumerate(requests)
+        simulation.add((5,), 9, tenant=tenant, even_share=held)
+        for tenant, count in counts.items()
+        for _ in range(count)
     ]
 
 

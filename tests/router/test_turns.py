@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from router.turns import next_turn
+from router.turns import Rank, next_turn
 from tests.router.simulation import Simulation
 
 
@@ -10,19 +10,21 @@ class Line:
     """Who waits, and who has a slot."""
 
     def __init__(self) -> None:
-        self.waiting: list[tuple[str, int]] = []
-        self.started: list[int] = []
+        self.waiting: list[tuple[Rank, str]] = []
+        self.started: list[Rank] = []
+        self._num_joined = 0
 
     def join(self, tenant: str) -> int:
-        turn = next_turn(tenant, self.waiting, self.started)
-        self.waiting.append((tenant, turn))
+        turn = next_turn(0, tenant, self.waiting, self.started)
+        self._num_joined += 1
+        self.waiting.append(((0, turn, self._num_joined), tenant))
         return turn
 
     def start_next(self) -> str:
-        first = min(self.waiting, key=lambda each: each[1])
-        self.waiting.remove(first)
-        self.started = [first[1]]
-        return first[0]
+        rank, tenant = min(self.waiting)
+        self.waiting.remove((rank, tenant))
+        self.started = [rank]
+        return tenant
 
 
 def test_one_tenant_gets_slots_in_order_of_arrival():
@@ -60,7 +62,7 @@ def test_nobody_waits_for_ever_for_tenants_that_come_anew():
     for _ in range(20):
         line.join("a")
     served = []
-    while any(whose == "a" for whose, _ in line.waiting):
+    while any(whose == "a" for _, whose in line.waiting):
         line.join("b")
         served.append(line.start_next())
     assert len(served) <= 41

@@ -12,12 +12,12 @@ from benchmarks.chaos.record import StreamRecord
 from benchmarks.chaos.redundancy import Redundancy, RedundancyWatch
 from benchmarks.chaos.requests import make_requests
 from benchmarks.chaos.scratch import Scratch
+from tests.e2e.served import served
 from tests.faults.trial import Trial
 
 STREAMS = 16
 REQUESTS = make_requests(20, max_tokens=48)
 SETTINGS = (
-    "experts.warm_spares=0",
     "experts.replicas_per_group=2",
     "experts.lease_s=10",  # how long a replica that hangs is waited for at most
     "router.replicas=2",
@@ -30,10 +30,9 @@ SETTLE_S = 60
 @pytest.fixture(scope="package")
 def herd() -> Iterator[Application]:
     """`herd serve` with the demo model; it has to leave nothing behind, whatever was done to it."""
-    with Scratch() as scratch, Application(SETTINGS, folder=scratch.folder) as running:
-        yield running
-        assert running.end() == 0, running.output
-        assert running.leftovers() == []
+    with Scratch() as scratch:
+        with served(*SETTINGS, folder=scratch.folder) as running:
+            yield running
         assert scratch.leftovers() == []
 
 
