@@ -147,6 +147,7 @@ def _engine(assignments: list[str]) -> Iterator[Callable[[Round], list[Count]]]:
     from cluster.config_source import load_config
     from cluster.machine import Machine
     from cluster.plan import make_plan
+    from cluster.torch_names import dtype_of
     from models.checkpoint import open_checkpoint
     from models.llama4.decoder import load_decoder
     from models.presets import resolve_model
@@ -160,9 +161,9 @@ def _engine(assignments: list[str]) -> Iterator[Callable[[Round], list[Count]]]:
     torch.set_num_threads(plan.router_threads)
     with ExitStack() as stack:
         experts = stack.enter_context(
-            open_experts(checkpoint, plan.expert_groups, dtype=plan.dtype_name, threads=plan.expert_threads)
+            open_experts(checkpoint, plan.expert_groups, dtype=plan.dtype, threads=plan.expert_threads)
         )
-        decoder = load_decoder(checkpoint, dtype=plan.dtype)
+        decoder = load_decoder(checkpoint, dtype=dtype_of(plan.dtype))
         engine = Engine(decoder, experts.transport, plan.engine_limits)
         engine.start()
         stack.callback(engine.stop)

@@ -15,13 +15,13 @@ from ray.serve.schema import LoggingConfig
 
 from cluster.config import LogSettings
 from cluster.context_deployment import Context
+from cluster.deployment_plan import DeploymentPlan
 from cluster.devices import Device
 from cluster.directory_actor import directory_config
 from cluster.drain_times import ROUTER_SHUTDOWN_S, drain_times
 from cluster.experts_deployment import Experts
 from cluster.front_door import FrontDoor
 from cluster.names import CONTEXT, FRONT_DOOR, ROUTER, experts_deployment, is_experts
-from cluster.plan import DeploymentPlan
 from cluster.roles import group_role, role_of
 from cluster.router_deployment import Router
 from cluster.serve_scaling import context_replicas, experts_replicas, front_door_replicas, router_replicas

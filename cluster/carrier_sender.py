@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 from cluster.carrier import HEARTBEAT_S, Packed, pack
 from cluster.outbox import Events, Outbox
 from router.engine import Engine
-from router.request import Ended, GenerationRequest
-from router.sequence import Emit
+from router.request import Emit, Ended, GenerationRequest
 from router.step_watch import StepWatch
-from router.transport.evidence import DispatchTimes
+from router.transport.health import DispatchTimes
 
 if TYPE_CHECKING:
     from cluster.tracing import Tracing

@@ -9,7 +9,7 @@ from cluster.machine_loss import machines_by_expert
 from cluster.names import is_experts
 from cluster.replica_roster import STATES
 from cluster.router_client import ExpertReplicaInfo, PlacementInfo, RouterLoad
-from router.transport.grpc import TransportHealth
+from router.transport.health import TransportHealth
 
 Samples = dict[tuple[str, ...], float]
 """A gauge's values by its labels' values."""

@@ -11,19 +11,19 @@ import torch
 from ray import serve
 
 from cluster.context_member import ContextMember
+from cluster.deployment_plan import DeploymentPlan
 from cluster.directory import ContextReplica
 from cluster.given_up import end_when_given_up
 from cluster.logs import configure_logs
 from cluster.names import APP, CONTEXT, ROUTER
-from cluster.plan import DeploymentPlan
 from cluster.registration import Registration
 from cluster.startup_report import StartupReport
+from cluster.torch_names import dtype_of
 from cluster.trace_start import start_answer_spans
 from context.segments import SegmentStore
 from context.server import ContextServer
 from context.shard import Shard
 from router.context_shards.stream import ShardHolder
-from router.kv_cache.codec import dtype_name
 
 _LOG = logging.getLogger(__name__)
 _BEAT_S = 1.0
@@ -50,13 +50,13 @@ class Context:
         settings = plan.settings.context
         store = SegmentStore(
             plan.config,
-            kv_dtype=plan.engine_limits.kv_dtype or dtype_name(plan.dtype),
+            kv_dtype=plan.engine_limits.kv_dtype or plan.dtype,
             kv_bytes=plan.context_bytes,
-            dtype=plan.dtype,
+            dtype=dtype_of(plan.dtype),
             device=torch.device("cpu"),
         )
         shard = Shard(
-            store, fingerprint=plan.fingerprint, dtype=plan.dtype, shard_id=shard_id, lease_s=settings.lease_s
+            store, fingerprint=plan.fingerprint, dtype=dtype_of(plan.dtype), shard_id=shard_id, lease_s=settings.lease_s
         )
         self._server = ContextServer(
             shard,

@@ -8,12 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from cluster.config import ClusterConfig
 from cluster.gpus import Gpus
 from models.config import ModelConfig
-from models.gpu.device import LEAST_CAPABILITY
+from models.gpu.capability import LEAST_CAPABILITY
 from protos.errors import BadConfig
 
 Device = Literal["cpu", "cuda"]
@@ -37,11 +35,6 @@ class Devices:
     def any_gpu(self) -> bool:
         """Tell whether anything computes on GPUs."""
         return "cuda" in (self.router, self.experts)
-
-
-def device_of(name: Device) -> torch.device:
-    """Return a device as it is called in the process that was given it."""
-    return torch.device("cuda", 0) if name == "cuda" else torch.device("cpu")
 
 
 def has_expert_replicas(settings: ClusterConfig, config: ModelConfig) -> bool:

@@ -101,7 +101,7 @@ def gpu_finding(gpus: Gpus, why_no_triton: Callable[[], str]) -> Finding:
         if gpus.problem:
             return Finding(subject, Verdict.WARN, f"everything computes on CPUs: {gpus.problem}")
         return Finding(subject, Verdict.OK, "none: everything computes on CPUs")
-    from models.gpu.device import LEAST_CAPABILITY
+    from models.gpu.capability import LEAST_CAPABILITY
 
     kinds = Counter((card.name, card.capability) for card in gpus.cards)
     names = ", ".join(f"{count} x {name} (compute capability {_dotted(each)})" for (name, each), count in kinds.items())

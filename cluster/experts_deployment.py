@@ -17,7 +17,7 @@ import ray
 import torch
 from ray import serve
 
-from cluster.devices import device_of
+from cluster.deployment_plan import DeploymentPlan
 from cluster.directory import ExpertReplica
 from cluster.expert_load import ExpertLoadMeter
 from cluster.expert_member import ExpertMember
@@ -27,11 +27,11 @@ from cluster.logs import configure_logs
 from cluster.meters import ExpertMeter
 from cluster.names import APP, ROUTER, experts_deployment
 from cluster.own_location import own_location
-from cluster.plan import DeploymentPlan
-from cluster.planned_model import open_planned_checkpoint
+from cluster.planned_checkpoint import open_planned_checkpoint
 from cluster.registration import Registration
 from cluster.spare_processes import SpareProcesses
 from cluster.startup_report import StartupReport
+from cluster.torch_names import device_of, dtype_of
 from cluster.trace_start import start_answer_spans
 from cluster.warm_process import was_warm
 from cluster.weight_source import weight_source
@@ -92,7 +92,7 @@ class Experts:
         weights = ExpertWeights.load(
             source,
             plan.expert_groups[group],
-            plan.dtype,
+            dtype_of(plan.dtype),
             progress=self._report.loading,
             device=device,
             quantize=plan.settings.model.quantize,

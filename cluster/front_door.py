@@ -8,6 +8,7 @@ from contextlib import suppress
 import ray
 from ray.serve.handle import DeploymentHandle
 
+from cluster.deployment_plan import DeploymentPlan
 from cluster.directory_client import DirectoryClient
 from cluster.first_tokens import FirstTokenMeter
 from cluster.given_up import end_when_given_up
@@ -15,7 +16,6 @@ from cluster.lame_duck import LameDuck
 from cluster.listeners import Listeners
 from cluster.logs import configure_logs
 from cluster.names import APP, FRONT_DOOR, LONG_ROUTER, ROUTER
-from cluster.plan import DeploymentPlan
 from cluster.planned_model import load_planned_model
 from cluster.pool import PoolAccess
 from cluster.ray_nodes import follow_draining_nodes

@@ -8,8 +8,6 @@ loading, a router looks at its own card, and refuses to start where the reckonin
 
 from __future__ import annotations
 
-import torch
-
 from cluster.byte_text import format_bytes
 from cluster.gpus import Gpus
 from cluster.planner.assumptions import GPU_PROCESS_BYTES, MARGIN
@@ -25,17 +23,17 @@ def usable_bytes(gpus: Gpus) -> int:
     )
 
 
-def workspace_bytes(config: ModelConfig, *, step_tokens: int, slots: int, dtype: torch.dtype, in_router: bool) -> int:
+def workspace_bytes(config: ModelConfig, *, step_tokens: int, slots: int, item_bytes: int, in_router: bool) -> int:
     """Return what a router computes a step in.
 
     Args:
         config: the model's.
         step_tokens: most tokens of a step.
         slots: most sequences that generate at once.
-        dtype: that it computes in.
+        item_bytes: of one value of what it computes in.
         in_router: whether it runs the experts, too.
     """
-    sizes = {"step_tokens": step_tokens, "item_bytes": dtype.itemsize}
+    sizes = {"step_tokens": step_tokens, "item_bytes": item_bytes}
     experts = expert_workspace(config, **sizes) if in_router and config.is_moe else 0
     return router_workspace(config, slots=slots, **sizes) + experts
 

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
-import torch
-
-from cluster.autoscaling import Bounds
 from cluster.byte_text import format_bytes
 from cluster.config import ClusterConfig
+from cluster.deployment_plan import DeploymentPlan
 from cluster.devices import Devices, choose_devices, has_expert_replicas, most_replicas_per_group, most_routers
 from cluster.expert_groups import group_experts
 from cluster.gpu_room import usable_bytes
 from cluster.machine import Machine
-from cluster.names import LONG_ROUTER, ROUTER
-from cluster.planner import assumptions
+from cluster.names import ROUTER
 from cluster.planner.workspace import expert_workspace
-from cluster.pool_plan import PoolPlan, context_bytes, long_pool, standard_limits
+from cluster.pool_plan import context_bytes, long_pool, standard_limits
 from cluster.role_memory import all_gpus, check_machines, replica_bytes
 from cluster.roles import CONTEXT_ROLE, EXPERTS_ROLE
 from cluster.weight_bytes import WeightBytes
@@ -26,132 +22,7 @@ from models.checkpoint import Checkpoint
 from models.config import ModelConfig
 from protos.device_memory import DEVICE_SEGMENT_BYTES
 from protos.errors import BadConfig, NotEnoughMemory
-from router.limits import EngineLimits
-
-PROCESS_BYTES = int(assumptions.PROCESS_BYTES.value)
-RAY_BYTES = int(assumptions.RAY_BYTES.value)
-_MOST_SPARES = 2
-"""Idle processes kept unless settings ask for more."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DeploymentPlan:
-    """A Herd ready to be deployed. Plain data: it travels to every replica."""
-
-    settings: ClusterConfig
-    """What was asked for."""
-    folder: Path
-    """The model's folder, absolute."""
-    model_name: str
-    """What requests call the model."""
-    fingerprint: str
-    """Of the checkpoint the plan was made for."""
-    config: ModelConfig
-    """The model's architecture."""
-    dtype: torch.dtype
-    """What routers and experts compute in."""
-    engine_limits: EngineLimits
-    """What one router takes on, of those for long requests another than these."""
-    expert_groups: tuple[tuple[int, ...], ...]
-    """Logical experts of each group; empty for a dense model, and where routers hold all experts themselves."""
-    router_threads: int
-    """CPU threads of one router."""
-    expert_threads: int
-    """CPU threads of one expert replica."""
-    weight_bytes: int
-    """Bytes of all weights in main memory, with as many replicas as there may be."""
-    devices: Devices = field(default_factory=Devices)
-    """What routers and expert replicas compute on."""
-    context_threads: int = 1
-    """CPU threads of one context shard."""
-    context_bytes: int = 0
-    """Bytes of keys and values of one context shard."""
-    segment_tokens: int = 0
-    """Tokens that lie together on one shard; 0: there are no shards."""
-    long: PoolPlan | None = None
-    """Routers for long requests; None: all requests share the others."""
-    by_role: bool = False
-    """Whether each replica runs on a node that offers its role (`cluster.roles`), and has it to itself."""
-    by_expert_group: bool = False
-    """Whether an expert replica's node also offers its group's role: who makes the nodes says where copies may be."""
-    spare_bytes: int = 0
-    """Bytes of weights that an expert replica may take on beyond its group's: copies of experts that are in demand."""
-
-    @property
-    def dtype_name(self) -> str:
-        """Return the dtype's name, for example float32."""
-        return str(self.dtype).removeprefix("torch.")
-
-    @property
-    def experts_in_router(self) -> bool:
-        """Tell whether each router holds all experts itself."""
-        return self.config.is_moe and self.settings.experts.in_router
-
-    @property
-    def router_bounds(self) -> Bounds:
-        """Return how many routers there may be, those for long requests left out."""
-        return self.settings.scaling.routers(self.settings.router.replicas)
-
-    @property
-    def pools(self) -> dict[str, PoolPlan]:
-        """Return the routers of every length class, by the name of their deployment."""
-        standard = PoolPlan(
-            engine_limits=self.engine_limits,
-            threads=self.router_threads,
-            replicas=self.settings.router.replicas,
-            bounds=self.router_bounds,
-        )
-        return {ROUTER: standard} | ({} if self.long is None else {LONG_ROUTER: self.long})
-
-    @property
-    def context_length(self) -> int:
-        """Return the most tokens of prompt and output together of any request."""
-        return max(pool.engine_limits.context_length for pool in self.pools.values())
-
-    @property
-    def expert_bounds(self) -> Bounds:
-        """Return how many replicas each expert group may have."""
-        return self.settings.scaling.experts(self.settings.experts.replicas_per_group)
-
-    @property
-    def warm_spares(self) -> int:
-        """Return how many idle processes each node keeps for replicas that start next."""
-        if self.by_role and self.settings.experts.warm_spares is None:
-            return 0  # replicas that start next have nodes of their own
-        asked, bounds = self.settings.experts.warm_spares, self.expert_bounds
-        return min(max(bounds.max_replicas - bounds.min_replicas, 1), _MOST_SPARES) if asked is None else asked
-
-    @property
-    def is_scaled(self) -> bool:
-        """Tell whether any number of replicas may change."""
-        routers = [pool.bounds for pool in self.pools.values()]
-        shards = self.settings.context.bounds
-        bounds = (*routers, self.expert_bounds, shards, self.settings.scaling.front_doors())
-        return any(each.max_replicas > each.min_replicas for each in bounds)
-
-    @property
-    def num_replicas(self) -> int:
-        """Count the processes with weights, as many as there may be."""
-        routers = sum(pool.bounds.max_replicas for pool in self.pools.values())
-        return routers + len(self.expert_groups) * self.expert_bounds.max_replicas
-
-    @property
-    def num_gpus(self) -> int:
-        """Count the GPUs all processes take, with as many as there may be."""
-        routers = most_routers(self.settings) if self.devices.router == "cuda" else 0
-        experts = len(self.expert_groups) * self.expert_bounds.max_replicas if self.devices.experts == "cuda" else 0
-        return routers + experts
-
-    @property
-    def needed_bytes(self) -> int:
-        """Estimate the main memory all processes take, with as many as there may be."""
-        limits = [(pool.engine_limits, pool.bounds.max_replicas) for pool in self.pools.values()]
-        is_cpu = self.devices.router == "cpu"
-        kv_bytes = sum((each.kv_bytes * is_cpu + each.host_kv_bytes) * replicas for each, replicas in limits)
-        doors = self.settings.scaling.front_doors().max_replicas
-        shards = self.settings.context.most_shards
-        processes = (self.num_replicas + doors + shards + self.warm_spares) * PROCESS_BYTES + RAY_BYTES
-        return self.weight_bytes + kv_bytes + shards * self.context_bytes + processes
+from router.kv_cache.layout import ELEMENT_BYTES, FloatDtype
 
 
 def make_plan(
@@ -185,7 +56,7 @@ def make_plan(
         gpus = all_gpus(by_role, most_routers(settings), len(groups) * most_replicas_per_group(settings))
     devices = choose_devices(settings, len(groups), gpus)
     dtype = _dtype(settings, devices)
-    weights = WeightBytes(checkpoint, dtype, settings.model.quantize)
+    weights = WeightBytes(checkpoint, ELEMENT_BYTES[dtype], settings.model.quantize)
     card_bytes = _card_bytes(settings, weights, devices, machine, len(groups))
     threads = _threads(settings, machine, num_expert_replicas, by_role)
     plan = DeploymentPlan(
@@ -243,11 +114,10 @@ def _threads(
     )
 
 
-def _dtype(settings: ClusterConfig, devices: Devices) -> torch.dtype:
+def _dtype(settings: ClusterConfig, devices: Devices) -> FloatDtype:
     if settings.router.dtype != "auto":
-        dtype: torch.dtype = getattr(torch, settings.router.dtype)
-        return dtype
-    return torch.bfloat16 if devices.any_gpu else torch.float32
+        return settings.router.dtype
+    return "bfloat16" if devices.any_gpu else "float32"
 
 
 def _segment_tokens(settings: ClusterConfig, config: ModelConfig) -> int:
@@ -351,7 +221,7 @@ def _free_beside_experts(plan: DeploymentPlan, expert_bytes: int, machine: Machi
     """
     most = max(map(len, plan.expert_groups))
     step_tokens = max(pool.engine_limits.step_tokens for pool in plan.pools.values())
-    workspace = expert_workspace(plan.config, step_tokens=step_tokens, item_bytes=plan.dtype.itemsize)
+    workspace = expert_workspace(plan.config, step_tokens=step_tokens, item_bytes=ELEMENT_BYTES[plan.dtype])
     usable = usable_bytes(machine.gpus)
     free_bytes = usable - most * expert_bytes - workspace
     if free_bytes < 0:
@@ -375,6 +245,6 @@ def _check_memory(plan: DeploymentPlan, machine: Machine) -> None:
     )
     raise NotEnoughMemory(
         f"expected about {format_bytes(plan.needed_bytes)} of free memory ({format_bytes(plan.weight_bytes)} weights "
-        f"in {plan.dtype_name}, {caches}, the rest processes), found {format_bytes(machine.free_bytes)}; "
+        f"in {plan.dtype}, {caches}, the rest processes), found {format_bytes(machine.free_bytes)}; "
         "free memory, set router.dtype=bfloat16, lower router.kv_bytes or router.host_kv_bytes, or use a larger machine"
     )

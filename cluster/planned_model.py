@@ -1,31 +1,13 @@
-"""What a plan serves, opened again in the process that needs it."""
+"""What a plan serves as front doors know it: tokenizer and defaults, no weights."""
 
 from __future__ import annotations
 
-from cluster.plan import DeploymentPlan
+from cluster.deployment_plan import DeploymentPlan
 from cluster.served_model import PlannedCache, ServedModel, load_served_model
-from models.checkpoint import Checkpoint, open_checkpoint
-from protos.errors import BadCheckpoint
-from router.kv_cache.codec import dtype_name
-
-
-def open_planned_checkpoint(plan: DeploymentPlan) -> Checkpoint:
-    """Return the plan's checkpoint, for routers and experts.
-
-    Raises:
-        BadCheckpoint: it is not the one that was planned for: another machine's copy, or changed since.
-    """
-    checkpoint = open_checkpoint(plan.folder)
-    if checkpoint.fingerprint != plan.fingerprint:
-        raise BadCheckpoint(
-            f"{plan.folder}: expected the checkpoint {plan.fingerprint}, found {checkpoint.fingerprint}: its files "
-            "changed while Herd started, or differ on this machine; start again with the same files everywhere"
-        )
-    return checkpoint
 
 
 def load_planned_model(plan: DeploymentPlan) -> ServedModel:
-    """Return the plan's model as front doors know it: tokenizer and defaults, no weights.
+    """Return the plan's model, read from its folder.
 
     Raises:
         BadCheckpoint: the tokenizer is unusable.
@@ -36,7 +18,7 @@ def load_planned_model(plan: DeploymentPlan) -> ServedModel:
         plan.config,
         name=plan.model_name,
         context_length=plan.context_length,
-        dtype=plan.dtype_name,
+        dtype=plan.dtype,
         fingerprint=plan.fingerprint,
         cache=_planned_cache(plan),
         long_from=plan.settings.long.from_tokens,
@@ -54,5 +36,5 @@ def _raised_by(plan: DeploymentPlan) -> str:
 
 def _planned_cache(plan: DeploymentPlan) -> PlannedCache:
     """Return what the engines' cache will be."""
-    layout = plan.engine_limits.layout(plan.config, dtype_name(plan.dtype))
+    layout = plan.engine_limits.layout(plan.config, plan.dtype)
     return PlannedCache(layout, layout.plan_bytes(plan.engine_limits.paging(layout)))

@@ -5,36 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from cluster.autoscaling import Bounds
 from cluster.byte_text import format_bytes
 from cluster.config import ClusterConfig
+from cluster.deployment_plan import PoolPlan
 from cluster.devices import most_routers
 from cluster.gpu_room import workspace_bytes
 from cluster.machine import Machine
 from models.config import ModelConfig
 from protos.errors import BadConfig, NotEnoughMemory
-from router.kv_cache.codec import dtype_name
-from router.kv_cache.layout import CacheLayout
+from router.kv_cache.layout import ELEMENT_BYTES, CacheLayout, FloatDtype
 from router.limits import EngineLimits
 
 MAX_KV_SHARE = 0.25
 """Largest part of the free memory that a derived KV cache takes."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PoolPlan:
-    """Routers of one length class."""
-
-    engine_limits: EngineLimits
-    """What one of them takes on."""
-    threads: int
-    """CPU threads of one of them."""
-    replicas: int
-    """How many there are at first."""
-    bounds: Bounds
-    """How many there may be."""
 
 
 def context_bytes(settings: ClusterConfig, machine: Machine) -> int:
@@ -82,7 +65,7 @@ def _standard_request(settings: ClusterConfig, config: ModelConfig) -> _PoolRequ
 def standard_limits(
     settings: ClusterConfig,
     config: ModelConfig,
-    dtype: torch.dtype,
+    dtype: FloatDtype,
     machine: Machine,
     card_bytes: int | None = None,
 ) -> EngineLimits:
@@ -105,7 +88,7 @@ def standard_limits(
 def long_pool(
     settings: ClusterConfig,
     config: ModelConfig,
-    dtype: torch.dtype,
+    dtype: FloatDtype,
     machine: Machine,
     card_bytes: int | None = None,
     *,
@@ -157,12 +140,12 @@ def _engine_limits(
     request: _PoolRequest,
     settings: ClusterConfig,
     config: ModelConfig,
-    dtype: torch.dtype,
+    dtype: FloatDtype,
     machine: Machine,
     card_bytes: int | None,
 ) -> EngineLimits:
     router = settings.router
-    stored = dtype_name(dtype) if router.kv_dtype == "auto" else router.kv_dtype
+    stored = dtype if router.kv_dtype == "auto" else router.kv_dtype
     layout = CacheLayout(config, stored, router.page_tokens)
     asked, most = request.context_length, config.max_positions
     if asked is not None and asked > most:
@@ -176,7 +159,7 @@ def _engine_limits(
             config,
             step_tokens=request.step_tokens,
             slots=request.slots,
-            dtype=dtype,
+            item_bytes=ELEMENT_BYTES[dtype],
             in_router=settings.experts.in_router,
         )
         context_length, kv_bytes = _on_card(request, layout, card_bytes - workspace)

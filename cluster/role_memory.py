@@ -14,7 +14,7 @@ from cluster.weight_bytes import WeightBytes
 from protos.errors import BadConfig, NotEnoughMemory
 
 if TYPE_CHECKING:
-    from cluster.plan import DeploymentPlan
+    from cluster.deployment_plan import DeploymentPlan
 
 
 def all_gpus(machines: Mapping[str, Machine], num_routers: int, num_expert_replicas: int) -> Gpus:

@@ -11,7 +11,7 @@ from cluster.events import ClusterEvent
 from cluster.layer_load import LayerLoad
 from cluster.replica_roster import ReplicaInfo
 from router.request import EngineEvent, EngineLoad, GenerationRequest
-from router.transport.grpc import TransportHealth
+from router.transport.health import TransportHealth
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,7 +17,7 @@ from ray import serve
 
 from cluster.carrier import Packed
 from cluster.carrier_sender import CarrierSender
-from cluster.devices import device_of
+from cluster.deployment_plan import DeploymentPlan
 from cluster.directory import Follower
 from cluster.directory_actor import DirectoryOverview
 from cluster.given_up import end_when_given_up
@@ -28,15 +28,16 @@ from cluster.names import APP, LONG_ROUTER, ROUTER
 from cluster.own_location import own_location
 from cluster.placement_feed import PlacementFeed
 from cluster.placement_info import placement_info
-from cluster.plan import DeploymentPlan
-from cluster.planned_model import open_planned_checkpoint
+from cluster.planned_checkpoint import open_planned_checkpoint
 from cluster.router_client import PlacementInfo, RouterLoad
 from cluster.router_model import load_router_model
 from cluster.startup_report import StartupReport
+from cluster.torch_names import device_of
 from cluster.trace_start import start_tracing
 from protos.errors import ReplicaUnavailable, ServingError
 from router.context_shards.shards import ContextShards
 from router.engine import Engine
+from router.kv_cache.layout import ELEMENT_BYTES
 from router.limits import EngineLimits
 from router.request import GenerationRequest
 from router.step_watch import StepWatch
@@ -213,7 +214,7 @@ def _check_card(plan: DeploymentPlan, limits: EngineLimits) -> None:
         plan.config,
         step_tokens=limits.step_tokens,
         slots=limits.slots,
-        dtype=plan.dtype,
+        item_bytes=ELEMENT_BYTES[plan.dtype],
         in_router=plan.experts_in_router,
     )
     check_room(free_bytes, limits.kv_bytes, workspace)

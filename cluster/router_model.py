@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cluster.devices import device_of
-from cluster.plan import DeploymentPlan
+from cluster.deployment_plan import DeploymentPlan
+from cluster.torch_names import device_of, dtype_of
 from experts.weights import ExpertWeights
 from models.checkpoint import Checkpoint, as_stored
 from models.llama4.decoder import Decoder, load_decoder
@@ -49,9 +49,9 @@ def load_router_model(
     def tell(_done: int, _total: int) -> None:
         progress(checkpoint.bytes_read, total_bytes)
 
-    decoder = load_decoder(files, dtype=plan.dtype, device=device, quantize=quantize, progress=tell)
+    decoder = load_decoder(files, dtype=dtype_of(plan.dtype), device=device, quantize=quantize, progress=tell)
     experts = None
     if plan.experts_in_router:
         every = range(plan.config.num_experts)
-        experts = ExpertWeights.load(files, every, plan.dtype, tell, device=device, quantize=quantize)
+        experts = ExpertWeights.load(files, every, dtype_of(plan.dtype), tell, device=device, quantize=quantize)
     return RouterModel(decoder, experts)

@@ -15,9 +15,10 @@ from ray.serve.deployment import Application
 from cluster.application import build_application
 from cluster.config import ClusterConfig
 from cluster.config_source import load_config
+from cluster.deployment_plan import DeploymentPlan
 from cluster.devices import has_expert_replicas
 from cluster.machine import read_machine
-from cluster.plan import DeploymentPlan, make_plan
+from cluster.plan import make_plan
 from cluster.planned_model import load_planned_model
 from cluster.role_machines import find_machines
 from cluster.roles import CONTEXT_ROLE, EXPERTS_ROLE, ROUTER_ROLE

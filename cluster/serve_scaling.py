@@ -9,8 +9,8 @@ from typing import Any
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from cluster.autoscaling import Bounds, Pace
+from cluster.deployment_plan import DeploymentPlan
 from cluster.names import CONTEXT, ROUTER, experts_deployment
-from cluster.plan import DeploymentPlan
 
 _REPORT_S = 0.5
 """Seconds between two reports of a replica."""

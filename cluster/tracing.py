@@ -28,11 +28,10 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from cluster.step_spans import CallBudget, StepSpan, StepSpans, set_parts, traceparent
 from cluster.version import herd_version
 from protos.traced import TellAnswer, TracedAnswer
-from router.request import Ended, EngineEvent, GenerationRequest, PromptDone, TokenChosen
-from router.sequence import Emit
+from router.request import Emit, Ended, EngineEvent, GenerationRequest, PromptDone, TokenChosen
 from router.trace import StepFacts
 from router.trace import StepSpan as AnyStepSpan
-from router.transport.evidence import DispatchTimes
+from router.transport.health import DispatchTimes
 
 _CONTEXT = TraceContextTextMapPropagator()
 

@@ -26,7 +26,7 @@ MODULES = (
     "cluster.expert_member",
     "cluster.holdings",
     "cluster.meters",
-    "cluster.planned_model",
+    "cluster.planned_checkpoint",
     "cluster.registration",
     "cluster.router_deployment",
     "cluster.spare_processes",

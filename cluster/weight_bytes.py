@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-import torch
-
 from cluster.devices import Device
 from models.checkpoint import Checkpoint, kept_names
 from models.checkpoint.code_blocks import CodeForm
@@ -25,12 +23,12 @@ class WeightBytes:
 
     Args:
         checkpoint: the model's.
-        dtype: that they are computed with.
+        item_bytes: of one value of what they are computed with.
         quantize: how they are rounded; None: as they are stored.
     """
 
     checkpoint: Checkpoint
-    dtype: torch.dtype
+    item_bytes: int
     quantize: Quantization | None
 
     def router(self, device: Device) -> int:
@@ -41,7 +39,7 @@ class WeightBytes:
         embeddings = config.vocab_size * config.hidden_size
         # Embeddings stay as they are; the LM head has 8 bits, as a copy where the two are tied.
         rest = weights - (embeddings if config.tie_embeddings else 2 * embeddings)
-        return embeddings * (self.dtype.itemsize + 1) + _rounded(rest, self.quantize, device)
+        return embeddings * (self.item_bytes + 1) + _rounded(rest, self.quantize, device)
 
     def experts(self, device: Device) -> int:
         """Return the bytes of all routed experts there, each held once."""
@@ -53,10 +51,10 @@ class WeightBytes:
 
     def _as_stored(self, num_weights: int, device: Device, *, of_experts: bool) -> int:
         """Return the bytes of so many weights of which some stay the codes they are."""
-        num_bytes = num_weights * self.dtype.itemsize
+        num_bytes = num_weights * self.item_bytes
         for each in _kept(self.checkpoint, device):
             if each.is_expert == of_experts:
-                num_bytes += _rounded(each.num_weights, each.form, device) - each.num_weights * self.dtype.itemsize
+                num_bytes += _rounded(each.num_weights, each.form, device) - each.num_weights * self.item_bytes
         return num_bytes
 
 

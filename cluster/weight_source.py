@@ -7,10 +7,11 @@ import logging
 import ray
 from ray.exceptions import RayError
 
+from cluster.deployment_plan import DeploymentPlan
 from cluster.directory_actor import DirectoryOverview, find_directories
 from cluster.file_system import file_system_of, is_far
 from cluster.names import APP, ROUTER
-from cluster.plan import DeploymentPlan
+from cluster.torch_names import dtype_of
 from experts.holder_source import HolderSource
 from experts.source import ExpertSource
 from models.checkpoint import KeptCodes
@@ -39,7 +40,9 @@ def weight_source(plan: DeploymentPlan, files: ExpertSource, replica_id: str) ->
         _LOG.info("expert %d: %s", expert, f"copied from {address}" if address else "read from files, nobody holds it")
         return address
 
-    return HolderSource(find, files, plan.dtype, plan.settings.model.quantize, plan.settings.experts.identity())
+    return HolderSource(
+        find, files, dtype_of(plan.dtype), plan.settings.model.quantize, plan.settings.experts.identity()
+    )
 
 
 def _find_holder(expert: int, asker: str) -> str | None:

@@ -12,9 +12,6 @@ from torch import Tensor
 from protos.errors import BadTensor
 from protos.tensor.v1 import tensor_pb2
 
-# One limit for both ends of every channel, in bytes: 64 MiB is 6,553 tokens of 5,120 bf16 values.
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-
 _TORCH_BY_WIRE = {
     tensor_pb2.DTYPE_FLOAT32: torch.float32,
     tensor_pb2.DTYPE_BFLOAT16: torch.bfloat16,

@@ -30,7 +30,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from protos.codec import MAX_MESSAGE_BYTES
+from protos.channel import MAX_MESSAGE_BYTES
 from protos.cuda_driver import Driver, DriverError, load_driver
 from protos.dlpack import bytes_at
 from protos.expert.v1 import expert_pb2

@@ -18,7 +18,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from protos.codec import MAX_MESSAGE_BYTES
+from protos.channel import MAX_MESSAGE_BYTES
 from protos.expert.v1 import expert_pb2
 from protos.segment import HEADER_BYTES, NONCE_BYTES, Segment
 

@@ -31,11 +31,11 @@ from router.next_tokens import NextTokens
 from router.overlap import Overlap
 from router.paging.blocks import BlockChain
 from router.paging.paged_kv import PagedKv
-from router.request import Ended, EngineLoad, GenerationRequest, PageCounts
+from router.request import Emit, Ended, EngineLoad, GenerationRequest, PageCounts
 from router.resident import record_steps, resident_experts
 from router.sampling import SamplingState
 from router.scheduler import Scheduler, Work
-from router.sequence import Emit, Sequence
+from router.sequence import Sequence
 from router.step_budget import StepBudget
 from router.trace import SequenceTrace, traced_step
 from router.transport.base import WAIT_STEP_S, StepAbandoned, Transport

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -116,6 +117,8 @@ class Ended:
 
 
 EngineEvent = PromptProgress | PromptDone | TokenChosen | Ended
+Emit = Callable[[EngineEvent], None]
+"""Whom an engine tells, from its own thread."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from protos.errors import DeadlineExceeded
@@ -11,14 +10,12 @@ from router.context_shards.segments import SequenceSegments
 from router.kv_tiers.tiers import Restore
 from router.paging.blocks import BlockChain
 from router.paging.sequence_pages import SequencePages
-from router.request import EngineEvent, GenerationRequest, TokenLogprob
+from router.request import Emit, EngineEvent, GenerationRequest, TokenLogprob
 from router.sampling import SamplingState
 from router.trace import SequenceTrace
 from router.turns import Rank
 
 _LOG = logging.getLogger(__name__)
-
-Emit = Callable[[EngineEvent], None]
 
 
 @dataclass(slots=True, eq=False)

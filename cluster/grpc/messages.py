@@ -16,7 +16,7 @@ from cluster.service_events import Delta, Finished, LikelyToken, Progress, Score
 from cluster.version import herd_version
 from models.chat_message import ChatMessage
 from protos.inference.v1 import inference_pb2 as pb
-from router.transport.grpc import TransportHealth
+from router.transport.health import TransportHealth
 
 _FINISH_REASONS = {
     None: pb.FINISH_REASON_UNSPECIFIED,

@@ -14,7 +14,7 @@ from models.cpu.environment import CPU_ENVIRONMENT
 from protos.errors import BadConfig, InternalError
 
 if TYPE_CHECKING:
-    from cluster.plan import DeploymentPlan
+    from cluster.deployment_plan import DeploymentPlan
 
 _OBJECT_STORE_BYTES = 100 * 1024**2
 """The smallest worth having: messages between deployments are small, weights never pass through it."""

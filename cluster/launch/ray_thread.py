@@ -13,7 +13,7 @@ from cluster.startup_board import ReplicaProgress
 from protos.errors import InternalError
 
 if TYPE_CHECKING:
-    from cluster.plan import DeploymentPlan
+    from cluster.deployment_plan import DeploymentPlan
 
 _POLL_S = 0.1
 _LISTEN_S = 60.0

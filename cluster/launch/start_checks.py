@@ -13,7 +13,7 @@ from cluster.versions import check_versions
 from protos.tls import Identity
 
 if TYPE_CHECKING:
-    from cluster.plan import DeploymentPlan
+    from cluster.deployment_plan import DeploymentPlan
 
 
 def check_start(settings: ClusterConfig) -> None:

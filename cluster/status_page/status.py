@@ -14,7 +14,7 @@ from cluster.service import InferenceService
 from cluster.shared_answer import Dated, SharedAnswer
 from cluster.version import herd_version
 from protos.errors import ServingError
-from router.transport.grpc import TransportHealth
+from router.transport.health import TransportHealth
 
 Value = TypeVar("Value")
 

@@ -1,11 +1,10 @@
-"""Which GPUs the kernels are for."""
+"""Whether a device is one that the kernels are for."""
 
 from __future__ import annotations
 
 import torch
 
-LEAST_CAPABILITY = (9, 0)
-"""Of the first NVIDIA cards that have the instructions by which rounded weights become bfloat16: Hopper."""
+from models.gpu.capability import LEAST_CAPABILITY
 
 
 def is_supported(device: torch.device) -> bool:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from models.llama4.softmax import Partial, merge, partial_own
-from protos.codec import MAX_MESSAGE_BYTES, decode_tensor, write_tensor
+from protos.channel import MAX_MESSAGE_BYTES
+from protos.codec import decode_tensor, write_tensor
 from protos.context.v1 import context_pb2
 from protos.errors import ServingError
 from router.context_shards.segments import SequenceSegments

@@ -13,10 +13,13 @@ from protos.errors import BadConfig
 from router.paging.chunks import chunk_start
 from router.paging.paged_kv import PagingPlan
 
-KvDtype = Literal["float32", "bfloat16", "float16", "int8", "fp8"]
+FloatDtype = Literal["float32", "bfloat16", "float16"]
+"""What a model computes in."""
+KvDtype = Literal[FloatDtype, "int8", "fp8"]
 """What keys and values are stored in: fp8 is e4m3 without a scale, int8 has a float32 scale per token and head."""
 
-_ELEMENT_BYTES: dict[KvDtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "fp8": 1}
+ELEMENT_BYTES: dict[KvDtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "fp8": 1}
+"""Bytes of one value."""
 _SCALE_BYTES: dict[KvDtype, int] = {"int8": 4}
 
 
@@ -57,7 +60,7 @@ class CacheLayout:
     @cached_property
     def bytes_per_token_layer(self) -> int:
         """Return the bytes of one token's keys and values in one layer, scales included."""
-        head_bytes = self.config.head_size * _ELEMENT_BYTES[self.kv_dtype] + _SCALE_BYTES.get(self.kv_dtype, 0)
+        head_bytes = self.config.head_size * ELEMENT_BYTES[self.kv_dtype] + _SCALE_BYTES.get(self.kv_dtype, 0)
         return 2 * self.config.num_kv_heads * head_bytes
 
     @cached_property

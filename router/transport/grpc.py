@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,8 +16,8 @@ from router.plan import DispatchPlan
 from router.spread import Assignment
 from router.trace import StepSpan
 from router.transport.attempt import Sender
-from router.transport.evidence import DispatchCounts, DispatchTimes, Evidence
-from router.transport.offer import LaneInUse
+from router.transport.evidence import Evidence
+from router.transport.health import TransportHealth
 from router.transport.pending import Pending
 from router.transport.stream import CPU, ReplicaStream
 from router.transport.streams import ReplicaStreams
@@ -25,22 +25,6 @@ from router.transport.timeouts import DispatchTimeouts
 
 SHARE_FROM_BYTES = 32 * 1024
 """Smallest tensor that is shared rather than sent where replica and router share memory: see docs/wire.md."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TransportHealth:
-    """What became of a transport's dispatches since its start."""
-
-    counts: DispatchCounts
-    """By what happened to them."""
-    ejections: int
-    """Times a replica was passed over from then on."""
-    ejected: tuple[str, ...]
-    """Replicas that are passed over now."""
-    times: DispatchTimes = field(default_factory=DispatchTimes)
-    """How long they took."""
-    lanes: Mapping[str, LaneInUse] = field(default_factory=dict)
-    """How tensors travel to each replica that is connected, and why not in a better way."""
 
 
 class GrpcTransport:

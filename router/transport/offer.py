@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import logging
-from typing import NamedTuple
 
 import torch
 
 from protos.cuda_driver import DriverError
 from protos.device_memory import DeviceSegment
 from protos.expert.v1 import expert_pb2
-from protos.segment import Lane, Segment
+from protos.segment import Segment
 from protos.shared_memory import SharedSegment
+from router.transport.health import LaneInUse
 
 _LOG = logging.getLogger(__name__)
-
-
-class LaneInUse(NamedTuple):
-    """How a stream's tensors travel."""
-
-    lane: Lane
-    reason: str
-    """Why no better way; empty where there is none."""
 
 
 class MemoryOffer:

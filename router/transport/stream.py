@@ -18,7 +18,8 @@ from protos import errors
 from protos.expert.v1 import expert_pb2, expert_pb2_grpc
 from protos.tls import Identity
 from router.placement import ExpertHolder
-from router.transport.offer import LaneInUse, MemoryOffer
+from router.transport.health import LaneInUse
+from router.transport.offer import MemoryOffer
 from router.transport.reconnecting import ReconnectingStream
 from router.transport.slots import Slot, Slots
 

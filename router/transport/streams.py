@@ -13,7 +13,7 @@ from router.nearness import orders
 from router.placement import ExpertHolder, Placement
 from router.spread import Assignment, Order, spread
 from router.transport.base import WAIT_STEP_S
-from router.transport.offer import LaneInUse
+from router.transport.health import LaneInUse
 from router.transport.stream import ReplicaStream
 
 Connect = Callable[[ExpertHolder, Callable[[], None]], ReplicaStream]

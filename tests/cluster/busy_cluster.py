@@ -14,9 +14,7 @@ from cluster.replica_roster import ReplicaInfo
 from cluster.router_client import ExpertReplicaInfo, PlacementInfo, RouterLoad
 from cluster.served_model import ServedModel
 from router.request import EngineLoad, PageCounts
-from router.transport.evidence import DispatchCounts, DispatchTimes
-from router.transport.grpc import TransportHealth
-from router.transport.offer import LaneInUse
+from router.transport.health import DispatchCounts, DispatchTimes, LaneInUse, TransportHealth
 
 HOSTILE = "<img src=x onerror=document.title='owned'>"
 """A name that runs code in a page that takes it for HTML."""

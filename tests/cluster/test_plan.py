@@ -1,7 +1,6 @@
 import dataclasses
 
 import pytest
-import torch
 
 from cluster.config_source import load_config
 from cluster.expert_groups import group_experts
@@ -13,7 +12,7 @@ from cluster.planned_model import load_planned_model
 from cluster.weight_bytes import WeightBytes
 from models.checkpoint import open_checkpoint
 from protos.errors import BadConfig, NotEnoughMemory
-from router.kv_cache.layout import CacheLayout
+from router.kv_cache.layout import ELEMENT_BYTES, CacheLayout
 
 LAPTOP = Machine(cores=8, free_bytes=8 * 1024**3)
 CARD = Gpu(name="card", memory_bytes=4 * 1024**3, free_bytes=4 * 1024**3, capability=(9, 0))
@@ -228,7 +227,7 @@ def test_a_dense_model_has_no_experts_to_be_in_the_router(shared_dir):
 
 def test_on_gpus_everything_is_bfloat16_and_nothing_of_it_in_main_memory(checkpoint):
     plan = plan_for(checkpoint, machine=THREE_GPUS)
-    assert (plan.dtype_name, plan.num_gpus, plan.weight_bytes) == ("bfloat16", 3, 0)
+    assert (plan.dtype, plan.num_gpus, plan.weight_bytes) == ("bfloat16", 3, 0)
     on_cpu = plan_for(checkpoint, "router.dtype=bfloat16")
     assert on_cpu.needed_bytes - plan.needed_bytes == on_cpu.weight_bytes + on_cpu.engine_limits.kv_bytes
 
@@ -237,7 +236,7 @@ def one_card(checkpoint, room_bytes):
     """Return a machine whose card has so much left for a cache beside the whole model."""
     plan = plan_for(checkpoint, "experts.in_router=true", machine=ONE_GPU)
     limits = plan.engine_limits
-    sizes = {"step_tokens": limits.step_tokens, "slots": limits.slots, "dtype": plan.dtype}
+    sizes = {"step_tokens": limits.step_tokens, "slots": limits.slots, "item_bytes": ELEMENT_BYTES[plan.dtype]}
     workspace = workspace_bytes(plan.config, in_router=True, **sizes)
     assert workspace > workspace_bytes(plan.config, in_router=False, **sizes)
     too_much = usable_bytes(ONE_GPU.gpus) - checkpoint.total_bytes - workspace - room_bytes
@@ -276,14 +275,14 @@ def test_a_group_too_large_for_a_card_is_refused(checkpoint):
 
 def test_four_bits_are_fewer_bytes_on_a_gpu_for_their_groups_are_larger(checkpoint):
     plan = plan_for(checkpoint, "experts.in_router=true", "model.quantize=int4", machine=ONE_GPU)
-    weights = WeightBytes(checkpoint, plan.dtype, "int4")
+    weights = WeightBytes(checkpoint, ELEMENT_BYTES[plan.dtype], "int4")
     assert weights.experts("cuda") * 8 == checkpoint.config.num_experts * checkpoint.expert_weights * 4.125
     assert weights.experts("cuda") < weights.experts("cpu")
 
 
 def test_codes_of_a_release_are_counted_as_they_are_where_they_stay(shared_dir):
     release = open_checkpoint(shared_dir / "goldens" / "scout_fp8ct")
-    weights = WeightBytes(release, torch.bfloat16, None)
+    weights = WeightBytes(release, 2, None)
     num_experts = release.config.num_experts * release.expert_weights
     assert (weights.experts("cuda"), weights.experts("cpu")) == (num_experts, 2 * num_experts)
     assert weights.router("cuda") <= weights.router("cpu")

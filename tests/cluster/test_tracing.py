@@ -23,7 +23,7 @@ from protos.inference.v1 import inference_pb2 as pb
 from protos.inference.v1.inference_pb2_grpc import InferenceServiceStub
 from router.request import Ended, GenerationRequest
 from router.step_watch import StepWatch
-from router.transport.evidence import DispatchTimes
+from router.transport.health import DispatchTimes
 from tests.cluster.live_front_door import LiveFrontDoor
 from tests.cluster.scripted_router import ScriptedRouter, fails, says
 from tests.cluster.test_metrics import wait_until

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from protos import cuda_driver, device_memory
-from protos.codec import MAX_MESSAGE_BYTES
+from protos.channel import MAX_MESSAGE_BYTES
 from protos.cuda_driver import DriverError, load_driver
 from protos.device_memory import DeviceSegment
 from protos.dlpack import bytes_at

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from protos.codec import MAX_MESSAGE_BYTES
+from protos.channel import MAX_MESSAGE_BYTES
 from protos.errors import BadTensor
 from protos.expert.v1 import expert_pb2
 from protos.segment import HEADER_BYTES, write_shared

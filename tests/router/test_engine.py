@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from protos import errors
-from protos.codec import MAX_MESSAGE_BYTES
+from protos.channel import MAX_MESSAGE_BYTES
 from router.acceptance import check_limits
 from router.engine import Engine
 from router.forward import Forward

@@ -9,7 +9,7 @@ import torch
 
 from protos import errors
 from router.transport import stream
-from router.transport.evidence import DispatchTimes
+from router.transport.health import DispatchTimes
 from tests.router.live_transport import EXPERTS, HIDDEN_TD, run, send_to, wait_until
 
 

@@ -11,6 +11,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import grpc
 import pytest
@@ -271,6 +272,15 @@ def seconds_until_free(client: ReflectedClient) -> float:
             return time.monotonic() - began
         assert time.monotonic() < began + 30, load
         time.sleep(0.02)
+
+
+def test_only_processes_that_compute_have_loaded_torch(herd):
+    loaded = {
+        part.label: ["libtorch" in Path(f"/proc/{each.pid}/maps").read_text() for each in processes_of(herd.pid, part)]
+        for part in (Part.FRONT_DOOR, Part.DIRECTORY, Part.CONTROLLER, Part.ROUTER, Part.EXPERT)
+    }
+    light = {"front door": [False], "directory": [False], "controller": [False]}
+    assert loaded == light | {"router": [True], "expert": [True, True]}, "it takes seconds to load, and 100 MB"
 
 
 def test_a_front_door_that_is_killed_ends_its_sequences_and_comes_back(herd, grpc_client):
