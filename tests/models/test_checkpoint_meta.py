@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import pickle
+import re
 import zipfile
 
 import pytest
@@ -234,6 +235,18 @@ def number_a_value_by_billions(file):
     rewrite(file, lambda name, content: b"\x80\x02}r\xff\xff\xff\xff." if name == "data.pkl" else content)
 
 
+def hold_a_terabyte(file):
+    pickled = b"\x80\x02}" + pickle.BYTEARRAY8 + (2**40).to_bytes(8, "little") + b"0."
+    rewrite(file, lambda name, content: pickled if name == "data.pkl" else content)
+
+
+def change_a_tensor(file):
+    """Give the first tensor, once it is made and checked, other fields."""
+    state = b"(X\x01\x00\x00\x00xK\x00))X\x03\x00\x00\x00F32lb"
+    made = re.compile(rb"tq.Rq.", re.DOTALL)
+    rewrite(file, lambda name, content: made.sub(rb"\g<0>" + state, content, 1) if name == "data.pkl" else content)
+
+
 def no_archive(file):
     file.write_bytes(pickle.dumps({"tok_embeddings.weight": 1}))
 
@@ -251,6 +264,8 @@ def no_archive(file):
         (cut_pickle, "pickle of named tensors"),
         (pickle_a_list, "dictionary of named tensors, found a list"),
         (number_a_value_by_billions, "expected the tensor"),
+        (hold_a_terabyte, "named tensors only, found a byte array"),
+        (change_a_tensor, "named tensors only, found a tensor that is changed"),
     ],
 )
 def test_a_damaged_torch_file_is_refused_at_open(tmp_path, damage, words):
