@@ -4,9 +4,10 @@
 
 A third each: HTTP (two thirds of it by schemathesis from our OpenAPI page, right and wrong, the rest bodies and
 connections that are no HTTP), gRPC (bytes of requests changed), and what routers send expert replicas (bytes of frames
-changed). Before that, good requests of every length, several at once, and malformed ones let caches and allocators grow
-to what they keep. Memory is read by process at several points. Exits with 1 where a server failed, an answer was other
-than the page says, or a process of Herd's surely grew by more than so much per 1,000 requests in the second half.
+changed). Before that, good requests of every length and the largest that are allowed, several at once, and malformed
+ones let caches and allocators grow to what they keep. Memory is read by process at several points. Exits with 1 where a
+server failed, an answer was other than the page says, or a process of Herd's surely grew by more than so much per 1,000
+requests in the second half.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from benchmarks.mutations import mutate_bytes, mutate_json, raw_http
 from benchmarks.page_requests import send_by_page
 from benchmarks.process_memory import MemoryWatch
 from cluster.launch.processes import descendants
+from cluster.limits import MAX_CHOICES, MAX_LOGPROBS, MAX_SEQUENCES
 from protos.channel import channel_options
 from protos.codec import encode_tensor
 from protos.expert.v1 import expert_pb2
@@ -65,6 +67,7 @@ def main() -> int:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             lengths = [index % (_CONTEXT_LENGTH - _ANSWER_TOKENS - 1) + 1 for index in range(options.good)]
             list(pool.map(lambda length: ask(application.grpc_address, length), lengths))
+            list(pool.map(lambda path: ask_largest(application.http_port, path), [*largest_bodies()] * options.largest))
         mix = Mix(application, options.seed)
         mix.send(options.warm_up)
         mix.counts.clear()
@@ -241,6 +244,28 @@ def ask(address: str, num_tokens: int = 10) -> None:
         assert last.finished.usage.completion_tokens == _ANSWER_TOKENS, last
 
 
+def largest_bodies() -> dict[str, dict[str, Any]]:
+    """Return a body for each path of HTTP that asks for as much as one request may."""
+    common = {"n": MAX_CHOICES, "max_tokens": _ANSWER_TOKENS, "ignore_eos": True, "seed": 1}
+    common |= {"temperature": 1.5, "top_p": 0.9, "presence_penalty": 1, "frequency_penalty": 1}
+    prompts = [list(range(1, _CONTEXT_LENGTH - _ANSWER_TOKENS))] * (MAX_SEQUENCES // MAX_CHOICES)
+    messages = [{"role": "user", "content": "Hello"}]
+    return {
+        "/v1/completions": common | {"prompt": prompts, "logprobs": MAX_LOGPROBS, "prompt_logprobs": MAX_LOGPROBS},
+        "/v1/chat/completions": common | {"messages": messages, "logprobs": True, "top_logprobs": MAX_LOGPROBS},
+    }
+
+
+def ask_largest(port: int, path: str) -> None:
+    """Ask a question as large as one may be; raises if it is not answered."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_GENERATION_S)
+    connection.request("POST", path, json.dumps(largest_bodies()[path]), {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    text = response.read()
+    connection.close()
+    assert response.status == 200, text
+
+
 def expert_replica(address: str) -> tuple[str, str, int]:
     """Return an expert replica's address, its model's fingerprint and width."""
     with grpc.insecure_channel(address) as channel:
@@ -337,6 +362,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=10_000, help="how many (10000)")
     parser.add_argument("--points", type=int, default=24, help="how often memory is read meanwhile (24)")
     parser.add_argument("--good", type=int, default=1000, help="good ones of every length before that (1000)")
+    parser.add_argument("--largest", type=int, default=6, help="of each path of HTTP, as large as one may be (6)")
     parser.add_argument("--warm-up", type=int, default=3000, help="malformed ones after those (3000)")
     parser.add_argument(
         "--flat", type=float, default=0.5, help="MB per 1,000 requests that a process may grow by (0.5)"
