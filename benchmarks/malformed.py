@@ -48,6 +48,8 @@ _CONTEXT_LENGTH, _ANSWER_TOKENS = 32, 8
 _BOUNDARIES = 1000
 """Requests by the page from which on the limits of every field are tried as well: those are about so many."""
 _AT_ONCE = 6
+_LARGEST_AT_ONCE = 2
+"""A third would be refused: the line has room for two."""
 _SETTINGS = (
     f"model.context_length={_CONTEXT_LENGTH}",
     "http.host=127.0.0.1",
@@ -67,6 +69,7 @@ def main() -> int:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             lengths = [index % (_CONTEXT_LENGTH - _ANSWER_TOKENS - 1) + 1 for index in range(options.good)]
             list(pool.map(lambda length: ask(application.grpc_address, length), lengths))
+        with ThreadPoolExecutor(_LARGEST_AT_ONCE) as pool:
             list(pool.map(lambda path: ask_largest(application.http_port, path), [*largest_bodies()] * options.largest))
         mix = Mix(application, options.seed)
         mix.send(options.warm_up)
