@@ -11,6 +11,10 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field, replace
 
+_ROUNDING = 1e-9
+"""Requests, places and tokens that are what rounding left of them. A few tokens in 10^-322 would never be used up: what
+part of a request they compute rounds to none."""
+
 
 @dataclass(slots=True)
 class Cohort:
@@ -92,7 +96,7 @@ class Sequences:
         """
         served: list[Served] = []
         budget = tokens
-        while self.waiting and budget > 0 and room > 0:
+        while self.waiting and budget > _ROUNDING and room > _ROUNDING:
             head = self.waiting[0]
             count = min(head.count, budget / head.context, room)
             # Those that came in this very step wait for nobody in a fluid; the caller adds what chance does.
@@ -103,7 +107,7 @@ class Sequences:
             budget -= count * head.context
             room -= count
             head.count -= count
-            if head.count <= 1e-9:
+            if head.count <= _ROUNDING:
                 self.waiting.popleft()
                 part.count += head.count
             if part.started_s < 0:

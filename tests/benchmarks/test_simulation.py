@@ -102,6 +102,13 @@ def test_prompts_are_computed_in_order_and_wait_for_those_before():
     assert sequences.num_waiting == 1
 
 
+def test_what_rounding_leaves_of_a_steps_tokens_is_used_for_nothing():
+    sequences = Sequences()
+    sequences.arrive(50, 0.0, 112.75345128697109, 10)
+    (part,) = sequences.prefill(4059, 99, 0.0, 5.0)
+    assert part.cohort.count == pytest.approx(36.0, rel=1e-4)
+
+
 def test_answers_end_when_their_last_token_has_come():
     sequences = Sequences()
     sequences.arrive(3, 0.0, 100, 10)
