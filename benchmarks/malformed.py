@@ -70,7 +70,8 @@ def main() -> int:
             lengths = [index % (_CONTEXT_LENGTH - _ANSWER_TOKENS - 1) + 1 for index in range(options.good)]
             list(pool.map(lambda length: ask(application.grpc_address, length), lengths))
         with ThreadPoolExecutor(_LARGEST_AT_ONCE) as pool:
-            list(pool.map(lambda path: ask_largest(application.http_port, path), [*largest_bodies()] * options.largest))
+            largest = [*largest_bodies().items()] * options.largest
+            list(pool.map(lambda each: ask_largest(application.http_port, *each), largest))
         mix = Mix(application, options.seed)
         mix.send(options.warm_up)
         mix.counts.clear()
@@ -259,10 +260,10 @@ def largest_bodies() -> dict[str, dict[str, Any]]:
     }
 
 
-def ask_largest(port: int, path: str) -> None:
+def ask_largest(port: int, path: str, body: dict[str, Any]) -> None:
     """Ask a question as large as one may be; raises if it is not answered."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_GENERATION_S)
-    connection.request("POST", path, json.dumps(largest_bodies()[path]), {"Content-Type": "application/json"})
+    connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
     response = connection.getresponse()
     text = response.read()
     connection.close()

@@ -48,16 +48,15 @@ class Context:
     def _start(self, plan: DeploymentPlan, shard_id: str) -> None:
         torch.set_num_threads(plan.context_threads)
         settings = plan.settings.context
+        dtype = dtype_of(plan.dtype)
         store = SegmentStore(
             plan.config,
             kv_dtype=plan.engine_limits.kv_dtype or plan.dtype,
             kv_bytes=plan.context_bytes,
-            dtype=dtype_of(plan.dtype),
+            dtype=dtype,
             device=torch.device("cpu"),
         )
-        shard = Shard(
-            store, fingerprint=plan.fingerprint, dtype=dtype_of(plan.dtype), shard_id=shard_id, lease_s=settings.lease_s
-        )
+        shard = Shard(store, fingerprint=plan.fingerprint, dtype=dtype, shard_id=shard_id, lease_s=settings.lease_s)
         self._server = ContextServer(
             shard,
             host=settings.host or ray.util.get_node_ip_address(),

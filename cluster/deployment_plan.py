@@ -9,13 +9,11 @@ from cluster.autoscaling import Bounds
 from cluster.config import ClusterConfig
 from cluster.devices import Devices, most_routers
 from cluster.names import LONG_ROUTER, ROUTER
-from cluster.planner import assumptions
+from cluster.planner.assumptions import PROCESS_BYTES, RAY_BYTES
 from models.config import ModelConfig
 from router.kv_cache.layout import FloatDtype
 from router.limits import EngineLimits
 
-PROCESS_BYTES = int(assumptions.PROCESS_BYTES.value)
-RAY_BYTES = int(assumptions.RAY_BYTES.value)
 _MOST_SPARES = 2
 """Idle processes kept unless settings ask for more."""
 
@@ -145,5 +143,6 @@ class DeploymentPlan:
         kv_bytes = sum((each.kv_bytes * is_cpu + each.host_kv_bytes) * replicas for each, replicas in limits)
         doors = self.settings.scaling.front_doors().max_replicas
         shards = self.settings.context.most_shards
-        processes = (self.num_replicas + doors + shards + self.warm_spares) * PROCESS_BYTES + RAY_BYTES
-        return self.weight_bytes + kv_bytes + shards * self.context_bytes + processes
+        processes = self.num_replicas + doors + shards + self.warm_spares
+        runtime_bytes = processes * int(PROCESS_BYTES.value) + int(RAY_BYTES.value)
+        return self.weight_bytes + kv_bytes + shards * self.context_bytes + runtime_bytes

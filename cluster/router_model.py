@@ -42,16 +42,17 @@ def load_router_model(
 
     Cost: blocks on the disk.
     """
-    device, quantize = device_of(plan.devices.router), plan.settings.model.quantize
+    device, dtype = device_of(plan.devices.router), dtype_of(plan.dtype)
+    quantize = plan.settings.model.quantize
     files = as_stored(checkpoint, quantize, device)
     total_bytes = checkpoint.total_bytes if plan.experts_in_router else checkpoint.router_bytes
 
     def tell(_done: int, _total: int) -> None:
         progress(checkpoint.bytes_read, total_bytes)
 
-    decoder = load_decoder(files, dtype=dtype_of(plan.dtype), device=device, quantize=quantize, progress=tell)
+    decoder = load_decoder(files, dtype=dtype, device=device, quantize=quantize, progress=tell)
     experts = None
     if plan.experts_in_router:
         every = range(plan.config.num_experts)
-        experts = ExpertWeights.load(files, every, dtype_of(plan.dtype), tell, device=device, quantize=quantize)
+        experts = ExpertWeights.load(files, every, dtype, tell, device=device, quantize=quantize)
     return RouterModel(decoder, experts)
