@@ -13,6 +13,7 @@ from ray import serve
 from cluster.context_member import ContextMember
 from cluster.deployment_plan import DeploymentPlan
 from cluster.directory import ContextReplica
+from cluster.frozen_heap import freeze_heap
 from cluster.given_up import end_when_given_up
 from cluster.logs import configure_logs
 from cluster.names import APP, CONTEXT, ROUTER
@@ -43,6 +44,7 @@ class Context:
         report = StartupReport(replica_id=shard_id, app=APP, deployment=CONTEXT, directory_deployment=ROUTER)
         with report.failures():
             self._start(plan, shard_id)
+        freeze_heap()
         report.ready()
 
     def _start(self, plan: DeploymentPlan, shard_id: str) -> None:

@@ -21,6 +21,7 @@ from cluster.deployment_plan import DeploymentPlan
 from cluster.directory import ExpertReplica
 from cluster.expert_load import ExpertLoadMeter
 from cluster.expert_member import ExpertMember
+from cluster.frozen_heap import freeze_heap
 from cluster.given_up import end_when_given_up
 from cluster.holdings import Holdings
 from cluster.logs import configure_logs
@@ -77,6 +78,7 @@ class Experts:
         except BaseException:
             self._leave()
             raise
+        freeze_heap()
         with self._reporting:
             self._report.ready(self._clock.ready())
         self._spares = SpareProcesses(plan.warm_spares)

@@ -11,6 +11,7 @@ from ray.serve.handle import DeploymentHandle
 from cluster.deployment_plan import DeploymentPlan
 from cluster.directory_client import DirectoryClient
 from cluster.first_tokens import FirstTokenMeter
+from cluster.frozen_heap import freeze_heap
 from cluster.given_up import end_when_given_up
 from cluster.lame_duck import LameDuck
 from cluster.listeners import Listeners
@@ -68,6 +69,7 @@ class FrontDoor:
         self._lame_duck = _lame_duck(self._service, settings.limits.lame_duck_s)
         self._listeners = Listeners(self._service, plan.settings)
         await self._listeners.start()
+        freeze_heap()
 
     async def drain(self) -> None:
         """Refuse new requests; those that run go on."""

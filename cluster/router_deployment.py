@@ -20,6 +20,7 @@ from cluster.carrier_sender import CarrierSender
 from cluster.deployment_plan import DeploymentPlan
 from cluster.directory import Follower
 from cluster.directory_actor import DirectoryOverview
+from cluster.frozen_heap import freeze_heap
 from cluster.given_up import end_when_given_up
 from cluster.gpu_room import check_room, workspace_bytes
 from cluster.logs import configure_logs
@@ -65,6 +66,7 @@ class Router:
         )
         with self._report.failures():
             self._start(plan)
+        freeze_heap()
         self._report.ready()
 
     def _start(self, plan: DeploymentPlan) -> None:
