@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -82,6 +83,9 @@ class Application:
         return self._processes.command_lines()
 
     def __enter__(self) -> Application:
+        if threading.current_thread() is threading.main_thread():
+            # Like Ctrl-C from now on: what ends this process is to end the application, which has a session of its own.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         self._process = subprocess.Popen(
             self._command,
             stdin=subprocess.DEVNULL,
