@@ -38,7 +38,7 @@ def test_all_others_run_when_a_process_is_killed(tmp_path, num_after, num_other_
     (tmp_path / "test_b.py").write_text(CRASHING + after)
     for number in range(num_other_files):
         (tmp_path / f"test_{'ac'[number % 2]}{number}.py").write_text(PASSING.format(num=1 + number))
-    command = [sys.executable, "-m", "pytest", "-p", "xdist", "-n", "2", "-q", "--rootdir", ".", "."]
+    command = [sys.executable, "-m", "pytest", "-n", "2", "-q", "--rootdir", "."]
     environment = {"PYTHONPATH": str(ROOT)}
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     num_passed = 1 + num_after + sum(1 + number for number in range(num_other_files))

@@ -19,6 +19,7 @@ from cluster.bench.settings import ClosedLoop, Settings
 from cluster.bench.target import Clock, ServerFacts, Target
 from cluster.bench.target_grpc import GrpcTarget
 from cluster.bench.target_openai import OpenAiTarget
+from cluster.frozen_heap import freeze_heap
 from protos.errors import InvalidRequest, ReplicaUnavailable, ServingError
 
 _WARMUP_CONCURRENCY = 8
@@ -117,8 +118,7 @@ async def _open_target(settings: Settings, clock: Clock) -> AsyncIterator[Target
 @contextmanager
 def _frozen_garbage() -> Iterator[None]:
     """Keep the collector from looking, in the middle of a run, through what was there before it."""
-    gc.collect()
-    gc.freeze()
+    freeze_heap()
     try:
         yield
     finally:
